@@ -1,0 +1,302 @@
+"""What is the network? Backbones, the k-vector embedding head, input scaling and augmentation layers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+from keras import layers, ops
+
+from config import AugmentConfig
+from errors import UserError
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what OpenCV's gray conversion uses too
+
+
+@keras.saving.register_keras_serializable("adcorre")
+class PixelInput(layers.Layer):
+    """Raw pixels to what a backbone wants: its side, its channels, its range.
+
+    Args:
+        size: side of the network's input in pixels.
+        channels: 1 (colour becomes luma) or 3 (gray is repeated).
+        scaling: ``"tf"`` -1..1, ``"unit"`` 0..1, ``"caffe"`` BGR minus ImageNet's mean, ``"torch"`` ImageNet's mean
+            and deviation, ``"raw"`` 0..255.
+    """
+
+    def __init__(self, size: int, channels: int, scaling: str, **kwargs):
+        super().__init__(**kwargs)
+        self.size, self.channels, self.scaling = size, channels, scaling
+
+    def call(self, pixels):
+        """Float or uint8 (B, H, W, 1 or 3) in 0..255 to (B, size, size, channels) in the layer's compute type."""
+        x = ops.cast(pixels, "float32")
+        if self.channels == 3 or x.shape[-1] != 1:
+            shape = ops.shape(x)
+            x = ops.broadcast_to(x, (*shape[:-1], 3))
+        if self.channels == 1 and x.shape[-1] == 3:
+            x = ops.sum(x * ops.convert_to_tensor(_LUMA, "float32"), axis=-1, keepdims=True)
+        if x.shape[1:3] != (self.size, self.size):
+            x = ops.image.resize(x, (self.size, self.size), interpolation="bilinear", data_format="channels_last")
+        return ops.cast(self._scale(x), self.compute_dtype)
+
+    def _scale(self, x):
+        if self.scaling == "raw":
+            return x
+        if self.scaling == "tf":
+            return x / 127.5 - 1
+        if self.scaling == "unit":
+            return x / 255
+        if self.scaling == "caffe":
+            return x[..., ::-1] - ops.convert_to_tensor((103.939, 116.779, 123.68), "float32")
+        mean = ops.convert_to_tensor((0.485, 0.456, 0.406), "float32")
+        deviation = ops.convert_to_tensor((0.229, 0.224, 0.225), "float32")
+        return (x / 255 - mean) / deviation
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], self.size, self.size, self.channels)
+
+    def get_config(self):
+        return {**super().get_config(), "size": self.size, "channels": self.channels, "scaling": self.scaling}
+
+
+@keras.saving.register_keras_serializable("adcorre")
+class UnitVectors(layers.Layer):
+    """Scales vectors to length 1: `x * rsqrt(max(sum(x^2), eps))`, so that a zero vector stays 0 with finite gradients.
+
+    (`keras.layers.UnitNormalization` gives NaN gradients for a zero row on JAX.) Computes in float32.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"})
+
+    def call(self, x):
+        return x * ops.rsqrt(ops.maximum(ops.sum(x * x, axis=-1, keepdims=True), 1e-12))
+
+
+class Augmentation(layers.Layer):
+    """Random flip, turn, shift, zoom and erasing of raw pixels, each image its own; does nothing outside training.
+
+    One affine resampling does all four moves, so an image is interpolated once.
+
+    Args:
+        config: what is changed and how far.
+        seed: of the random numbers; their state is a variable, so a resumed run goes on where it stopped.
+    """
+
+    def __init__(self, config: AugmentConfig, seed: int, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.config = config
+        self.generator = keras.random.SeedGenerator(seed)
+
+    def call(self, pixels, training=False):
+        """Uint8 or float (B, H, W, C) in 0..255 to float32 of the same shape and range."""
+        x = ops.cast(pixels, "float32")
+        if not training or not self.config.augment:
+            return x
+        x = ops.image.affine_transform(
+            x, self._moves(x), interpolation="bilinear", fill_mode="nearest", data_format="channels_last"
+        )
+        return self._erase(x) if self.config.erase else x
+
+    def _uniform(self, batch_size, low, high):
+        return keras.random.uniform((batch_size,), low, high, seed=self.generator)
+
+    def _moves(self, x):
+        """The affine maps from output to input coordinates, (B, 8) as `keras.ops.image.affine_transform` wants them."""
+        batch_size, height, width = ops.shape(x)[0], x.shape[1], x.shape[2]
+        c = self.config
+        turn = self._uniform(batch_size, -c.rotation, c.rotation) * (3.141592653589793 / 180)
+        zoom = 1 + self._uniform(batch_size, -c.zoom, c.zoom)
+        mirror = ops.where(self._uniform(batch_size, 0, 1) < 0.5 * c.flip, -1.0, 1.0)
+        shift_x = self._uniform(batch_size, -c.shift, c.shift) * width
+        shift_y = self._uniform(batch_size, -c.shift, c.shift) * height
+        cos, sin = ops.cos(turn) * zoom, ops.sin(turn) * zoom
+        center_x, center_y = (width - 1) / 2, (height - 1) / 2
+        a, b, d, e = cos * mirror, -sin, sin * mirror, cos
+        nothing = ops.zeros_like(turn)
+        offset_x = center_x - a * center_x - b * center_y + shift_x
+        offset_y = center_y - d * center_x - e * center_y + shift_y
+        return ops.stack([a, b, offset_x, d, e, offset_y, nothing, nothing], axis=1)
+
+    def _erase(self, x):
+        """Fills one rectangle, a tenth to four tenths of each side, with the image's own mean."""
+        batch_size, height, width = ops.shape(x)[0], x.shape[1], x.shape[2]
+        inside_y = self._stripe(batch_size, height)
+        inside_x = self._stripe(batch_size, width)
+        chosen = self._uniform(batch_size, 0, 1) < self.config.erase
+        hole = inside_y[:, :, None] & inside_x[:, None, :] & chosen[:, None, None]
+        return ops.where(hole[..., None], ops.mean(x, axis=(1, 2), keepdims=True), x)
+
+    def _stripe(self, batch_size, side):
+        length = self._uniform(batch_size, 0.1, 0.4) * side
+        start = self._uniform(batch_size, 0, 1) * side - length / 2
+        place = ops.arange(side, dtype="float32")[None, :]
+        return (place >= start[:, None]) & (place < (start + length)[:, None])
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+def _convolution(x, filters, kernel_size=3, strides=1, separable=False, activate=True):
+    """Convolution, batch normalisation, ReLU."""
+    layer = layers.SeparableConv2D if separable else layers.Conv2D
+    x = layer(filters, kernel_size, strides=strides, padding="same", use_bias=False)(x)
+    x = layers.BatchNormalization(momentum=0.95)(x)
+    return layers.ReLU()(x) if activate else x
+
+
+def _separable_residual(x):
+    """Two separable convolutions beside the identity."""
+    y = _convolution(x, x.shape[-1], separable=True)
+    y = _convolution(y, x.shape[-1], separable=True, activate=False)
+    return layers.ReLU()(layers.Add()([x, y]))
+
+
+def _mini_xception(size: int, weights: str | None) -> keras.Model:
+    """Our small network for CPUs, notebooks and browsers: 48 px to (B, 6, 6, 128).
+
+    Plain convolutions where the picture is still large (a depthwise convolution there is all memory
+    traffic: it ran at a seventh of the cores' matrix-product rate), separable residual blocks after.
+    """
+    if weights is not None:
+        raise UserError(f"mini_xcp: expected no pretrained backbone (there is none), received {weights!r}")
+    inputs = x = keras.Input((size, size, 1))
+    x = _convolution(x, 32, strides=2)
+    x = _convolution(x, 32)
+    x = _convolution(x, 64, strides=2)
+    x = _convolution(x, 64)
+    x = _separable_residual(x)
+    x = _convolution(x, 128, strides=2)
+    x = _separable_residual(x)
+    x = _separable_residual(x)
+    return keras.Model(inputs, x, name="backbone")
+
+
+def _application(name: str) -> Callable[[int, str | None], keras.Model]:
+    """The builder of a `keras.applications` backbone up to its last feature map."""
+
+    def build(size: int, weights: str | None) -> keras.Model:
+        try:
+            return getattr(keras.applications, name)(
+                include_top=False, weights=weights, input_shape=(size, size, 3), name="backbone"
+            )
+        except ValueError as error:  # a size the backbone cannot take
+            raise UserError(f"{name}: {error}") from None
+        except Exception as error:
+            if weights is None:
+                raise
+            raise UserError(
+                f"{name}: cannot get its {weights} weights ({error}); train with --pretrained none"
+            ) from None
+
+    return build
+
+
+def _application_scaling(name: str) -> str:
+    """The input range a `keras.applications` network was made for (its module's ``preprocess_input``)."""
+    if name.startswith(("ConvNeXt", "EfficientNet", "MobileNetV3")):
+        return "raw"  # they scale inside
+    if name.startswith("DenseNet"):
+        return "torch"
+    if name.startswith("VGG") or (name.startswith("ResNet") and not name.endswith("V2")):
+        return "caffe"
+    return "tf"
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """How to build a backbone and what it wants to see.
+
+    Attributes:
+        build: makes the backbone from its input size and the name of its first weights (or None).
+        input_size: side in pixels when nobody chooses one.
+        channels: 1 or 3.
+        scaling: see `PixelInput`.
+    """
+
+    build: Callable[[int, str | None], keras.Model]
+    input_size: int
+    channels: int
+    scaling: str
+
+
+ARCHITECTURES = {
+    "mini_xcp": Architecture(_mini_xception, 48, 1, "tf"),
+    "xcp": Architecture(_application("Xception"), 224, 3, "tf"),
+    "resnet": Architecture(_application("ResNet50"), 224, 3, "caffe"),
+}
+
+
+def architecture(arch: str) -> Architecture:
+    """Looks up ``mini_xcp``, ``xcp``, ``resnet`` or ``keras:<Name>``.
+
+    Raises:
+        UserError: an unknown name; the message lists the choices.
+    """
+    if arch in ARCHITECTURES:
+        return ARCHITECTURES[arch]
+    name = arch.removeprefix("keras:")
+    known = sorted(n for n in dir(keras.applications) if n[0].isupper())
+    if arch.startswith("keras:") and name in known:
+        return Architecture(_application(name), 224, 3, _application_scaling(name))
+    raise UserError(
+        f"arch: expected one of {', '.join(ARCHITECTURES)} or keras:<Name> with a name of {', '.join(known)}; "
+        f"received {arch!r}"
+    )
+
+
+def build_model(
+    arch: str,
+    num_classes: int = 7,
+    num_embeddings: int = 7,
+    embedding_size: int = 256,
+    input_size: int | None = None,
+    weights: str | None = None,
+    dropout: float = 0.5,
+) -> keras.Model:
+    """Builds a network with the k-vector embedding head.
+
+    Global average pooling, k x Dense(d) (one fused Dense and a reshape), each vector L2-normalised,
+    concatenation, dropout, Dense(C).
+
+    Args:
+        arch: ``mini_xcp``, ``xcp`` (Xception up to block14_sepconv2_act), ``resnet`` (ResNet50) or ``keras:<Name>``.
+        num_classes: C.
+        num_embeddings: k.
+        embedding_size: d.
+        input_size: side in pixels that the backbone sees; None takes the architecture's own.
+        weights: ``"imagenet"`` or a Keras backbone weights file for the backbone's first weights; None draws them.
+        dropout: share of the concatenated embeddings dropped in training, 0..1.
+
+    Returns:
+        A model of raw pixels (B, H, W, 1 or 3), 0..255, RGB, any H and W (resized inside), with outputs
+        ``{"logits": float32 (B, C), "embeddings": float32 (B, k, d)}``, embeddings of length 1.
+
+    Raises:
+        UserError: an unknown architecture, a size it cannot take, weights that cannot be had, a count below 1.
+    """
+    for name, value, least in (
+        ("num_classes", num_classes, 2),
+        ("num_embeddings", num_embeddings, 1),
+        ("embedding_size", embedding_size, 2),
+        ("input_size", input_size, 1),
+    ):
+        if value is not None and value < least:
+            raise UserError(f"{name}: expected {least} or more, received {value}")
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout: expected 0 <= share < 1, received {dropout}")
+    plan = architecture(arch)
+    size = input_size or plan.input_size
+    pixels = keras.Input((None, None, None), name="pixels")
+    x = PixelInput(size, plan.channels, plan.scaling, name="pixel_input")(pixels)
+    x = plan.build(size, weights)(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    x = layers.Dense(num_embeddings * embedding_size, name="embedding_dense")(x)
+    x = layers.Reshape((num_embeddings, embedding_size), name="embedding_split")(x)
+    embeddings = UnitVectors(name="embeddings")(x)
+    x = layers.Flatten(name="embedding_concatenate")(embeddings)
+    x = layers.Dropout(dropout, name="dropout")(x)
+    logits = layers.Dense(num_classes, dtype="float32", name="logits")(x)
+    return keras.Model(pixels, {"logits": logits, "embeddings": embeddings}, name=arch.replace(":", "_"))

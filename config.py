@@ -1,0 +1,333 @@
+"""What can be chosen, and what is the default?
+
+Class codes, enums, frozen dataclasses (one field, one option, one default) and the command line made
+from them. Imports no Keras, so ``--help`` is instant and the backend can still be chosen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from enum import Enum
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from errors import UserError
+
+# Canonical codes (AffectNet's, and the order of the paper's figures); every reader maps into them.
+CLASS_NAMES = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger", "Contempt")
+NEUTRAL, HAPPY, SAD, SURPRISE, FEAR, DISGUST, ANGER, CONTEMPT = range(8)
+
+
+class DatasetName(str, Enum):
+    """The data sets that can be prepared, trained on and evaluated."""
+
+    fer2013 = "fer2013"
+    synthetic = "synthetic"
+
+
+class DatasetType(str, Enum):
+    """The published names of a data set's parts; ``_7`` leaves contempt out."""
+
+    train = "train"
+    train_7 = "train_7"
+    eval = "eval"
+    eval_7 = "eval_7"
+    test = "test"
+
+    @property
+    def split(self) -> str:
+        """The prepared split this part stands for: ``train``, ``val`` or ``test``."""
+        return {"train": "train", "eval": "val", "test": "test"}[self.value.removesuffix("_7")]
+
+
+Split = Literal["train", "val", "test"]
+Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
+Backend = Literal["tensorflow", "jax", "torch"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network."""
+
+    arch: str = "mini_xcp"
+    """mini_xcp (48 px, CPUs), xcp (Xception), resnet (ResNet50) or keras:<Name> of keras.applications."""
+    num_embeddings: int = 7
+    """k, embedding vectors a face."""
+    embedding_size: int = 256
+    """d, numbers in a vector."""
+    input_size: int | None = None
+    """The network's side in pixels; None takes the architecture's own."""
+    dropout: float = 0.5
+    """Share of the embedding's numbers dropped before the classifier, 0..1."""
+    pretrained: Literal["none", "imagenet"] = "none"
+    """Where the backbone's first weights come from."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """The Ad-Corre loss; a weight of 0 switches its term off at no cost."""
+
+    w_ce: float | None = None
+    """Weight of the cross-entropy; None is 50 / classes, the published 50 over a mean of batch and classes."""
+    w_fd: float = 1.0
+    """Weight of the Feature Discriminator."""
+    w_md: float = 1.0
+    """Weight of the Mean Discriminator."""
+    w_ed: float = 1.0
+    """Weight of the Embedding Discriminator."""
+    adaptive: bool = True
+    """Weigh pairs by the recall of their classes (adaptive attention map)."""
+    weight_floor: float = 1.0
+    """Floor of the adaptive map: 1 as in the published code, 0 as in the paper's notation."""
+    history: int = 1000
+    """Predictions that the adaptive map's confusion matrix looks back on."""
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over the classes, 0..1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """How the weights move."""
+
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    learning_rate: float = 2e-3
+    """Peak learning rate."""
+    schedule: Literal["cosine", "inverse_time", "constant"] = "cosine"
+    """cosine: linear warm-up, then half a cosine to 0; inverse_time: rate / (1 + decay * step)."""
+    warmup_epochs: float = 2.0
+    """Epochs of linear warm-up from 0 (cosine only)."""
+    decay: float = 1e-5
+    """Decay per step (inverse_time only)."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay on kernels (adamw only)."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged before one update (the published "virtual batch")."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of the training images, made inside the model on the device."""
+
+    augment: bool = True
+    """Switches all of them."""
+    flip: bool = True
+    """Mirror left and right, half of the time."""
+    rotation: float = 10.0
+    """Largest turn, degrees."""
+    shift: float = 0.1
+    """Largest shift, share of the side."""
+    zoom: float = 0.1
+    """Largest change of size, share."""
+    erase: float = 0.5
+    """Probability of erasing one random rectangle."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Trains a network with the Ad-Corre loss and reports how good it is.
+
+    Without options: draws the synthetic faces, trains mini_xcp on them and evaluates it.
+    """
+
+    dataset: DatasetName = DatasetName.synthetic
+    data_dir: str = "data"
+    """Folder of the prepared data sets."""
+    run_dir: str | None = None
+    """Folder of this run; None is runs/<id>, the same for the same options, so that it resumes."""
+    weights: str | None = None
+    """Weights file to start from."""
+    epochs: int = 12
+    batch_size: int = 128
+    seed: int = 0
+    balanced: bool = False
+    """Draw every class equally often."""
+    select_on: Literal["val", "test"] = "val"
+    """Split that chooses the best epoch; test imitates the published practice and is marked in every report."""
+    precision: Precision = "float32"
+    backend: Backend = "tensorflow"
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    augmentation: AugmentConfig = AugmentConfig()
+    debug: bool = False
+    """Show tracebacks."""
+
+
+# The published set-up, as far as the released code tells it.
+RECIPES: dict[str, TrainConfig] = {
+    "default": TrainConfig(),
+    "published": TrainConfig(
+        epochs=300,
+        batch_size=50,
+        model=ModelConfig(arch="xcp", input_size=224, pretrained="imagenet"),
+        optimizer=OptimizerConfig(optimizer="adam", learning_rate=1e-3, schedule="inverse_time", decay=1e-5),
+        augmentation=AugmentConfig(augment=False),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Measures a weights file on a prepared split and writes result.json, predictions and figures."""
+
+    weights: str
+    """Weights file (.weights.h5) to measure."""
+    dataset: DatasetName = DatasetName.fer2013
+    split: Split = "val"
+    data_dir: str = "data"
+    """Folder of the prepared data sets."""
+    run_dir: str | None = None
+    """Where the report goes; None is runs/evaluate-<weights>-<dataset>-<split>."""
+    batch_size: int = 256
+    seed: int = 0
+    """Seed of the bootstrap intervals and of the t-SNE picture."""
+    backend: Backend = "tensorflow"
+    debug: bool = False
+    """Show tracebacks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RecognizeConfig:
+    """Names the expression in each picture."""
+
+    images: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Picture files."""
+    weights: str | None = None
+    """Weights file; None is trained_models/fer2013_mini_xcp.weights.h5."""
+    detect_face: bool = True
+    """Find the largest face first; a picture that is a face already is used whole."""
+    json: bool = False
+    """Print one JSON object a picture instead of a table."""
+    batch_size: int = 64
+    backend: Backend = "tensorflow"
+    debug: bool = False
+    """Show tracebacks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareFer2013Config:
+    """FER-2013: fer2013.csv, icml_face_data.csv, train.csv or the train/ and test/ folders; a zip of any of these."""
+
+    source: str
+    """The official release: a CSV file, a folder or a zip."""
+    data_dir: str = "data"
+    """Folder of the prepared data sets."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareSyntheticConfig:
+    """Draws the synthetic faces."""
+
+    data_dir: str = "data"
+    """Folder of the prepared data sets."""
+    num_classes: Literal[7, 8] = 7
+    """8 adds contempt."""
+    num_train: int = 3500
+    num_val: int = 700
+    num_test: int = 700
+    size: int = 48
+    """Side of a picture in pixels."""
+    seed: int = 0
+    debug: bool = False
+    """Show tracebacks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectConfig:
+    """Prints the counts a class of every prepared split and draws a grid of its pictures."""
+
+    data_dir: str = "data"
+    """Folder of the prepared data sets."""
+    dataset: DatasetName | None = None
+    """One data set; None is every prepared one."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
+Config = TypeVar("Config")
+_CLI_STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+
+
+def parse_options(config_class: type[Config], default: Config | None = None, args: list[str] | None = None) -> Config:
+    """Makes a config from command-line options named after its fields.
+
+    Args:
+        config_class: a frozen dataclass of this module; nested sections add their options unprefixed.
+        default: where unnamed options come from; None is the class's own defaults.
+        args: the options; None is ``sys.argv[1:]``.
+
+    Raises:
+        SystemExit: with code 2 and a message for an unknown option or a value of the wrong type.
+    """
+    extra = {} if default is None else {"default": default}
+    return tyro.cli(config_class, args=args, config=_CLI_STYLE, **extra)
+
+
+def parse_command(commands: dict[str, type], description: str) -> Any:
+    """Makes the config of the sub-command named first on the command line (`parse_options` for several).
+
+    Args:
+        commands: sub-command name to config class.
+        description: what the program does, for ``--help``.
+    """
+    choices = tuple(Annotated[cls, tyro.conf.subcommand(name)] for name, cls in commands.items())
+    union: Any = choices[0]
+    for choice in choices[1:]:
+        union = union | choice
+    return tyro.cli(union, description=description, config=_CLI_STYLE)
+
+
+def parse_train_options() -> TrainConfig:
+    """Makes the training config: ``--recipe NAME`` sets the defaults, the other options override them."""
+    args = sys.argv[1:]
+    recipe = "default"
+    if "--recipe" in args:
+        place = args.index("--recipe")
+        recipe = args[place + 1] if place + 1 < len(args) else ""
+        del args[place : place + 2]
+    if recipe not in RECIPES:
+        raise UserError(f"--recipe: expected one of {', '.join(RECIPES)}, received {recipe!r}")
+    return parse_options(TrainConfig, RECIPES[recipe], args)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as JSON-ready nested dictionaries (enums by value)."""
+    return dataclasses.asdict(
+        config, dict_factory=lambda items: {k: v.value if isinstance(v, Enum) else v for k, v in items}
+    )
+
+
+def from_dict(config_class: type[Config], values: dict[str, Any]) -> Config:
+    """The inverse of `to_dict`.
+
+    Raises:
+        UserError: a name that the config does not have.
+    """
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    if unknown := sorted(set(values) - set(fields)):
+        raise UserError(f"{config_class.__name__}: unknown {', '.join(unknown)}; expected some of {', '.join(fields)}")
+    made = {}
+    for name, value in values.items():
+        default = fields[name].default
+        if dataclasses.is_dataclass(default):
+            value = from_dict(type(default), value)
+        elif isinstance(default, Enum):
+            value = type(default)(value)
+        made[name] = value
+    return config_class(**made)
+
+
+def differences(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> list[str]:
+    """The entries in which two `to_dict` results differ, as ``name: left -> right``."""
+    found = []
+    for name in sorted(set(left) | set(right)):
+        a, b = left.get(name), right.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            found.append(f"{prefix}{name}: {a} -> {b}")
+    return found

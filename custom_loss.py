@@ -1,0 +1,254 @@
+"""What is minimised? The Ad-Corre loss: Feature, Mean and Embedding Discriminator beside cross-entropy.
+
+Fard and Mahoor, "Ad-Corre", IEEE Access 2022, doi 10.1109/ACCESS.2022.3156598; `docs/loss.md` derives
+every term. Pure functions of tensors, and one layer that owns the only state: the confusion history.
+
+Shape letters: B batch, k embeddings a face, d numbers an embedding, C classes, H history.
+A suffix names a tensor's axes: `e_bkd`, `corr_kbb`.
+"""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+# Below this squared length a centred vector counts as constant: its correlation with anything is 0.
+EPSILON = 1e-12
+
+
+def _full_precision(x):
+    """float32 whatever the precision policy (a sum of products over d needs it); float64 stays."""
+    x = ops.convert_to_tensor(x)
+    return x if keras.backend.standardize_dtype(x.dtype) == "float64" else ops.cast(x, "float32")
+
+
+def _off_diagonal(n, dtype):
+    return 1 - ops.eye(n, dtype=dtype)
+
+
+def pearson_correlation(x):
+    """Pearson's correlation of every pair of rows.
+
+    `rho(u, v) = sum(u' v') / sqrt(sum(u'^2) sum(v'^2))` with `u' = u - mean(u)`, over the last axis.
+
+    Args:
+        x: float (..., n, d): n vectors of d numbers.
+
+    Returns:
+        float32 (..., n, n), float64 for float64 input, in -1..1. A constant vector has correlation 0 with
+        every vector, itself included, and passes finite gradients.
+    """
+    x = _full_precision(x)
+    x = x - ops.mean(x, axis=-1, keepdims=True)
+    # The guard stands inside the root: outside, a constant vector would give NaN gradients.
+    x = x * ops.rsqrt(ops.maximum(ops.sum(x * x, axis=-1, keepdims=True), EPSILON))
+    return ops.matmul(x, ops.swapaxes(x, -1, -2))
+
+
+def feature_discriminator(embeddings, labels, class_recall=None, weight_floor=1.0):
+    """FD: the embeddings of one class correlate, those of different classes anti-correlate.
+
+    `FD = 1/(k B^2) * sum_l sum_{i != j} W_ij * |Omega_ij - rho(e_i^l, e_j^l)|`, `Omega_ij = +1` for equal labels,
+    `-1` otherwise; `W_ij = weight_floor + (1 - recall[y_i]) + (1 - recall[y_j])`, the adaptive attention map.
+
+    Args:
+        embeddings: float (B, k, d).
+        labels: int (B,), 0 <= label < C.
+        class_recall: float (C,) in 0..1, the diagonal of the row-normalised confusion matrix; no gradient
+            flows into it. None switches the adaptive map off: `W_ij = 1`.
+        weight_floor: 1 is the published code's formula, 0 the paper's notation.
+
+    Returns:
+        Scalar >= 0, float32 (float64 for float64 embeddings); 0 for a batch of one.
+    """
+    e_bkd = _full_precision(embeddings)
+    batch_size, k = ops.shape(e_bkd)[0], e_bkd.shape[1]
+    corr_kbb = pearson_correlation(ops.transpose(e_bkd, (1, 0, 2)))
+    same_bb = ops.cast(labels[:, None] == labels[None, :], e_bkd.dtype)
+    weight_bb = _off_diagonal(batch_size, e_bkd.dtype)
+    if class_recall is not None:
+        miss_b = 1 - ops.take(ops.stop_gradient(ops.cast(class_recall, e_bkd.dtype)), labels)
+        weight_bb = weight_bb * (weight_floor + miss_b[:, None] + miss_b[None, :])
+    # |Omega - rho| = 1 - Omega * rho, as |rho| <= 1: no absolute value, and one pass over (k, B, B) less.
+    distance_bb = k - (2 * same_bb - 1) * ops.sum(corr_kbb, axis=0)
+    return ops.sum(weight_bb * distance_bb) / ops.cast(k * batch_size * batch_size, e_bkd.dtype)
+
+
+def mean_discriminator(embeddings, labels, num_classes):
+    """MD: the mean embeddings of different classes anti-correlate.
+
+    `MD = 1/k * sum_l 1/P^2 * sum_{c != c'} (1 + rho(mu_c^l, mu_c'^l))` over the P classes in the batch.
+
+    Args:
+        embeddings: float (B, k, d).
+        labels: int (B,), 0 <= label < num_classes.
+        num_classes: C.
+
+    Returns:
+        Scalar >= 0, float32 (float64 for float64 embeddings); 0 when fewer than two classes are there.
+    """
+    e_bkd = _full_precision(embeddings)
+    k = e_bkd.shape[1]
+    member_bc = ops.one_hot(labels, num_classes, dtype=e_bkd.dtype)
+    count_c = ops.sum(member_bc, axis=0)
+    present_c = ops.cast(count_c > 0, e_bkd.dtype)
+    sum_kcd = ops.einsum("bc,bkd->kcd", member_bc, e_bkd)
+    corr_kcc = pearson_correlation(sum_kcd / ops.maximum(count_c, 1)[None, :, None])
+    # Absent classes leave the sum: the published code gave them the batch mean, which is no class's mean.
+    pair_cc = present_c[:, None] * present_c[None, :] * _off_diagonal(num_classes, e_bkd.dtype)
+    present = ops.maximum(ops.sum(present_c), 1)
+    return ops.sum(pair_cc * (1 + corr_kcc)) / (k * present * present)
+
+
+def embedding_discriminator(embeddings):
+    """ED: the k embeddings of one face anti-correlate, so that each says something of its own.
+
+    `ED = 1/(B k^2) * sum_i sum_{l != m} (1 + rho(e_i^l, e_i^m))`.
+
+    Args:
+        embeddings: float (B, k, d).
+
+    Returns:
+        Scalar >= 0, float32 (float64 for float64 embeddings); 0 when k = 1.
+    """
+    e_bkd = _full_precision(embeddings)
+    batch_size, k = ops.shape(e_bkd)[0], e_bkd.shape[1]
+    corr_bkk = pearson_correlation(e_bkd)
+    total = ops.sum(_off_diagonal(k, e_bkd.dtype) * (1 + corr_bkk))
+    return total / ops.cast(batch_size * k * k, e_bkd.dtype)
+
+
+def cross_entropy(labels, logits, label_smoothing=0.0):
+    """CE: the batch mean of `-log softmax(logits)_y`, with the target's share `label_smoothing` spread evenly.
+
+    Args:
+        labels: int (B,), 0 <= label < C.
+        logits: float (B, C).
+        label_smoothing: 0..1.
+
+    Returns:
+        Scalar >= 0, float32 (float64 for float64 logits).
+    """
+    logits = _full_precision(logits)
+    num_classes = logits.shape[-1]
+    target_bc = ops.one_hot(labels, num_classes, dtype=logits.dtype)
+    target_bc = target_bc * (1 - label_smoothing) + label_smoothing / num_classes
+    return -ops.mean(ops.sum(target_bc * ops.log_softmax(logits, axis=-1), axis=-1))
+
+
+class AdCorreLoss(keras.layers.Layer):
+    """The total loss `w_ce*CE + w_fd*FD + w_md*MD + w_ed*ED`, and the confusion history behind its adaptive map.
+
+    A layer, not a `keras.losses.Loss`: Keras tracks a layer's variables, so the history is saved, resumed and
+    carried through JAX's stateless steps.
+
+    Args:
+        num_classes: C.
+        w_ce: weight of the cross-entropy; None is `50 / num_classes`, the published 50 over a mean that
+            also ran over the classes.
+        w_fd: weight of the Feature Discriminator. A term of weight 0 is not computed.
+        w_md: weight of the Mean Discriminator.
+        w_ed: weight of the Embedding Discriminator.
+        adaptive: weigh FD's pairs by the recall of their classes.
+        weight_floor: see `feature_discriminator`.
+        history: H, the predictions the confusion matrix looks back on.
+        label_smoothing: see `cross_entropy`.
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        w_ce=None,
+        w_fd=1.0,
+        w_md=1.0,
+        w_ed=1.0,
+        adaptive=True,
+        weight_floor=1.0,
+        history=1000,
+        label_smoothing=0.0,
+        name="ad_corre_loss",
+    ):
+        super().__init__(name=name, dtype="float32")
+        if num_classes < 2:
+            raise ValueError(f"num_classes: expected 2 or more, received {num_classes}")
+        if history < 1:
+            raise ValueError(f"history: expected 1 or more predictions, received {history}")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing: expected 0 <= share < 1, received {label_smoothing}")
+        self.num_classes = num_classes
+        self.weights_by_term = {"ce": 50 / num_classes if w_ce is None else w_ce, "fd": w_fd, "md": w_md, "ed": w_ed}
+        for term, weight in self.weights_by_term.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"w_{term}: expected a finite weight >= 0, received {weight}")
+        self.adaptive = adaptive
+        self.weight_floor = weight_floor
+        self.history = history
+        self.label_smoothing = label_smoothing
+        # One row a prediction, oldest first: (true code, predicted code); -1 until the row is filled.
+        self.history_h2 = self.add_weight(
+            name="history",
+            shape=(history, 2),
+            dtype="int32",
+            initializer=keras.initializers.Constant(-1),
+            trainable=False,
+        )
+
+    @property
+    def terms(self):
+        """Names of the terms that are computed, a subset of ``("ce", "fd", "md", "ed")``."""
+        return tuple(term for term, weight in self.weights_by_term.items() if weight)
+
+    def class_recall(self):
+        """Recall of every class over the history, float32 (C,): `M[c, c]` of the row-normalised confusion matrix.
+
+        A class that the history has not seen has recall 0.
+        """
+        true_h, predicted_h = self.history_h2[:, 0], self.history_h2[:, 1]
+        seen_hc = ops.cast(true_h[:, None] == ops.arange(self.num_classes)[None, :], "float32")
+        hit_h = ops.cast(true_h == predicted_h, "float32")
+        return ops.sum(seen_hc * hit_h[:, None], axis=0) / ops.maximum(ops.sum(seen_hc, axis=0), 1)
+
+    def _remember(self, labels, logits):
+        predicted = ops.argmax(logits, axis=-1)
+        batch_b2 = ops.stack([ops.cast(labels, "int32"), ops.cast(predicted, "int32")], axis=1)
+        self.history_h2.assign(ops.concatenate([self.history_h2, batch_b2], axis=0)[-self.history :])
+
+    def call(self, labels, logits, embeddings, training=False):
+        """The loss of one batch.
+
+        Args:
+            labels: int (B,).
+            logits: float (B, C).
+            embeddings: float (B, k, d).
+            training: adds the batch to the history before the adaptive map is read.
+
+        Returns:
+            Dict of float32 scalars: ``loss``, the weighted total, and each computed term unweighted.
+        """
+        if training and self.adaptive and "fd" in self.terms:
+            self._remember(labels, logits)
+        values = {}
+        for term in self.terms:
+            if term == "ce":
+                values[term] = cross_entropy(labels, logits, self.label_smoothing)
+            elif term == "fd":
+                recall = self.class_recall() if self.adaptive else None
+                values[term] = feature_discriminator(embeddings, labels, recall, self.weight_floor)
+            elif term == "md":
+                values[term] = mean_discriminator(embeddings, labels, self.num_classes)
+            else:
+                values[term] = embedding_discriminator(embeddings)
+        total = sum((self.weights_by_term[term] * value for term, value in values.items()), ops.zeros(()))
+        return {"loss": total, **values}
+
+    def get_config(self):
+        weights = {f"w_{term}": weight for term, weight in self.weights_by_term.items()}
+        return {
+            "name": self.name,
+            "num_classes": self.num_classes,
+            **weights,
+            "adaptive": self.adaptive,
+            "weight_floor": self.weight_floor,
+            "history": self.history,
+            "label_smoothing": self.label_smoothing,
+        }

@@ -1,0 +1,176 @@
+"""What is a run, from its options to its report?
+
+A run is a folder: `config.json`, `env.json`, `state.h5` (to go on after a kill), `history.csv`,
+`best.weights.h5`, and in the end `result.json`, `predictions.npz` and the figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+
+import cnn_model
+import config
+import custom_loss
+import evaluation
+import model_file
+import plots
+import runtime
+import trainer as training
+from config import DatasetName, TrainConfig
+from dataset_class import Batches, PreparedSplit, open_split, prepared_splits
+from errors import UserError
+from files import only_writer, read_json, write_json
+from synthetic_data import write_synthetic_splits
+
+BEST_WEIGHTS = "best.weights.h5"
+# What a run may differ in and still be the same run: where things lie, not what is computed.
+_PLACES = ("run_dir", "data_dir", "debug")
+
+
+def train_and_evaluate(settings: TrainConfig) -> dict[str, Any]:
+    """Trains as ``settings`` say, or goes on with a run that was stopped, and evaluates the best epoch.
+
+    Returns:
+        What `result.json` holds (`evaluation.evaluate`): the test split where it is prepared, otherwise the
+        split that selected the epoch. A finished run is not repeated; its result is returned.
+
+    Raises:
+        UserError: data not prepared, unknown architecture, a folder that holds another run, a loss that is not finite.
+    """
+    folder = Path(settings.run_dir or Path("runs") / run_id(settings))
+    with only_writer(folder):
+        _check_same_run(folder, settings)
+        if (folder / "result.json").exists():
+            print(f"{folder} holds this run, finished; delete it or choose another --run-dir to train again")
+            return read_json(folder / "result.json")
+        splits = _open_splits(settings)
+        print(f"{settings.model.arch} on {splits['train'].name}: {len(splits['train'])} images, in {folder}")
+        _fit(settings, folder, splits)
+        return _report(settings, folder, splits)
+
+
+def run_id(settings: TrainConfig) -> str:
+    """The run's default folder name: the same options give the same name, so the same command resumes."""
+    digest = hashlib.sha256(json.dumps(_identity(settings), sort_keys=True).encode()).hexdigest()[:8]
+    return f"{settings.dataset.value}-{settings.model.arch.replace(':', '_')}-seed{settings.seed}-{digest}"
+
+
+def _identity(settings: TrainConfig) -> dict[str, Any]:
+    return {name: value for name, value in config.to_dict(settings).items() if name not in _PLACES}
+
+
+def _check_same_run(folder: Path, settings: TrainConfig) -> None:
+    """Writes `config.json` in a new run's folder; in an old one's, checks that it is the same run."""
+    path = folder / "config.json"
+    if not path.exists():
+        write_json(path, _identity(settings))
+    elif changed := config.differences(read_json(path), _identity(settings)):
+        raise UserError(
+            f"{folder} holds a run with other options ({'; '.join(changed)}); "
+            "repeat its own command to go on with it, or choose another --run-dir"
+        )
+
+
+def _open_splits(settings: TrainConfig) -> dict[str, PreparedSplit]:
+    """Opens every split that is prepared; draws the synthetic set first when it is wanted and not there."""
+    name = settings.dataset.value
+    there = {split for dataset, split in prepared_splits(settings.data_dir) if dataset == name}
+    if settings.dataset == DatasetName.synthetic and not there:
+        write_synthetic_splits(config.PrepareSyntheticConfig(data_dir=settings.data_dir))
+    wanted = there | {"train", settings.select_on}
+    return {split: open_split(settings.data_dir, name, split) for split in sorted(wanted)}
+
+
+def _fit(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit]) -> None:
+    """Trains from the folder's saved state, or from the start, to the last epoch; leaves the best weights there."""
+    runtime.set_up(settings.seed, settings.precision)
+    train = splits["train"]
+    network = _build_network(settings, train.num_classes)
+    model = training.AdCorreTrainer(
+        network,
+        custom_loss.AdCorreLoss(train.num_classes, **dataclasses.asdict(settings.loss)),
+        cnn_model.Augmentation(settings.augmentation, seed=settings.seed),
+    )
+    batches = Batches(train, settings.batch_size, seed=settings.seed, balanced=settings.balanced)
+    optimizer = training.make_optimizer(settings.optimizer, len(batches), settings.epochs)
+    model.compile(optimizer=optimizer, jit_compile=runtime.jit_compile())
+    model.build((None, *train.images.shape[1:]))
+    optimizer.build(model.trainable_variables)
+
+    def save_best(row: dict[str, float]) -> None:
+        metrics = {"split": settings.select_on, "accuracy": row["val_accuracy"], "epoch": row["epoch"]}
+        model_file.save_model(folder / BEST_WEIGHTS, network, _model_info(settings, train, metrics))
+
+    state = training.RunState(folder, monitor="val_accuracy", save_best=save_best)
+    state.restore(model)
+    if state.epochs_done:
+        print(f"going on after epoch {state.epochs_done} of {settings.epochs}")
+    write_json(folder / "env.json", runtime.versions())
+    model.fit(
+        batches,
+        validation_data=Batches(splits[settings.select_on], settings.batch_size),
+        epochs=settings.epochs,
+        initial_epoch=state.epochs_done,
+        shuffle=False,  # `Batches` orders them
+        verbose=0,
+        callbacks=[
+            training.EpochOrder(batches),
+            training.StopAtNaN(),
+            training.ProgressBar(),
+            *runtime.tensorboard(folder / "tensorboard"),
+            state,
+        ],
+    )
+
+
+def _build_network(settings: TrainConfig, num_classes: int) -> keras.Model:
+    """The network of ``settings``, filled from ``settings.weights`` where that names a file."""
+    wanted = settings.model
+    network = cnn_model.build_model(
+        wanted.arch,
+        num_classes,
+        wanted.num_embeddings,
+        wanted.embedding_size,
+        wanted.input_size,
+        weights=None if settings.weights or wanted.pretrained == "none" else wanted.pretrained,
+        dropout=wanted.dropout,
+    )
+    if settings.weights:
+        found = model_file.read_info(settings.weights).arch
+        if found != wanted.arch:
+            raise UserError(f"{settings.weights}: expected a {wanted.arch} network, found {found}; use --arch {found}")
+        model_file.load_weights(network, settings.weights)
+    return network
+
+
+def _model_info(settings: TrainConfig, train: PreparedSplit, metrics: dict[str, Any]) -> model_file.ModelInfo:
+    return model_file.ModelInfo(
+        arch=settings.model.arch,
+        class_names=train.class_names,
+        num_embeddings=settings.model.num_embeddings,
+        embedding_size=settings.model.embedding_size,
+        input_size=settings.model.input_size,
+        dataset=train.name,
+        metrics=metrics,
+        versions=runtime.versions(),
+    )
+
+
+def _report(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit]) -> dict[str, Any]:
+    """Evaluates the best weights and draws the figures; the result file comes last and marks the run as finished."""
+    runtime.set_up(precision="float32")
+    network, info = model_file.load_model(folder / BEST_WEIGHTS)
+    plots.save_history(folder / "history.png", training.read_history(folder))
+    return evaluation.evaluate(
+        network,
+        splits["test" if "test" in splits else settings.select_on],
+        folder,
+        seed=settings.seed,
+        extra={"selected_on": settings.select_on, "best_epoch": info.metrics["epoch"], "config": _identity(settings)},
+    )

@@ -1,0 +1,118 @@
+"""Where does it run? Backend, seed, precision, GPU memory, compilation.
+
+The only module that branches on the backend. Keras picks its backend when it is first imported, so
+commands call `choose_backend` before they import anything that imports Keras.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+
+
+def choose_backend(name: str) -> None:
+    """Makes Keras use ``tensorflow``, ``jax`` or ``torch``; call it before Keras is imported.
+
+    Raises:
+        UserError: the backend is not installed, or Keras runs on another one already.
+    """
+    if importlib.util.find_spec(name) is None:
+        raise UserError(f"--backend {name}: {name} is not installed here; run: pip install {name}")
+    if "keras" in sys.modules:
+        running = sys.modules["keras"].backend.backend()
+        if running != name:
+            raise UserError(f"Keras runs on {running} already; set KERAS_BACKEND={name} before Python starts")
+    os.environ["KERAS_BACKEND"] = name
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notices bury our own output
+
+
+def set_up(seed: int | None = None, precision: str | None = None, gpu: bool = True) -> None:
+    """Seeds every random generator, sets the precision policy and lets TensorFlow take GPU memory as it needs it.
+
+    Args:
+        seed: None leaves the generators as they are.
+        precision: ``float32``, ``mixed_bfloat16`` or ``mixed_float16``; None leaves the policy as it is.
+        gpu: False hides the GPUs; True on a machine without one runs on the CPU.
+    """
+    import keras
+
+    if seed is not None:
+        keras.utils.set_random_seed(seed)
+    if precision is not None:
+        keras.config.set_dtype_policy(precision)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+        try:
+            if not gpu:
+                tf.config.set_visible_devices([], "GPU")
+            for device in gpus if gpu else ():
+                tf.config.experimental.set_memory_growth(device, True)
+        except RuntimeError:  # a notebook that has used the GPU already: its choice stands
+            pass
+
+
+def has_gpu() -> bool:
+    """Whether the backend sees a GPU."""
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return bool(tf.config.get_visible_devices("GPU"))
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return any(device.platform == "gpu" for device in jax.devices())
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def jit_compile() -> bool:
+    """What ``Model.compile(jit_compile=...)`` should be: XLA on a GPU and on JAX, not on TensorFlow's CPU path.
+
+    On 2 cores TensorFlow's own CPU kernels ran an Xception step 5.6 times faster than XLA's, which
+    Keras's ``"auto"`` would pick (`benchmarks/train_step.py`).
+    """
+    import keras
+
+    return keras.backend.backend() == "jax" or (keras.backend.backend() == "tensorflow" and has_gpu())
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes, for ``env.json``: Python, Keras, its backend, NumPy, OpenCV, platform and device."""
+    import platform
+
+    import cv2
+    import keras
+    import numpy as np
+
+    backend = keras.backend.backend()
+    return {
+        "python": platform.python_version(),
+        "keras": keras.__version__,
+        backend: sys.modules[backend].__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+        "platform": platform.platform(),
+        "cpu_count": str(os.cpu_count()),
+        "device": "GPU" if has_gpu() else "CPU",
+    }
+
+
+def tensorboard(folder: Path) -> list[Any]:
+    """The callback that writes TensorBoard's event files, in a list; an empty one off TensorFlow, which it needs."""
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        return []
+    callback = keras.callbacks.TensorBoard(folder, write_graph=False, profile_batch=0)
+    callback.async_safe = True  # it writes at the end of an epoch only; steps need not wait for it
+    return [callback]

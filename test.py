@@ -1,0 +1,201 @@
+"""Recognise expressions and measure models: ``python test.py recognize IMG...``, ``python test.py evaluate``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import config
+import runtime
+from config import EvaluateConfig, RecognizeConfig
+from errors import UserError, run_command
+from images import largest_face, read_image, resize_image
+
+DEFAULT_WEIGHTS = Path(__file__).parent / "trained_models" / "fer2013_mini_xcp.weights.h5"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recognition:
+    """What a network sees in one face; a notebook shows it as the picture beside the probabilities.
+
+    Attributes:
+        label: the most probable class.
+        probabilities: class name to probability, summing to 1.
+        embeddings: float32 (k, d), each row of length 1.
+        image: uint8 (H, W, 3) RGB, the face that the network saw.
+    """
+
+    label: str
+    probabilities: dict[str, float]
+    embeddings: np.ndarray
+    image: np.ndarray
+
+    def _repr_png_(self) -> bytes:
+        import plots
+
+        return plots.recognition_png(self.image, self.probabilities)
+
+
+class TestModels:
+    """A trained network, ready to recognise.
+
+    Args:
+        h5_address: a weights file that `train.py` wrote; None is the one that comes with the project.
+        GPU: False keeps off the GPU; True uses one where there is one.
+
+    Raises:
+        UserError: the file is missing, damaged or not a model file.
+
+    Example:
+        >>> model = TestModels(h5_address="trained_models/fer2013_mini_xcp.weights.h5")
+        >>> model.recognize_fer(img_path="examples/astronaut.png").label
+        Happy
+        'Happy'
+    """
+
+    __test__ = False  # pytest: a class of ours, not of tests
+
+    def __init__(self, h5_address: str | Path | None = None, GPU: bool = True):
+        # Keras is imported late: `--help` stays instant, and the backend can be chosen until here.
+        import cnn_model
+        import model_file
+
+        runtime.set_up(gpu=GPU)
+        if GPU and not runtime.has_gpu():
+            print("no GPU found: running on the CPU", file=sys.stderr)
+        self.network, self.info = model_file.load_model(h5_address or DEFAULT_WEIGHTS)
+        self.input_size = self.info.input_size or cnn_model.architecture(self.info.arch).input_size
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The C classes, in the order of the probabilities."""
+        return self.info.class_names
+
+    def recognize_fer(self, img_path: str | Path, detect_face: bool = True) -> Recognition:
+        """Prints and returns the expression in a picture.
+
+        Args:
+            img_path: any picture that OpenCV reads.
+            detect_face: cut out the largest face first; a picture that is a face already is used whole.
+
+        Raises:
+            UserError: no picture there.
+        """
+        recognition = self.recognize([img_path], detect_face)[0]
+        print(recognition.label)
+        return recognition
+
+    def recognize(
+        self, paths: Sequence[str | Path], detect_face: bool = True, batch_size: int = 64
+    ) -> list[Recognition]:
+        """The expression in each picture, in order (`recognize_fer` for many)."""
+        faces = [read_image(path) for path in paths]
+        if detect_face:
+            faces = [largest_face(face) for face in faces]
+        probabilities, embeddings = self.predict(faces, batch_size)
+        return [
+            Recognition(
+                label=self.class_names[int(np.argmax(p))],
+                probabilities=dict(zip(self.class_names, p.tolist(), strict=True)),
+                embeddings=e,
+                image=face,
+            )
+            for p, e, face in zip(probabilities, embeddings, faces, strict=True)
+        ]
+
+    def predict(self, images: np.ndarray | Sequence[np.ndarray], batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities and embeddings of faces.
+
+        Args:
+            images: uint8 (N, H, W, 3) RGB or (N, H, W, 1) gray; or a sequence of such images (H, W, 3), (H, W, 1) or
+                (H, W), each of any size. They are taken as faces: nothing is cut out.
+            batch_size: faces a step; the result does not depend on it.
+
+        Returns:
+            Float32 probabilities (N, C), rows summing to 1, and float32 embeddings (N, k, d), vectors of length 1.
+
+        Raises:
+            UserError: no images, or one that is not uint8 of such a shape.
+        """
+        import evaluation
+
+        faces = [_as_face(image, self.input_size, i) for i, image in enumerate(images)]
+        if not faces:
+            raise UserError("images: expected one or more, received none")
+        return evaluation.predict(self.network, np.stack(faces), batch_size)
+
+
+def _as_face(image: np.ndarray, size: int, index: int) -> np.ndarray:
+    """One image as uint8 (size, size, 3)."""
+    image = np.asarray(image)
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3) or 0 in image.shape:
+        raise UserError(
+            f"images[{index}]: expected uint8 (H, W, 3) RGB or (H, W, 1) gray, received {image.dtype} {image.shape}"
+        )
+    if image.shape[:2] != (size, size):
+        image = resize_image(image, size)
+    return np.broadcast_to(image, (size, size, 3))
+
+
+def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
+    """Measures a weights file on a prepared split and writes the report.
+
+    Returns:
+        What `result.json` holds (`evaluation.evaluate`).
+
+    Raises:
+        UserError: no such weights or data, or classes that do not fit.
+    """
+    import evaluation
+    import model_file
+    from dataset_class import open_split
+
+    split = open_split(settings.data_dir, settings.dataset.value, settings.split)
+    network, info = model_file.load_model(settings.weights)
+    name = Path(settings.weights).name.removesuffix(".weights.h5")
+    folder = Path(settings.run_dir or f"runs/evaluate-{name}-{split.name.replace('/', '-')}")
+    result = evaluation.evaluate(
+        network,
+        split,
+        folder,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        extra={"weights": str(settings.weights), "trained_on": info.dataset},
+    )
+    print(evaluation.format_table(result))
+    print(f"\nwrote {folder}/")
+    return result
+
+
+def recognize(settings: RecognizeConfig) -> None:
+    """Prints the expression in each picture, as a table or as a JSON object a line."""
+    if not settings.images:
+        raise UserError("recognize: expected one or more picture files, received none")
+    model = TestModels(settings.weights)
+    found = model.recognize(settings.images, settings.detect_face, settings.batch_size)
+    if settings.json:
+        for path, face in zip(settings.images, found, strict=True):
+            print(json.dumps({"image": path, "label": face.label, "probabilities": face.probabilities}))
+        return
+    width = max(len("image"), *(len(path) for path in settings.images))
+    print(f"{'image':<{width}}  {'label':<9}", *(f"{name:>9}" for name in model.class_names))
+    for path, face in zip(settings.images, found, strict=True):
+        print(f"{path:<{width}}  {face.label:<9}", *(f"{value:>9.1%}" for value in face.probabilities.values()))
+
+
+def main() -> None:
+    settings = config.parse_command({"recognize": RecognizeConfig, "evaluate": EvaluateConfig}, description=__doc__)
+    runtime.choose_backend(settings.backend)
+    (recognize if isinstance(settings, RecognizeConfig) else evaluate)(settings)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

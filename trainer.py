@@ -1,0 +1,238 @@
+"""What is one training step, and what survives a kill?
+
+`AdCorreTrainer` is the Keras model that ``fit`` trains: augmentation, network and loss. `RunState` keeps the
+whole state of a run on disk; the other callbacks order the batches, show the progress and stop at NaN.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+from keras import ops
+from tqdm import tqdm
+
+from config import OptimizerConfig
+from custom_loss import AdCorreLoss
+from dataset_class import Batches
+from errors import UserError
+from files import whole_file, write_text
+
+
+class AdCorreTrainer(keras.Model):
+    """Augmentation, network and Ad-Corre loss as one Keras model.
+
+    Args:
+        network: raw pixels to ``{"logits", "embeddings"}`` (`cnn_model.build_model`).
+        loss_layer: what is minimised.
+        augmentation: a layer of raw pixels, active in training; None changes nothing.
+    """
+
+    def __init__(self, network: keras.Model, loss_layer: AdCorreLoss, augmentation: keras.layers.Layer | None = None):
+        super().__init__(name="ad_corre_trainer")
+        self.network = network
+        self.loss_layer = loss_layer
+        self.augmentation = augmentation
+        self.term_means = [keras.metrics.Mean(name=term) for term in loss_layer.terms]
+        self.accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+
+    def call(self, pixels, training=False):
+        if self.augmentation is not None:
+            pixels = self.augmentation(pixels, training=training)
+        return self.network(pixels, training=training)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        values = self.loss_layer(y, y_pred["logits"], y_pred["embeddings"], training=training)
+        for mean in self.term_means:
+            mean.update_state(values[mean.name], sample_weight=ops.shape(y)[0])
+        return values["loss"]
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        self.accuracy.update_state(y, y_pred["logits"])
+        return self.get_metrics_result()
+
+
+def make_optimizer(config: OptimizerConfig, steps_per_epoch: int, epochs: int) -> keras.optimizers.Optimizer:
+    """The optimiser with its learning-rate schedule.
+
+    Args:
+        config: which one, and its rates.
+        steps_per_epoch: batches an epoch; the schedule counts batches, also while gradients accumulate.
+        epochs: length of the whole run.
+    """
+    if config.schedule == "cosine":
+        warmup = min(round(config.warmup_epochs * steps_per_epoch), steps_per_epoch * epochs - 1)
+        rate = keras.optimizers.schedules.CosineDecay(
+            initial_learning_rate=0.0 if warmup else config.learning_rate,
+            decay_steps=steps_per_epoch * epochs - warmup,
+            warmup_target=config.learning_rate if warmup else None,
+            warmup_steps=warmup,
+        )
+    elif config.schedule == "inverse_time":
+        rate = keras.optimizers.schedules.InverseTimeDecay(config.learning_rate, decay_steps=1, decay_rate=config.decay)
+    else:
+        rate = config.learning_rate
+    accumulate = config.accumulate if config.accumulate > 1 else None
+    if config.optimizer == "adam":
+        return keras.optimizers.Adam(rate, gradient_accumulation_steps=accumulate)
+    optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, gradient_accumulation_steps=accumulate)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
+
+
+class EpochOrder(keras.callbacks.Callback):
+    """Tells the training batches which epoch begins, so that (seed, epoch) alone decides their order."""
+
+    def __init__(self, batches: Batches):
+        super().__init__()
+        self.batches = batches
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.batches.epoch = epoch
+
+
+class ProgressBar(keras.callbacks.Callback):
+    """One tqdm bar an epoch with every loss term."""
+
+    async_safe = True  # Keras then runs it beside the steps, and the device is never waited for
+
+    def on_epoch_begin(self, epoch, logs=None):
+        title = f"epoch {epoch + 1}/{self.params['epochs']}"
+        self.bar = tqdm(total=self.params["steps"], desc=title, unit="step", dynamic_ncols=True)
+        self.shown = 0.0
+
+    def on_train_batch_end(self, batch, logs=None):
+        if time.monotonic() - self.shown > 0.5:
+            self.bar.set_postfix(_rounded(logs), refresh=False)
+            self.shown = time.monotonic()
+        self.bar.update(batch + 1 - self.bar.n)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.bar.set_postfix(_rounded(logs))
+        self.bar.close()
+
+
+def _rounded(logs: dict[str, float]) -> dict[str, str]:
+    return {name: f"{value:.3f}" for name, value in logs.items()}
+
+
+class StopAtNaN(keras.callbacks.Callback):
+    """Stops the run at a loss that is not finite and names the step; what was saved before stays."""
+
+    async_safe = True
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        # The logs are means over the epoch so far: the first that is not finite is this step's doing.
+        self._check(logs["loss"], f"step {batch + 1} of epoch {self.epoch + 1}")
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._check(logs.get("val_loss", 0.0), f"the validation after epoch {epoch + 1}")
+
+    def _check(self, loss: float, place: str) -> None:
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} at {place}; the weights of the epochs before are kept. "
+                "Try a smaller --learning-rate, or --precision float32"
+            )
+
+
+class RunState(keras.callbacks.Callback):
+    """Keeps all that a run needs to go on after a kill as if nothing had happened.
+
+    `state.h5` holds every variable of the model (weights, batch-norm statistics, the confusion history, the
+    states of the dropout and augmentation generators) and of the optimiser (moments, step), with the epoch
+    and the history; it is written whole or not at all after each epoch. The order of the batches needs no
+    state (`dataset_class.Batches`). `history.csv` repeats the history for people.
+
+    Args:
+        folder: the run's folder.
+        monitor: the history's column whose highest value marks the best epoch.
+        save_best: called with the history's row of a new best epoch, before the state is written: a process killed
+            between the two repeats the epoch and writes the same best weights again.
+    """
+
+    def __init__(self, folder: str | Path, monitor: str, save_best: Callable[[dict[str, float]], None]):
+        super().__init__()
+        self.path = Path(folder) / "state.h5"
+        self.monitor = monitor
+        self.save_best = save_best
+        self.history: list[dict[str, float]] = []
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.history)
+
+    def best(self) -> dict[str, float] | None:
+        """The history's row of the best epoch so far (the first of equals); None before the first epoch."""
+        return max(self.history, key=lambda row: row[self.monitor], default=None)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.started = time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        best = self.best()
+        row = {
+            "epoch": epoch + 1,
+            **logs,
+            "learning_rate": float(ops.convert_to_numpy(self.model.optimizer.learning_rate)),
+        }
+        row["seconds"] = round(time.monotonic() - self.started, 3)
+        self.history.append(row)
+        if best is None or row[self.monitor] > best[self.monitor]:
+            self.save_best(row)
+        self._save()
+
+    def _variables(self, model: keras.Model) -> list[Any]:
+        return [*model.variables, *model.optimizer.variables]
+
+    def _save(self) -> None:
+        with whole_file(self.path) as temporary, h5py.File(temporary, "w") as file:
+            for i, variable in enumerate(self._variables(self.model)):
+                dataset = file.create_dataset(f"{i:05d}", data=ops.convert_to_numpy(variable))
+                dataset.attrs["path"] = variable.path
+            file.attrs["history"] = json.dumps(self.history)
+        table = io.StringIO()
+        writer = csv.DictWriter(table, self.history[0])
+        writer.writeheader()
+        writer.writerows(self.history)
+        write_text(self.path.with_name("history.csv"), table.getvalue())
+
+    def restore(self, model: keras.Model) -> None:
+        """Puts a compiled, built model and its built optimiser where the saved state left them, if there is one.
+
+        Raises:
+            UserError: the file is damaged, or of another network or optimiser.
+        """
+        if not self.path.exists():
+            return
+        variables = self._variables(model)
+        try:
+            with h5py.File(self.path, "r") as file:
+                arrays = [file[name][()] for name in sorted(file)]
+                self.history = json.loads(file.attrs["history"])
+        except (OSError, KeyError, ValueError) as error:
+            raise UserError(f"{self.path}: the state is damaged ({error}); delete the folder to start again") from None
+        if [tuple(array.shape) for array in arrays] != [tuple(variable.shape) for variable in variables]:
+            raise UserError(
+                f"{self.path}: expected {len(variables)} arrays of this network and optimiser, found {len(arrays)} "
+                "others; choose another --run-dir"
+            )
+        for variable, array in zip(variables, arrays, strict=True):
+            variable.assign(array)
+
+
+def read_history(folder: str | Path) -> list[dict[str, float]]:
+    """The rows of a run's `history.csv`, one an epoch."""
+    with open(Path(folder) / "history.csv", newline="", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
