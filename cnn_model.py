@@ -8,6 +8,7 @@ from collections.abc import Callable
 import keras
 from keras import layers, ops
 
+import runtime
 from config import AugmentConfig
 from errors import UserError
 
@@ -147,10 +148,10 @@ def _convolution(x, filters, kernel_size=3, strides=1, separable=False, activate
     return layers.ReLU()(x) if activate else x
 
 
-def _separable_residual(x):
-    """Two separable convolutions beside the identity."""
-    y = _convolution(x, x.shape[-1], separable=True)
-    y = _convolution(y, x.shape[-1], separable=True, activate=False)
+def _residual(x, separable=True):
+    """Two convolutions beside the identity."""
+    y = _convolution(x, x.shape[-1], separable=separable)
+    y = _convolution(y, x.shape[-1], separable=separable, activate=False)
     return layers.ReLU()(layers.Add()([x, y]))
 
 
@@ -163,14 +164,13 @@ def _mini_xception(size: int, weights: str | None) -> keras.Model:
     if weights is not None:
         raise UserError(f"mini_xcp: expected no pretrained backbone (there is none), received {weights!r}")
     inputs = x = keras.Input((size, size, 1))
-    x = _convolution(x, 32, strides=2)
-    x = _convolution(x, 32)
+    x = _convolution(x, 32, kernel_size=5, strides=2)
+    x = _residual(x, separable=False)
     x = _convolution(x, 64, strides=2)
-    x = _convolution(x, 64)
-    x = _separable_residual(x)
+    x = _residual(x, separable=False)
+    x = _residual(x)
     x = _convolution(x, 128, strides=2)
-    x = _separable_residual(x)
-    x = _separable_residual(x)
+    x = _residual(x)
     return keras.Model(inputs, x, name="backbone")
 
 
@@ -299,4 +299,6 @@ def build_model(
     x = layers.Flatten(name="embedding_concatenate")(embeddings)
     x = layers.Dropout(dropout, name="dropout")(x)
     logits = layers.Dense(num_classes, dtype="float32", name="logits")(x)
-    return keras.Model(pixels, {"logits": logits, "embeddings": embeddings}, name=arch.replace(":", "_"))
+    network = keras.Model(pixels, {"logits": logits, "embeddings": embeddings}, name=arch.replace(":", "_"))
+    network.jit_compile = runtime.jit_compile()  # `predict` would take XLA, slow on a CPU
+    return network

@@ -83,8 +83,8 @@ class LossConfig:
     """Floor of the adaptive map: 1 as in the published code, 0 as in the paper's notation."""
     history: int = 1000
     """Predictions that the adaptive map's confusion matrix looks back on."""
-    label_smoothing: float = 0.0
-    """Share of the target spread evenly over the classes, 0..1."""
+    label_smoothing: float = 0.1
+    """Share of the target spread evenly over the classes, 0..1 (labels of expressions are noisy)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +162,7 @@ RECIPES: dict[str, TrainConfig] = {
         epochs=300,
         batch_size=50,
         model=ModelConfig(arch="xcp", input_size=224, pretrained="imagenet"),
+        loss=LossConfig(label_smoothing=0.0),
         optimizer=OptimizerConfig(optimizer="adam", learning_rate=1e-3, schedule="inverse_time", decay=1e-5),
         augmentation=AugmentConfig(augment=False),
     ),

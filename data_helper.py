@@ -1,35 +1,27 @@
-"""How does an official release become our prepared format? Readers, label maps and integrity checks; no Keras.
+"""How does a release become our prepared format? Whole or not at all, from a file, a folder or a zip; no Keras.
 
 A prepared split is the folder ``<data_dir>/<dataset>/<split>`` with ``images.npy`` (uint8 (N, H, W, C), C 1 gray
-or 3 RGB), ``labels.npy`` (int64 (N,)) and ``meta.json``. `SplitWriter` writes one. A reader turns a release into
-a `Release`: how many images each split has, and then the images with canonical labels, one by one.
+or 3 RGB), ``labels.npy`` (int64 (N,)) and ``meta.json``. A reader (one module a data set, see `fer2013`) looks at
+a source and returns a `Release`; `write_release` writes its splits.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import csv
 import dataclasses
-import functools
 import hashlib
-import io
 import os
-import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from tqdm import tqdm
 
-from config import ANGER, CLASS_NAMES, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
 from errors import UserError
 from files import only_writer, sha256, whole_file, write_json
-from images import decode_image
 
 FORMAT_VERSION = 1
 
@@ -174,183 +166,120 @@ def published_together(writers: Sequence[SplitWriter]) -> Iterator[None]:
                 writer._clean()
 
 
-# --- sources --------------------------------------------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class Release:
     """What a reader found in a source.
 
     Attributes:
         counts: split -> number of images; splits that the source lacks are absent.
-        examples: (split, image uint8 (H, W, C), canonical label), as many as counted; may be iterated once.
-        sources: what was read, for `meta.json`.
-        form: the form of the release, for `meta.json`.
+        examples: (split, image uint8 of `image_shape`, canonical label), as many as counted; iterated once.
+        image_shape: (H, W, C) of every image.
+        class_names: a name a class, in the order of the codes.
+        sources: the files read, each as `file_identity` describes it.
+        options: what else decided the content, JSON-ready.
     """
 
     counts: dict[str, int]
     examples: Iterable[tuple[str, np.ndarray, int]]
+    image_shape: tuple[int, int, int]
+    class_names: Sequence[str]
     sources: list[dict[str, Any]]
-    form: str
+    options: dict[str, Any]
 
 
-class _Files:
-    """The files of a folder or of a zip, by their relative names in sorted order; a zip is never unpacked."""
+def write_release(data_dir: str | Path, dataset: str, release: Release) -> dict[str, dict[str, Any]]:
+    """Writes the splits of a release, all or none of them.
 
-    def __init__(self, path: Path):
+    Returns:
+        Split -> the content of its `meta.json`. An earlier split that the release lacks stays as it was.
+
+    Raises:
+        UserError: what the reader finds wrong on the way, or another process is writing this data set.
+    """
+    shared = (release.image_shape, release.class_names, release.sources, release.options)
+    writers = {split: SplitWriter(data_dir, dataset, split, count, *shared) for split, count in release.counts.items()}
+    with published_together(list(writers.values())):
+        for split, image, label in release.examples:
+            writers[split].add(image, label)
+    return {split: writer.meta for split, writer in writers.items()}
+
+
+# --- sources --------------------------------------------------------------------------------------------------------
+
+
+class SourceFiles:
+    """The files of a folder or a zip, read where they are: a zip is never unpacked.
+
+    Args:
+        path: the folder or zip.
+        patterns: which files of a folder count (`Path.glob`); of a zip all do, whatever folder they lie in.
+
+    Attributes:
+        names: the files' relative names, with ``/``, sorted.
+
+    Raises:
+        UserError: the zip is damaged, encrypted, or holds names that point outside of it.
+    """
+
+    def __init__(self, path: Path, patterns: Sequence[str]):
         self.path = path
         if path.is_dir():
             self._zip = None
-            found = (file for pattern in ("*.csv", "train/*/*", "test/*/*") for file in path.glob(pattern))
+            found = (file for pattern in patterns for file in path.glob(pattern))
             self.names = sorted(file.relative_to(path).as_posix() for file in found if file.is_file())
         else:
-            with _damaged_zip(path):
+            with damaged_zip(path):
                 self._zip = zipfile.ZipFile(path)
-            for entry in self._zip.infolist():
-                self._check(entry)
-            self.names = sorted({entry.filename for entry in self._zip.infolist() if not entry.is_dir()})
+            self.names = sorted({self._checked(entry).filename for entry in self._zip.infolist() if not entry.is_dir()})
 
-    def _check(self, entry: zipfile.ZipInfo) -> None:
-        parts = PurePosixPath(entry.filename.replace("\\", "/")).parts
-        if ".." in parts or parts[:1] == ("/",) or re.match("[A-Za-z]:", entry.filename):
+    def _checked(self, entry: zipfile.ZipInfo) -> zipfile.ZipInfo:
+        parts = entry.filename.replace("\\", "/").split("/")
+        if ".." in parts or parts[0] == "" or parts[0].endswith(":"):
             raise UserError(
                 f"{self.path}: expected names inside the zip, found {entry.filename!r}, which points outside of it; "
                 "do not use this file, download the release again"
             )
         if entry.flag_bits & 1:
             raise UserError(f"{self.path}: {entry.filename} is encrypted; expected a zip without a password")
+        return entry
 
     def open(self, name: str) -> BinaryIO:
+        """Opens one file for reading; of a damaged zip, opening and reading raise what `damaged_zip` knows."""
         return open(self.path / name, "rb") if self._zip is None else self._zip.open(name)
 
     def read(self, name: str) -> bytes:
-        with _damaged_zip(self.path), self.open(name) as file:
+        """One file's bytes.
+
+        Raises:
+            UserError: the zip is damaged there.
+        """
+        with damaged_zip(self.path), self.open(name) as file:
             return file.read()
 
-    def identity(self) -> dict[str, Any]:
-        """Name, bytes and SHA-256 of a zip; of a folder over each file's "<relative name>\\0<size>\\0<bytes>", sorted."""
+    def identity(self, names: Sequence[str]) -> dict[str, Any]:
+        """What `file_identity` says of a zip; for a folder, number and bytes of the files named.
+
+        A folder's ``sha256`` is over ``<name> NUL <size> NUL <bytes>`` of each, in the order given.
+        """
         if self._zip is not None:
-            return _identity(self.path)
+            return file_identity(self.path)
         digest, size = hashlib.sha256(), 0
-        for name in self.names:
+        for name in names:
             data = self.read(name)
             digest.update(f"{name}\0{len(data)}\0".encode() + data)
             size += len(data)
-        name = self.path.resolve().name
-        return {"name": name, "files": len(self.names), "bytes": size, "sha256": digest.hexdigest()}
+        return {"name": self.path.resolve().name, "files": len(names), "bytes": size, "sha256": digest.hexdigest()}
 
 
-def _identity(path: Path) -> dict[str, Any]:
+def file_identity(path: Path) -> dict[str, Any]:
+    """A file's ``name``, ``bytes`` and ``sha256``, for `meta.json`."""
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 @contextlib.contextmanager
-def _damaged_zip(path: Path) -> Iterator[None]:
+def damaged_zip(path: Path) -> Iterator[None]:
+    """Turns what `zipfile` raises for a damaged file into a `UserError`."""
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise UserError(f"{path}: the zip is cut off or damaged ({error}); download it again") from None
-
-
-# --- FER-2013 -------------------------------------------------------------------------------------------------------
-
-FER2013_SIDE = 48
-FER2013_CODES = (ANGER, DISGUST, FEAR, HAPPY, SAD, SURPRISE, NEUTRAL)  # of the CSV's code 0..6
-FER2013_FOLDERS = {  # by name: in alphabetical order the folders are not in the order of the codes
-    "angry": ANGER,
-    "disgust": DISGUST,
-    "fear": FEAR,
-    "happy": HAPPY,
-    "sad": SAD,
-    "surprise": SURPRISE,
-    "neutral": NEUTRAL,
-}
-FER2013_SPLITS = {"Training": "train", "PublicTest": "val", "PrivateTest": "test"}
-# Images a class in the official release, in the order of `CLASS_NAMES`.
-FER2013_COUNTS = {
-    "train": [4965, 7215, 4830, 3171, 4097, 436, 3995],
-    "val": [607, 895, 653, 415, 496, 56, 467],
-    "test": [626, 879, 594, 416, 528, 55, 491],
-}
-_FER2013_FORMS = (
-    "expected fer2013.csv, icml_face_data.csv or train.csv, a folder or zip that holds one of them, or a folder or "
-    "zip with train/<class>/Training_*.jpg and test/<class>/{PublicTest,PrivateTest}_*.jpg"
-)
-_FER2013_CSVS = ("fer2013.csv", "icml_face_data.csv", "train.csv")  # the more complete first
-_FER2013_FOLDER_FILE = re.compile(r"(?:^|/)(train|test)/([^/]+)/([^/]+)$")
-_FER2013_USAGES = {"train": ("Training",), "test": ("PublicTest", "PrivateTest")}
-_PIXELS = {str(value): value for value in range(256)}
-
-
-def prepare_fer2013(source: str | Path, data_dir: str | Path) -> dict[str, dict[str, Any]]:
-    """Prepares FER-2013 from any form of the official release, with a progress bar.
-
-    Args:
-        source: ``fer2013.csv``, ``icml_face_data.csv``, ``train.csv``, the folder form, or a zip or folder of these.
-        data_dir: folder of the prepared data sets; writes ``fer2013/{train,val,test}``, uint8 (N, 48, 48, 1).
-
-    Returns:
-        Split -> its meta; a split that the source lacks is absent, and an earlier one of that name stays.
-
-    Raises:
-        UserError: the source is missing, of no known form, or damaged; what was prepared earlier is untouched.
-    """
-    release = _read_fer2013(Path(source))
-    writers = {
-        split: SplitWriter(
-            data_dir,
-            "fer2013",
-            split,
-            count,
-            (FER2013_SIDE, FER2013_SIDE, 1),
-            CLASS_NAMES[: len(FER2013_CODES)],
-            release.sources,
-            {"form": release.form},
-        )
-        for split, count in release.counts.items()
-    }
-    total = sum(release.counts.values())
-    with published_together(list(writers.values())):
-        for split, image, label in tqdm(release.examples, "preparing fer2013", total, unit="image", disable=None):
-            writers[split].add(image, label)
-    return {split: writer.meta for split, writer in writers.items()}
-
-
-def _read_fer2013(source: Path) -> Release:
-    """Finds out which form a source has and reads that."""
-    if not source.exists():
-        raise UserError(f"{source}: no such file or folder; {_FER2013_FORMS}")
-    if source.is_file() and not _is_zip(source):
-        return _read_fer2013_csv(lambda: open(source, "rb"), str(source), [_identity(source)])
-    files = _Files(source)
-    by_name = {PurePosixPath(name).name: name for name in reversed(files.names) if not _is_hidden(name)}
-    for csv_name in _FER2013_CSVS:
-        if csv_name in by_name:
-            name = by_name[csv_name]
-            sources = [_identity(source / name if source.is_dir() else source)]
-            return _read_fer2013_csv(functools.partial(files.open, name), f"{source}/{name}", sources)
-    pictures = [name for name in files.names if _FER2013_FOLDER_FILE.search(name) and not _is_hidden(name)]
-    if pictures:
-        return _read_fer2013_folders(files, pictures)
-    if "test.csv" in by_name:
-        raise _no_labels(f"{source}/{by_name['test.csv']}")
-    found = ", ".join(files.names[:3]) or "no files"
-    found = ", ".join(sorted(file.name for file in source.iterdir())[:3]) if source.is_dir() else found
-    raise UserError(f"{source}: no FER-2013 in it (found {found or 'nothing'}); {_FER2013_FORMS}")
-
-
-def _is_zip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"PK" or path.suffix.lower() == ".zip"
-
-
-def _is_hidden(name: str) -> bool:
-    """True for what a file manager leaves behind (``.DS_Store``, ``__MACOSX/``)."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-
-
-def _no_labels(where: str) -> UserError:
-    return UserError(
-        f"{where}: this file has pixels but no labels; the same pictures with labels are in fer2013.csv and in "
-        "icml_face_data.csv (Usage PublicTest and PrivateTest): give one of those"
-    )

@@ -1,0 +1,173 @@
+"""What does an evaluation report? Every image of a split predicted, measured, drawn and tabulated."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+import metrics
+import plots
+from dataset_class import PreparedSplit
+from errors import UserError
+from files import whole_file, write_json
+
+
+def predict(network: keras.Model, images: np.ndarray, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """Runs the network over every image, a batch in memory at a time.
+
+    Args:
+        network: pixels 0..255 to ``{"logits": (B, C), "embeddings": (B, k, d)}`` (`cnn_model.build_model`).
+        images: uint8 or float (N, H, W, 1 or 3) in 0..255; may be a memory map.
+        batch_size: images a batch.
+
+    Returns:
+        Class probabilities float32 (N, C), the softmax of the logits, and embeddings float32 (N, k, d).
+
+    Raises:
+        UserError: no images, or a network whose outputs are not finite.
+    """
+    num_images = len(images)
+    if not num_images:
+        raise UserError("predict: expected at least one image, received none")
+    batch_size = min(batch_size, num_images)
+    logits = np.empty((num_images, *network.output["logits"].shape[1:]), np.float32)
+    embeddings = np.empty((num_images, *network.output["embeddings"].shape[1:]), np.float32)
+    for start in range(0, num_images, batch_size):
+        batch = np.asarray(images[start : start + batch_size])
+        rows = slice(start, start + len(batch))
+        # The short last batch is filled up and its surplus cut off: a second shape would be compiled a second time.
+        full = np.pad(batch, ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)))
+        outputs = network.predict_on_batch(full)
+        logits[rows] = outputs["logits"][: len(batch)]
+        embeddings[rows] = outputs["embeddings"][: len(batch)]
+    finite = np.isfinite(logits).all(axis=1)
+    if not finite.all():
+        raise UserError(
+            f"the network's outputs are not finite for {np.sum(~finite):,} of {num_images:,} images, "
+            f"first image {np.argmin(finite)}: its weights have diverged, or overflow in half precision; "
+            "train again with a smaller --learning-rate or --precision float32"
+        )
+    return _softmax(logits), embeddings
+
+
+def evaluate(
+    network: keras.Model,
+    split: PreparedSplit,
+    folder: str | Path,
+    *,
+    batch_size: int = 256,
+    seed: int = 0,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Measures a network on every image of a split and writes the report.
+
+    Args:
+        network: see `predict`.
+        split: the images and their labels.
+        folder: where ``predictions.npz``, the figures (`plots.save_figures`) and, when all is whole,
+            ``result.json`` go.
+        batch_size: images a batch.
+        seed: of the bootstrap intervals and of the t-SNE picture.
+        extra: more JSON-ready entries of the result, such as ``weights`` and ``selected_on``.
+
+    Returns:
+        What ``result.json`` holds: ``dataset``, ``split``, all that `metrics.score` returns, ``class_names``,
+        ``seed``, ``commit`` (of this code; ``-dirty`` when tracked files differ from it, None outside git)
+        and the extra entries. ``predictions.npz`` holds ``labels`` int64 (N,), ``probabilities`` float32 (N, C) and
+        ``class_names`` (C,).
+
+    Raises:
+        UserError: the network has another number of classes than the split; or see `predict`.
+    """
+    num_classes = network.output["logits"].shape[-1]
+    if num_classes != split.num_classes:
+        raise UserError(
+            f"{split.name}: expected a network of its {split.num_classes} classes ({', '.join(split.class_names)}), "
+            f"received one of {num_classes}; choose weights trained on such a data set, or another --dataset"
+        )
+    folder = Path(folder)
+    probabilities, embeddings = predict(network, split.images, batch_size)
+    scores = metrics.score(split.labels, probabilities, split.class_names, seed)
+    with whole_file(folder / "predictions.npz") as temporary:
+        np.savez_compressed(
+            temporary,
+            labels=split.labels.astype(np.int64),
+            probabilities=probabilities,
+            class_names=np.array(split.class_names),
+        )
+    plots.save_figures(folder, split.labels, probabilities, embeddings, split.class_names, scores, seed)
+    result = {
+        "dataset": split.meta["dataset"],
+        "split": split.meta["split"],
+        **scores,
+        "class_names": list(split.class_names),
+        "seed": seed,
+        "commit": _commit(),
+        **(extra or {}),
+    }
+    write_json(folder / "result.json", result)
+    return result
+
+
+def format_table(result: Mapping[str, Any]) -> str:
+    """The report as plain text: overall measures with their intervals, a line a class, the confusion matrix.
+
+    Args:
+        result: what `evaluate` returned or ``result.json`` holds.
+    """
+    lines = [f"{result['dataset']}/{result['split']}: {result['n']:,} images"]
+    selected_on = result.get("selected_on")
+    if selected_on == "test":
+        lines.append("The epoch was selected on the test split (--select-on test), as in the published practice.")
+    if selected_on == result["split"]:
+        lines.append("The epoch was selected on this same split, so the estimate is too good.")
+    lines.append("")
+    for key, title in (("accuracy", "accuracy"), ("mean_class_recall", "mean class recall"), ("macro_f1", "macro F1")):
+        low, high = result["intervals"][key]
+        lines.append(f"{title:<26}{result[key]:7.2%}   95% interval {low:.2%} to {high:.2%}")
+    lines += [f"{'expected calibration error':<26}{result['ece']:7.3f}", ""]
+
+    width = max(len(name) for name in (*result["class_names"], "expression"))
+    lines.append(f"{'expression':<{width}}  precision   recall       F1        n")
+    for name, values in result["per_class"].items():
+        shares = (_percent(values[measure]) for measure in ("precision", "recall", "f1"))
+        lines.append("{:<{}}  {:>9}{:>9}{:>9}{:>9,}".format(name, width, *shares, values["n"]))
+    return "\n".join([*lines, "", *_confusion_lines(result, width)])
+
+
+def _confusion_lines(result: Mapping[str, Any], width: int) -> list[str]:
+    names = result["class_names"]
+    cell = 2 + max(len(text) for row in result["confusion_matrix"] for text in (*names, *(f"{n:,}" for n in row)))
+    return [
+        "confusion matrix (a row a true expression, a column a predicted one)",
+        " " * width + "".join(f"{name:>{cell}}" for name in names),
+        *(
+            f"{name:<{width}}" + "".join(f"{count:>{cell},}" for count in row)
+            for name, row in zip(names, result["confusion_matrix"], strict=True)
+        ),
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    # Less the row's largest, or exp overflows.
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def _commit() -> str | None:
+    """The commit of this file's repository, 40 hexadecimal digits, ``-dirty`` when tracked files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:  # no git here
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

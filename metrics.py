@@ -1,0 +1,161 @@
+"""How good are these predictions? Accuracy, recall, F1 and calibration, with bootstrap intervals; no Keras."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+
+def score(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    class_names: Sequence[str],
+    seed: int = 0,
+    num_resamples: int = 1000,
+) -> dict[str, Any]:
+    """Measures predicted class probabilities against the true labels.
+
+    Args:
+        labels: int (N,), codes 0 <= label < C.
+        probabilities: float (N, C), rows that add up to 1; the prediction is the largest (the first of equals).
+        class_names: C names.
+        seed: of the bootstrap.
+        num_resamples: bootstrap resamples.
+
+    Returns:
+        JSON-ready ``n``; ``accuracy``; ``mean_class_recall`` (the field's "average accuracy"); ``macro_f1``;
+        ``ece``; ``intervals`` of the first three, each the 95% percentile bootstrap ``[low, high]``;
+        ``per_class``, by name ``n``, ``precision``, ``recall``, ``f1``; ``confusion_matrix``, C lists of C counts,
+        a row a true class. All shares are 0..1.
+
+        A class without samples has no recall and no F1: both are None, and both means leave the class out.
+        A class never predicted has no precision: None; its F1 is 0 when it has samples, for none was found.
+
+    Raises:
+        ValueError: no samples, shapes that do not fit, a label out of range, or rows that are no probabilities.
+    """
+    labels, probabilities = _checked(labels, probabilities)
+    num_classes = probabilities.shape[1]
+    if len(class_names) != num_classes:
+        raise ValueError(
+            f"expected {num_classes} class names, one a column of the probabilities, "
+            f"received {len(class_names)}: {', '.join(class_names)}"
+        )
+    predictions = probabilities.argmax(axis=1)
+    codes = np.arange(num_classes)
+    confusion = confusion_matrix(labels, predictions, labels=codes)
+    precision, recall, f1, support = precision_recall_fscore_support(labels, predictions, labels=codes, zero_division=0)
+    predicted = confusion.sum(axis=0)
+    per_class = {
+        name: {
+            "n": int(support[code]),
+            "precision": float(precision[code]) if predicted[code] else None,
+            "recall": float(recall[code]) if support[code] else None,
+            "f1": float(f1[code]) if support[code] else None,
+        }
+        for code, name in enumerate(class_names)
+    }
+    occurs = support > 0
+    return {
+        "n": len(labels),
+        "accuracy": float(np.mean(predictions == labels)),
+        "mean_class_recall": float(recall[occurs].mean()),
+        "macro_f1": float(f1[occurs].mean()),
+        "ece": expected_calibration_error(labels, probabilities),
+        "intervals": _bootstrap_intervals(confusion, seed, num_resamples),
+        "per_class": per_class,
+        "confusion_matrix": confusion.tolist(),
+    }
+
+
+def reliability_bins(
+    labels: np.ndarray, probabilities: np.ndarray, num_bins: int = 15
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sorts the samples by the probability of their prediction into equal-width bins ``(low, high]`` over 0..1.
+
+    Args:
+        labels: int (N,).
+        probabilities: float (N, C).
+        num_bins: bins.
+
+    Returns:
+        Each (num_bins,): the mean confidence and the accuracy of the bin's samples (float64, NaN in an empty bin)
+        and their count (int64).
+    """
+    labels, probabilities = _checked(labels, probabilities)
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    correct = probabilities.argmax(axis=1) == labels
+    bins = np.clip(np.ceil(confidence * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
+    count = np.bincount(bins, minlength=num_bins)
+    members = np.where(count > 0, count, np.nan)
+    mean_confidence = np.bincount(bins, weights=confidence, minlength=num_bins) / members
+    accuracy = np.bincount(bins, weights=correct, minlength=num_bins) / members
+    return mean_confidence, accuracy, count
+
+
+def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, num_bins: int = 15) -> float:
+    """Mean gap between confidence and accuracy, ``sum_b n_b / N * |accuracy_b - confidence_b|``, 0..1.
+
+    Source: Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, equation 5.
+    Takes what `reliability_bins` takes.
+    """
+    confidence, accuracy, count = reliability_bins(labels, probabilities, num_bins)
+    return float(np.nansum(count * np.abs(accuracy - confidence)) / count.sum())
+
+
+def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
+    if labels.ndim != 1 or probabilities.ndim != 2 or len(labels) != len(probabilities):
+        raise ValueError(
+            "expected labels (N,) and probabilities (N, C), "
+            f"received labels {labels.shape} and probabilities {probabilities.shape}"
+        )
+    if not len(labels):
+        raise ValueError("expected at least one sample, received none: there is nothing to measure")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"expected integer labels, received {labels.dtype}")
+    num_classes = probabilities.shape[1]
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(outside):
+        raise ValueError(
+            f"expected labels 0..{num_classes - 1} for {num_classes} classes, "
+            f"received {labels[outside[0]]} at row {outside[0]}"
+        )
+    # 1e-2 lets half precision pass and catches logits; NaN fails every comparison.
+    sums_to_one = np.abs(probabilities.sum(axis=1, dtype=np.float64) - 1) < 1e-2
+    improper = np.flatnonzero(~((probabilities >= 0).all(axis=1) & sums_to_one))
+    if len(improper):
+        raise ValueError(
+            "expected rows of probabilities (0..1, adding up to 1), "
+            f"received {probabilities[improper[0]].tolist()} at row {improper[0]} ({len(improper)} such rows); "
+            "NaN comes from training that diverged"
+        )
+    return labels, probabilities
+
+
+def _bootstrap_intervals(confusion: np.ndarray, seed: int, num_resamples: int) -> dict[str, list[float]]:
+    """95% percentile intervals (Efron 1979) of the three summary measures, from the confusion matrix (C, C) alone.
+
+    Drawing N samples with replacement and counting their (true, predicted) cells is a multinomial draw of N
+    over the cells with the cells' shares as probabilities. The counts are all these measures need, so a
+    resample costs C * C numbers however large N is.
+    """
+    num_classes = len(confusion)
+    n = confusion.sum()
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(n, confusion.ravel() / n, size=num_resamples).reshape(-1, num_classes, num_classes)
+    hits = np.diagonal(drawn, axis1=1, axis2=2)  # (R, C)
+    true, predicted = drawn.sum(axis=2), drawn.sum(axis=1)
+    # A resample may miss a rare class; as in `score`, the means leave it out.
+    occurs = true > 0
+    recall = hits / np.maximum(true, 1)
+    f1 = 2 * hits / np.maximum(true + predicted, 1)
+    resampled = {
+        "accuracy": hits.sum(axis=1) / n,
+        "mean_class_recall": np.mean(recall, axis=1, where=occurs),
+        "macro_f1": np.mean(f1, axis=1, where=occurs),
+    }
+    return {name: np.percentile(values, [2.5, 97.5]).tolist() for name, values in resampled.items()}

@@ -1,0 +1,310 @@
+"""What does a run look like? Pictures of predictions, training and data, drawn without a display."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
+
+from errors import UserError
+from files import whole_file
+from metrics import reliability_bins
+
+# Okabe and Ito's colours, told apart with every common colour blindness; their yellow darkened for white paper.
+_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000", "#c9b800")
+_BLUE, _ORANGE, _GREEN = _COLORS[:3]
+_GRAY = "#8c8c8c"
+_PALE = "#c3cfda"
+
+_STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.labelsize": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "figure.dpi": 160,
+}
+
+_HISTORY_PANELS = {
+    "loss": "Total loss",
+    "accuracy": "Accuracy",
+    "ce": "Cross-entropy",
+    "fd": "Feature Discriminator",
+    "md": "Mean Discriminator",
+    "ed": "Embedding Discriminator",
+    "learning_rate": "Learning rate",
+}
+
+_TSNE_SAMPLES = 1000  # more crowd the picture and take seconds each thousand
+_TSNE_LEAST_SAMPLES = 10
+_TSNE_PCA_SIZE = 50
+
+
+def save_figures(
+    folder: str | Path,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    embeddings: np.ndarray,
+    class_names: Sequence[str],
+    scores: Mapping[str, Any],
+    seed: int = 0,
+) -> list[Path]:
+    """Draws what an evaluation found.
+
+    Args:
+        folder: where ``confusion_matrix.png``, ``per_class.png``, ``reliability.png`` and ``tsne.png`` go.
+        labels: int (N,).
+        probabilities: float (N, C).
+        embeddings: float (N, k, d), each of the k vectors L2-normalised.
+        class_names: C names.
+        scores: what `metrics.score` says of these labels and probabilities.
+        seed: of the samples that t-SNE shows and of its start.
+
+    Returns:
+        The pictures written. t-SNE is left out for fewer than 10 different samples: it would show nothing.
+    """
+    folder = Path(folder)
+    _save_confusion_matrix(folder / "confusion_matrix.png", np.array(scores["confusion_matrix"]), class_names)
+    _save_per_class(folder / "per_class.png", scores["per_class"])
+    _save_reliability(folder / "reliability.png", labels, probabilities, scores["ece"])
+    written = [folder / name for name in ("confusion_matrix.png", "per_class.png", "reliability.png")]
+    if _save_tsne(folder / "tsne.png", labels, embeddings, class_names, seed):
+        written.append(folder / "tsne.png")
+    return written
+
+
+def save_history(path: str | Path, history: Sequence[Mapping[str, float]]) -> None:
+    """Draws how the total loss, the accuracy, each loss term and the learning rate went.
+
+    Args:
+        path: the PNG to write.
+        history: a dictionary an epoch, the first epoch first. Of ``loss``, ``accuracy``, ``ce``, ``fd``, ``md``,
+            ``ed``, ``learning_rate`` and their ``val_`` partners those that occur get a panel; others are ignored.
+
+    Raises:
+        ValueError: no epoch, or none of these names.
+    """
+    names = [name for name in _HISTORY_PANELS if any({name, f"val_{name}"} & set(epoch) for epoch in history)]
+    if not names:
+        raise ValueError(f"expected epochs with some of {', '.join(_HISTORY_PANELS)}; received {list(history)}")
+    epochs = np.arange(1, len(history) + 1)
+    columns = min(len(names), 4)
+    rows = math.ceil(len(names) / columns)
+    with _figure(path, 2.4 * columns, 2.0 * rows + 0.3) as figure:
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, name in zip(panels, names, strict=False):
+            for key, label, color in ((name, "training", _BLUE), (f"val_{name}", "validation", _ORANGE)):
+                values = [epoch.get(key, math.nan) for epoch in history]
+                if not np.isnan(values).all():
+                    # A single epoch has no line: the marker shows it.
+                    axes.plot(epochs, values, color=color, label=label, marker="o", markersize=2.5, linewidth=1.4)
+            axes.set_title(_HISTORY_PANELS[name])
+            axes.grid(True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, steps=[1, 2, 5, 10], min_n_ticks=1))
+            axes.set(xlabel="Epoch", xlim=(0.5, len(history) + 0.5))
+        for axes in panels[len(names) :]:
+            axes.set_axis_off()
+        # Of all panels: the first may have no validation.
+        handles = {
+            label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=2)
+
+
+def recognition_png(image: np.ndarray, probabilities: Mapping[str, float]) -> bytes:
+    """Draws a picture beside the probability of each expression, for a notebook.
+
+    Args:
+        image: uint8 (H, W, C), C 1 or 3 (RGB).
+        probabilities: class name to 0..1, drawn in this order.
+
+    Returns:
+        The bytes of a PNG.
+    """
+    names, values = list(probabilities), np.array(list(probabilities.values()))
+    png = io.BytesIO()
+    with _figure(png, 5.6, 2.4) as figure:
+        picture, bars = figure.subplots(1, 2, width_ratios=(2, 3))
+        picture.imshow(_as_rgb(image), interpolation="bicubic")
+        picture.set_axis_off()
+        drawn = bars.barh(names, values, color=[_BLUE if value == values.max() else _PALE for value in values])
+        bars.bar_label(drawn, [f"{value:.0%}" for value in values], padding=3)
+        bars.set_xlim(0, 1.12)  # room for "100%"
+        bars.invert_yaxis()
+        bars.tick_params(length=0)
+        bars.set_xticks([])
+        bars.spines[["bottom", "left"]].set_visible(False)
+    return png.getvalue()
+
+
+def save_image_grid(
+    path: str | Path, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], per_class: int = 10
+) -> None:
+    """Draws the first images of every class, a row a class, with the class's name and count on the left.
+
+    Args:
+        path: the PNG to write.
+        images: uint8 (N, H, W, C), C 1 or 3 (RGB); only the rows shown are read, so a memory map may be huge.
+        labels: int (N,), codes 0 <= label < len(class_names).
+        class_names: a name a class; a class without images keeps its (empty) row.
+        per_class: images a row.
+
+    Raises:
+        UserError: no images, or not as many labels as images.
+    """
+    labels = np.asarray(labels)
+    if not len(labels) or len(labels) != len(images):
+        raise UserError(f"{path}: expected one label an image, received {len(images)} images and {len(labels)} labels")
+    side_y, side_x, _ = images.shape[1:]
+    gap = max(1, side_x // 16)
+    step_y, step_x = side_y + gap, side_x + gap
+    # One canvas instead of one axes an image: 80 axes take seconds to lay out.
+    canvas = np.full((len(class_names) * step_y - gap, per_class * step_x - gap, 3), 255, np.uint8)
+    for code in range(len(class_names)):
+        for column, row in enumerate(np.flatnonzero(labels == code)[:per_class]):
+            top, left = code * step_y, column * step_x
+            canvas[top : top + side_y, left : left + side_x] = _as_rgb(images[row])
+    counts = np.bincount(labels, minlength=len(class_names))
+    cell = 0.6  # inches
+    with _figure(path, 1.0 + cell * per_class, 0.1 + cell * len(class_names) * step_y / step_x) as figure:
+        axes = figure.add_subplot()
+        axes.imshow(canvas)
+        axes.set_xticks([])
+        axes.set_yticks(
+            np.arange(len(class_names)) * step_y + side_y / 2,
+            [f"{name}\n{count:,}" for name, count in zip(class_names, counts, strict=True)],
+        )
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+
+
+def _as_rgb(image: np.ndarray) -> np.ndarray:
+    """(H, W, 1 or 3) -> (H, W, 3)."""
+    return np.broadcast_to(image, (*image.shape[:2], 3))
+
+
+def _save_confusion_matrix(path: Path, confusion: np.ndarray, class_names: Sequence[str]) -> None:
+    num_classes = len(class_names)
+    support = confusion.sum(axis=1)
+    percent = 100 * confusion / np.maximum(support, 1)[:, None]
+    side = 0.62 * num_classes
+    with _figure(path, side + 1.9, side + 0.7) as figure:
+        axes = figure.add_subplot()
+        image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+        for row, column in np.ndindex(confusion.shape):
+            color = "white" if percent[row, column] > 55 else "black"
+            if support[row]:
+                axes.text(column, row - 0.1, f"{percent[row, column]:.1f}", color=color, ha="center", va="center")
+            axes.text(
+                column, row + 0.24, f"{confusion[row, column]:,}", color=color, ha="center", va="center", fontsize=6.5
+            )
+        codes = range(num_classes)
+        axes.set_xticks(codes, class_names, rotation=35, ha="right", rotation_mode="anchor")
+        axes.set_yticks(codes, class_names)
+        axes.set_xticks(np.arange(num_classes - 1) + 0.5, minor=True)
+        axes.set_yticks(np.arange(num_classes - 1) + 0.5, minor=True)
+        axes.grid(True, which="minor", color="white", linewidth=1.5)
+        axes.tick_params(which="both", length=0)
+        axes.spines[:].set_visible(False)
+        axes.set(xlabel="Predicted expression", ylabel="True expression")
+        bar = figure.colorbar(image, ax=axes, shrink=0.85, aspect=28, format=PercentFormatter(decimals=0))
+        bar.set_label("Share of the true class")
+        bar.outline.set_visible(False)
+
+
+def _save_per_class(path: Path, per_class: Mapping[str, Mapping[str, Any]]) -> None:
+    measures = {"precision": _BLUE, "recall": _ORANGE, "f1": _GREEN}
+    width = 0.27  # of the distance between two classes
+    places = np.arange(len(per_class))
+    with _figure(path, 1.0 + 1.0 * len(per_class), 3.0) as figure:
+        axes = figure.add_subplot()
+        for offset, (measure, color) in zip((-width, 0, width), measures.items(), strict=True):
+            values = [values[measure] for values in per_class.values()]
+            heights = [value or 0 for value in values]
+            bars = axes.bar(places + offset, heights, width - 0.02, color=color, label=measure.capitalize())
+            texts = ["–" if value is None else f"{value:.2f}" for value in values]  # noqa: RUF001
+            axes.bar_label(bars, texts, padding=1.5, fontsize=7)
+        axes.set_xticks(places, [f"{name}\nn = {values['n']:,}" for name, values in per_class.items()])
+        axes.set_ylim(0, 1.05)
+        axes.set_xlim(-0.55, len(per_class) - 0.45)
+        axes.tick_params(length=0)
+        axes.spines["left"].set_visible(False)
+        figure.legend(loc="outside upper center", ncols=3)
+
+
+def _save_reliability(path: Path, labels: np.ndarray, probabilities: np.ndarray, ece: float) -> None:
+    confidence, accuracy, count = reliability_bins(labels, probabilities)
+    edges = np.linspace(0, 1, len(count) + 1)
+    full = count > 0
+    with _figure(path, 3.8, 4.6) as figure:
+        curve, histogram = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        curve.plot([0, 1], [0, 1], color=_GRAY, linestyle="--", linewidth=1, label="perfect calibration")
+        curve.plot(
+            confidence[full], accuracy[full], color=_BLUE, marker="o", markersize=4, clip_on=False, label="this model"
+        )
+        curve.set(ylabel="Accuracy", xlim=(0, 1), ylim=(0, 1))
+        curve.legend(loc="upper left")
+        curve.text(0.97, 0.05, f"ECE = {ece:.3f}", ha="right")
+        curve.grid(True)
+        histogram.bar(edges[:-1], count / count.sum(), np.diff(edges), align="edge", color=_BLUE, edgecolor="white")
+        histogram.set(xlabel="Confidence", ylabel="Samples")
+        histogram.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        histogram.yaxis.set_major_locator(MaxNLocator(3))
+        histogram.grid(True, axis="y")
+
+
+def _save_tsne(path: Path, labels: np.ndarray, embeddings: np.ndarray, class_names: Sequence[str], seed: int) -> bool:
+    """Draws t-SNE (van der Maaten and Hinton 2008) of the concatenated vectors; False when there are too few."""
+    rng = np.random.default_rng(seed)
+    rows = rng.choice(len(labels), min(len(labels), _TSNE_SAMPLES), replace=False)
+    vectors = embeddings[rows].reshape(len(rows), -1)  # (n, k * d)
+    # Equal rows count once: t-SNE's start divides by their spread.
+    if len(np.unique(vectors, axis=0)) < _TSNE_LEAST_SAMPLES:
+        return False
+    # One thread: sklearn's many spin at barriers, ten times slower beside another process, and add in varying order.
+    with threadpool_limits(1):
+        vectors = PCA(min(_TSNE_PCA_SIZE, *vectors.shape), random_state=seed).fit_transform(vectors)
+        places = TSNE(perplexity=min(30, (len(rows) - 1) / 3), init="pca", random_state=seed).fit_transform(vectors)
+    with _figure(path, 5.4, 4.2) as figure:
+        axes = figure.add_subplot()
+        # In the drawn (random) order: class after class, the last would hide the others.
+        axes.scatter(*places.T, c=[_COLORS[label % len(_COLORS)] for label in labels[rows]], s=9, linewidths=0)
+        axes.set(xticks=[], yticks=[])
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.spines[:].set_visible(False)
+        for code, name in enumerate(class_names):
+            if (labels[rows] == code).any():
+                axes.scatter([], [], color=_COLORS[code % len(_COLORS)], s=24, label=name)
+        figure.legend(loc="outside right center", handletextpad=0.2)
+    return True
+
+
+@contextlib.contextmanager
+def _figure(target: str | Path | io.BytesIO, width: float, height: float) -> Iterator[Figure]:
+    """Yields an empty figure of ``width`` x ``height`` inches and writes it to ``target`` as a PNG."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        yield figure
+        if isinstance(target, io.BytesIO):
+            canvas.print_png(target)
+            return
+        with whole_file(target) as temporary:
+            canvas.print_png(temporary)

@@ -1,0 +1,62 @@
+"""What do several test files need? Small prepared splits, a small model file, our commands as processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# Before anything imports Keras: the tests run on TensorFlow, whatever a developer's ~/.keras/keras.json says.
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+import pytest
+
+from config import CLASS_NAMES
+
+ROOT = Path(__file__).parents[1]
+
+
+def write_split(data_dir, labels, *, split="train", dataset="synthetic", shape=(8, 8, 1), num_classes=7):
+    """Prepares a split whose image i is filled with i % 256, so that a batch tells which rows it holds."""
+    from data_helper import SplitWriter
+
+    with SplitWriter(data_dir, dataset, split, len(labels), shape, CLASS_NAMES[:num_classes], [], {}) as writer:
+        for i, label in enumerate(labels):
+            writer.add(np.full(shape, i % 256, np.uint8), int(label))
+    return Path(data_dir) / dataset / split
+
+
+def run_python(*args, cwd=ROOT, **options):
+    """Runs Python with our modules importable; the finished process with its output as text."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *map(str, args)], cwd=cwd, env=environment, capture_output=True, text=True, **options
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory) -> Path:
+    """A model file of a mini_xcp with k = 2, d = 8 for 24-pixel faces: quick to build, as good as random."""
+    import keras
+
+    import cnn_model
+    import model_file
+
+    keras.utils.set_random_seed(7)
+    network = cnn_model.build_model("mini_xcp", num_embeddings=2, embedding_size=8, input_size=24)
+    path = tmp_path_factory.mktemp("weights") / "tiny.weights.h5"
+    info = model_file.ModelInfo(
+        arch="mini_xcp",
+        class_names=CLASS_NAMES[:7],
+        num_embeddings=2,
+        embedding_size=8,
+        input_size=24,
+        dataset="synthetic/train",
+        metrics={"split": "val", "accuracy": 0.5},
+        versions={"keras": keras.__version__},
+    )
+    model_file.save_model(path, network, info)
+    return path

@@ -1,0 +1,95 @@
+"""What do the loss terms and the layer give on JAX? Run by ``test_custom_loss_jax.py`` in a process of its own.
+
+``KERAS_BACKEND=jax python jax_losses.py INPUTS.npz OUTPUTS.npz``: a process has one Keras backend.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import keras
+import numpy as np
+
+from custom_loss import (
+    AdCorreLoss,
+    cross_entropy,
+    embedding_discriminator,
+    feature_discriminator,
+    mean_discriminator,
+)
+
+NUM_CLASSES, HISTORY = 5, 12
+# Term: (embeddings (B, k, d), logits (B, C), labels (B,), recall (C,)) -> scalar
+TERMS = {
+    "fd": lambda e, z, y, recall: feature_discriminator(e, y),
+    "fd_adaptive": lambda e, z, y, recall: feature_discriminator(e, y, recall),
+    "md": lambda e, z, y, recall: mean_discriminator(e, y, NUM_CLASSES),
+    "ed": lambda e, z, y, recall: embedding_discriminator(e),
+    "ce": lambda e, z, y, recall: cross_entropy(y, z, label_smoothing=0.1),
+}
+
+
+def make_layer() -> AdCorreLoss:
+    return AdCorreLoss(NUM_CLASSES, history=HISTORY, w_fd=2.0)
+
+
+def term_outputs(inputs, names) -> dict[str, np.ndarray]:
+    """Value and gradients of every term for every named batch."""
+    import jax
+
+    @jax.jit  # all terms at once: one compilation a shape
+    def values_and_gradients(*arrays):
+        return {term: jax.value_and_grad(function, argnums=(0, 1))(*arrays) for term, function in TERMS.items()}
+
+    outputs = {}
+    for name in names:
+        arrays = [inputs[f"{name}/{part}"] for part in ("embeddings", "logits", "labels")]
+        for term, (value, gradients) in values_and_gradients(*arrays, inputs["recall"]).items():
+            outputs[f"{name}/{term}"] = value
+            outputs[f"{name}/{term}/embeddings"], outputs[f"{name}/{term}/logits"] = gradients
+    return outputs
+
+
+def layer_outputs(inputs, num_steps) -> dict[str, np.ndarray]:
+    """Terms, gradients, history and recall after every training step, then one evaluation."""
+    import jax
+
+    layer = make_layer()
+    # Keras wants one call before `stateless_call`; an evaluation leaves the history as it is.
+    layer(*(inputs[f"step0/{part}"] for part in ("labels", "logits", "embeddings")), training=False)
+
+    def loss(e, z, y, state, training):
+        terms, state = layer.stateless_call([], state, y, z, e, training=training)
+        return terms["loss"], (terms, state)
+
+    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), static_argnums=4)
+    state, outputs = [variable.value for variable in layer.non_trainable_variables], {}
+    for number in range(num_steps):
+        training = number < num_steps - 1
+        e, z, y = (inputs[f"step{number}/{part}"] for part in ("embeddings", "logits", "labels"))
+        (_, (terms, state)), gradients = step(e, z, y, state, training)
+        outputs.update({f"step{number}/{term}": value for term, value in terms.items()})
+        outputs[f"step{number}/embeddings"], outputs[f"step{number}/logits"] = gradients
+        for variable, value in zip(layer.non_trainable_variables, state, strict=True):
+            variable.assign(value)
+        outputs[f"step{number}/recall"] = layer.class_recall()
+        outputs[f"step{number}/history"] = np.concatenate([np.ravel(value) for value in state])
+    return outputs
+
+
+def main() -> None:
+    if keras.backend.backend() != "jax":
+        sys.exit(f"expected the JAX backend, received {keras.backend.backend()}")
+    with np.load(sys.argv[1], allow_pickle=False) as file:
+        inputs = dict(file)
+    names = sorted({key.split("/")[0] for key in inputs if "/" in key})
+    steps = [name for name in names if name.startswith("step")]
+    outputs = term_outputs(inputs, [name for name in names if name not in steps])
+    outputs |= layer_outputs(inputs, len(steps))
+    if "tensorflow" in sys.modules:
+        sys.exit("expected no TensorFlow in the JAX process, but something imported it")
+    np.savez(sys.argv[2], **outputs)
+
+
+if __name__ == "__main__":
+    main()

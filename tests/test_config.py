@@ -1,0 +1,219 @@
+"""Do the options mean what they say: names, defaults, recipes, round trips, refusals?"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+import config
+from config import (
+    RECIPES,
+    AugmentConfig,
+    DatasetName,
+    DatasetType,
+    EvaluateConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PrepareFer2013Config,
+    PrepareSyntheticConfig,
+    RecognizeConfig,
+    TrainConfig,
+)
+from errors import UserError
+
+# No field has its default here, so that a forgotten one shows.
+UNUSUAL = TrainConfig(
+    dataset=DatasetName.fer2013,
+    data_dir="/elsewhere",
+    run_dir="here",
+    weights="some.weights.h5",
+    epochs=3,
+    batch_size=7,
+    seed=5,
+    balanced=True,
+    select_on="test",
+    precision="mixed_bfloat16",
+    backend="jax",
+    model=ModelConfig("keras:MobileNetV2", 3, 64, 96, 0.25, "imagenet"),
+    loss=LossConfig(2.5, 0.0, 0.5, 3.0, False, 0.0, 50, 0.1),
+    optimizer=OptimizerConfig("adam", 0.1, "constant", 0.5, 0.25, 0.0, 4),
+    augmentation=AugmentConfig(False, False, 1.0, 0.2, 0.3, 0.4),
+    debug=True,
+)
+UNUSUAL_ARGS = """
+    --dataset fer2013 --data-dir /elsewhere --run-dir here --weights some.weights.h5 --epochs 3 --batch-size 7 --seed 5
+    --balanced --select-on test --precision mixed_bfloat16 --backend jax
+    --arch keras:MobileNetV2 --num-embeddings 3 --embedding-size 64 --input-size 96 --dropout 0.25 --pretrained imagenet
+    --w-ce 2.5 --w-fd 0 --w-md 0.5 --w-ed 3 --no-adaptive --weight-floor 0 --history 50 --label-smoothing 0.1
+    --optimizer adam --learning-rate 0.1 --schedule constant --warmup-epochs 0.5 --decay 0.25 --weight-decay 0
+    --accumulate 4 --no-augment --no-flip --rotation 1 --shift 0.2 --zoom 0.3 --erase 0.4 --debug
+""".split()
+
+
+def train_options(monkeypatch, *args) -> TrainConfig:
+    monkeypatch.setattr("sys.argv", ["train.py", *args])
+    return config.parse_train_options()
+
+
+def leaves(values: dict, prefix: str = "") -> dict:
+    found = {}
+    for name, value in values.items():
+        found |= leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+# Dictionaries
+
+
+def test_the_unusual_example_has_no_default():
+    unusual, usual = leaves(config.to_dict(UNUSUAL)), leaves(config.to_dict(TrainConfig()))
+    assert [name for name in usual if unusual[name] == usual[name]] == []
+
+
+@pytest.mark.parametrize("options", [TrainConfig(), UNUSUAL, RECIPES["published"]])
+def test_options_survive_json(options):
+    values = json.loads(json.dumps(config.to_dict(options)))
+    assert config.from_dict(TrainConfig, values) == options
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        EvaluateConfig("w.weights.h5", DatasetName.synthetic, "test", "elsewhere", "here", 9, 3, "torch", True),
+        PrepareFer2013Config("fer2013.csv", "elsewhere", True),
+        PrepareSyntheticConfig("elsewhere", 8, 1, 2, 3, 64, 9, True),
+    ],
+)
+def test_options_of_other_commands_survive_json(options):
+    assert config.from_dict(type(options), json.loads(json.dumps(config.to_dict(options)))) == options
+
+
+def test_dictionaries_hold_plain_values():
+    values = config.to_dict(UNUSUAL)
+    assert values["dataset"] == "fer2013" and type(values["dataset"]) is str
+    assert values["model"]["arch"] == "keras:MobileNetV2" and values["loss"]["w_fd"] == 0.0
+
+
+def test_missing_names_take_their_defaults():
+    options = config.from_dict(TrainConfig, {"epochs": 2, "model": {"arch": "xcp"}})
+    assert options == TrainConfig(epochs=2, model=ModelConfig(arch="xcp"))
+
+
+@pytest.mark.parametrize(
+    ("values", "section"), [({"epoch": 2}, "TrainConfig"), ({"model": {"epoch": 1}}, "ModelConfig")]
+)
+def test_unknown_names_are_refused_with_the_choices(values, section):
+    with pytest.raises(UserError, match=f"{section}: unknown epoch; expected some of .*(epochs|arch)"):
+        config.from_dict(TrainConfig, values)
+
+
+def test_differences_name_what_changed():
+    left, right = config.to_dict(TrainConfig()), config.to_dict(UNUSUAL)
+    assert config.differences(left, left) == []
+    found = config.differences(left, right)
+    assert len(found) == len(leaves(left))
+    assert "epochs: 12 -> 3" in found and "loss.w_ce: None -> 2.5" in found
+
+
+def test_differences_see_names_that_one_side_lacks():
+    left, right = {"same": 1, "gone": 2, "deep": {"old": 3}}, {"same": 1, "new": 4, "deep": {"old": 5}}
+    assert config.differences(left, right) == ["deep.old: 3 -> 5", "gone: 2 -> None", "new: None -> 4"]
+
+
+# The command line
+
+
+def test_every_training_option_can_be_set(monkeypatch):
+    assert train_options(monkeypatch, *UNUSUAL_ARGS) == UNUSUAL
+
+
+def test_no_options_are_the_default_recipe(monkeypatch):
+    assert train_options(monkeypatch) == train_options(monkeypatch, "--recipe", "default") == TrainConfig()
+
+
+def test_a_recipe_sets_defaults_that_options_override(monkeypatch):
+    assert train_options(monkeypatch, "--recipe", "published") == RECIPES["published"]
+    published = RECIPES["published"]
+    expected = dataclasses.replace(published, epochs=1, loss=dataclasses.replace(published.loss, w_fd=0.0))
+    for args in (
+        ("--recipe", "published", "--epochs", "1", "--w-fd", "0"),
+        ("--epochs", "1", "--recipe", "published", "--w-fd", "0"),
+        ("--epochs", "1", "--w-fd", "0", "--recipe", "published"),
+    ):
+        assert train_options(monkeypatch, *args) == expected
+
+
+def test_the_published_recipe_is_the_published_one():
+    published = RECIPES["published"]
+    assert (published.epochs, published.batch_size) == (300, 50)
+    assert (published.model.arch, published.model.num_embeddings) == ("xcp", 7)
+    assert not published.augmentation.augment
+
+
+@pytest.mark.parametrize("args", [("--recipe", "best"), ("--recipe",), ("--epochs", "3", "--recipe")])
+def test_unknown_recipes_are_refused_with_the_choices(monkeypatch, args):
+    with pytest.raises(UserError, match="--recipe: expected one of default, published"):
+        train_options(monkeypatch, *args)
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (("--epoch-count", "3"), "--epoch-count"),
+        (("--epochs", "many"), "many"),
+        (("--select-on", "train"), "train"),
+        (("--dataset", "cifar10"), "cifar10"),
+        (("--no-augment", "stray"), "stray"),
+    ],
+)
+def test_what_cannot_be_an_option_exits_with_2_and_says_so(monkeypatch, capsys, args, hint):
+    with pytest.raises(SystemExit) as stop:
+        train_options(monkeypatch, *args)
+    assert stop.value.code == 2
+    assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["recognize", "a.png", "b.png", "--json"], RecognizeConfig(("a.png", "b.png"), json=True)),
+        (["recognize", "a.png", "--no-detect-face"], RecognizeConfig(("a.png",), detect_face=False)),
+        (["evaluate", "--weights", "w", "--split", "test"], EvaluateConfig("w", split="test")),
+    ],
+)
+def test_the_first_word_chooses_the_command(monkeypatch, args, expected):
+    monkeypatch.setattr("sys.argv", ["test.py", *args])
+    commands = {"recognize": RecognizeConfig, "evaluate": EvaluateConfig}
+    assert config.parse_command(commands, description="") == expected
+
+
+@pytest.mark.parametrize("args", [["guess", "a.png"], ["evaluate"], []])
+def test_a_command_that_is_unknown_or_incomplete_exits_with_2(monkeypatch, capsys, args):
+    monkeypatch.setattr("sys.argv", ["test.py", *args])
+    with pytest.raises(SystemExit) as stop:
+        config.parse_command({"recognize": RecognizeConfig, "evaluate": EvaluateConfig}, description="")
+    assert stop.value.code == 2 and capsys.readouterr().err
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("part", "split"), [("train", "train"), ("train_7", "train"), ("eval", "val"), ("eval_7", "val"), ("test", "test")]
+)
+def test_published_parts_are_our_splits(part, split):
+    assert DatasetType(part).split == split
+
+
+def test_class_codes_are_the_places_of_their_names():
+    named = {name: getattr(config, name.upper()) for name in config.CLASS_NAMES}
+    assert list(named.items()) == [(name, code) for code, name in enumerate(config.CLASS_NAMES)]
+
+
+def test_every_option_has_a_unique_name():
+    """Sections add their options unprefixed: two of one name would be one option."""
+    names = [name.split(".")[-1] for name in leaves(config.to_dict(TrainConfig()))]
+    assert len(set(names)) == len(names)

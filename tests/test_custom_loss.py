@@ -1,0 +1,478 @@
+"""Do the loss terms equal their formulas, in value and gradient, and does the layer keep its history right?"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import keras
+import loss_oracle as oracle
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import custom_loss
+from custom_loss import (
+    AdCorreLoss,
+    cross_entropy,
+    embedding_discriminator,
+    feature_discriminator,
+    mean_discriminator,
+    pearson_correlation,
+)
+
+GOLDEN = Path(__file__).parent / "data" / "published_loss_values.npz"
+CASES = ("all_classes_k7", "all_classes_k10", "eight_classes", "missing_classes", "unnormalised")
+NUM_CLASSES = 5
+RECALL = np.array([0.9, 0.0, 0.25, 1.0, 0.6])
+
+# Term: (ours, oracle), both of embeddings (B, k, d >= 5) and labels (B,); cross-entropy reads its logits out of them.
+TERMS = {
+    "fd": (feature_discriminator, oracle.feature_discriminator),
+    "fd_adaptive": (
+        lambda e, y: feature_discriminator(e, y, RECALL),
+        lambda e, y: oracle.feature_discriminator(e, y, RECALL, floor=1.0),
+    ),
+    "fd_floor_0": (
+        lambda e, y: feature_discriminator(e, y, RECALL, weight_floor=0.0),
+        lambda e, y: oracle.feature_discriminator(e, y, RECALL, floor=0.0),
+    ),
+    "md": (lambda e, y: mean_discriminator(e, y, NUM_CLASSES), oracle.mean_discriminator),
+    "ed": (lambda e, y: embedding_discriminator(e), lambda e, y: oracle.embedding_discriminator(e)),
+    "ce": (
+        lambda e, y: cross_entropy(y, e[:, 0, :NUM_CLASSES]),
+        lambda e, y: oracle.cross_entropy(y, np.asarray(e)[:, 0, :NUM_CLASSES]),
+    ),
+    "ce_smooth": (
+        lambda e, y: cross_entropy(y, e[:, 0, :NUM_CLASSES], label_smoothing=0.3),
+        lambda e, y: oracle.cross_entropy(y, np.asarray(e)[:, 0, :NUM_CLASSES], smoothing=0.3),
+    ),
+}
+each_term = pytest.mark.parametrize("term", TERMS)
+
+
+def draw(size=6, k=3, d=7, seed=0, num_classes=NUM_CLASSES):
+    """Random embeddings (size, k, d) float64 and labels (size,) int64."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(size, k, d)), rng.integers(0, num_classes, size)
+
+
+def value_and_gradient(function, x):
+    x = tf.convert_to_tensor(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = function(x)
+    return value, tape.gradient(value, x)
+
+
+# Terms against the loops
+
+
+@each_term
+@pytest.mark.parametrize(("size", "k", "d"), [(6, 3, 7), (12, 2, 5), (2, 4, 9)])
+def test_value_is_the_loop_oracle_in_float64(term, size, k, d):
+    ours, loops = TERMS[term]
+    embeddings, labels = draw(size, k, d, seed=size)
+    value = ours(tf.constant(embeddings), labels)
+    assert value.dtype == "float64" and value.shape == ()
+    np.testing.assert_allclose(value, loops(embeddings, labels), rtol=1e-12)
+
+
+@each_term
+@pytest.mark.parametrize("offset", [0.0, 10.0])
+def test_float32_keeps_five_digits(term, offset):
+    """An offset of ten standard deviations would show a variance computed as E[x^2] - E[x]^2."""
+    ours, loops = TERMS[term]
+    embeddings, labels = draw(16, 4, 64)
+    embeddings = (embeddings + offset).astype(np.float32)
+    value = ours(tf.constant(embeddings), labels)
+    assert value.dtype == "float32"
+    np.testing.assert_allclose(value, loops(embeddings, labels), rtol=1e-5)
+
+
+@each_term
+def test_gradient_is_the_central_difference_of_the_oracle(term):
+    ours, loops = TERMS[term]
+    embeddings, labels = draw(5, 2, 5, seed=3)
+    _, gradient = value_and_gradient(lambda e: ours(e, labels), embeddings)
+    expected, step = np.zeros_like(embeddings), 1e-6
+    for at in np.ndindex(embeddings.shape):
+        shift = np.zeros_like(embeddings)
+        shift[at] = step
+        expected[at] = (loops(embeddings + shift, labels) - loops(embeddings - shift, labels)) / (2 * step)
+    assert np.abs(expected).max() > 1e-2
+    np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("term", ["fd", "fd_adaptive", "md", "ed"])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_correlations_do_not_feel_scale_or_shift(term, scale):
+    ours, loops = TERMS[term]
+    embeddings, labels = draw(6, 3, 8)
+    np.testing.assert_allclose(ours(scale * embeddings + scale, labels), loops(embeddings, labels), rtol=1e-8)
+
+
+@each_term
+def test_order_of_samples_does_not_matter(term):
+    ours, _ = TERMS[term]
+    embeddings, labels = draw(9, 3, 7)
+    order = np.random.default_rng(1).permutation(9)
+    value, gradient = value_and_gradient(lambda e: ours(e, labels), embeddings)
+    permuted_value, permuted_gradient = value_and_gradient(lambda e: ours(e, labels[order]), embeddings[order])
+    np.testing.assert_allclose(permuted_value, value, rtol=1e-12)
+    np.testing.assert_allclose(permuted_gradient, np.asarray(gradient)[order], rtol=1e-9, atol=1e-14)
+
+
+def test_no_gradient_flows_into_class_recall():
+    embeddings, labels = draw()
+    value, gradient = value_and_gradient(lambda recall: feature_discriminator(embeddings, labels, recall), RECALL)
+    assert gradient is None
+    assert value != feature_discriminator(embeddings, labels, np.ones(NUM_CLASSES))  # it does depend on it
+
+
+# Closed forms: a, b, c are centred, rho(a, b) = rho(b, c) = 0 and rho(a, c) = -1
+
+A, B, C = [1.0, 0.0, -1.0], [1.0, -2.0, 1.0], [-1.0, 0.0, 1.0]
+
+
+def test_pearson_by_hand():
+    """w = (2, -1, -1), given as w + 5: |a|^2 = 2 and |b|^2 = |w|^2 = 6.
+
+    a.w = 2 + 1 = 3 gives rho = 3 / sqrt(2 * 6) = sqrt(3) / 2; b.w = 2 + 2 - 1 = 3 gives 3 / sqrt(6 * 6) = 1 / 2.
+    """
+    x = np.array([A, B, C, [7.0, 4.0, 4.0]])
+    aw = math.sqrt(3) / 2
+    expected = [[1, 0, -1, aw], [0, 1, 0, 0.5], [-1, 0, 1, -aw], [aw, 0.5, -aw, 1]]
+    np.testing.assert_allclose(pearson_correlation(x), expected, atol=1e-14)
+    np.testing.assert_allclose(
+        pearson_correlation(np.stack([x, x[::-1]]))[1], np.array(expected)[::-1, ::-1], atol=1e-14
+    )
+
+
+def test_feature_discriminator_by_hand():
+    """Labels 0, 0, 1 for a, b, c: |1 - 0| + |-1 - (-1)| + |-1 - 0| = 1 + 0 + 1, twice (i, j and j, i), over 1 * 3^2.
+
+    With recall (0.75, 0.5) the pair a, b weighs floor + 0.25 + 0.25 and b, c weighs floor + 0.25 + 0.5:
+    2 * (1.5 + 1.75) / 9 = 6.5 / 9 with floor 1 and 2 * (0.5 + 0.75) / 9 = 2.5 / 9 with floor 0.
+    """
+    embeddings, labels, recall = np.array([[A], [B], [C]]), np.array([0, 0, 1]), np.array([0.75, 0.5])
+    np.testing.assert_allclose(feature_discriminator(embeddings, labels), 4 / 9)
+    np.testing.assert_allclose(feature_discriminator(embeddings, labels, recall), 6.5 / 9)
+    np.testing.assert_allclose(feature_discriminator(embeddings, labels, recall, weight_floor=0.0), 2.5 / 9)
+
+
+def test_mean_discriminator_by_hand():
+    """Class 0 has (3, 0, -1) and (-1, 0, -1), mean a; class 2 has b; class 4 has c; 1 and 3 are absent, so P = 3.
+
+    (1 + 0) + (1 - 1) + (1 + 0) = 2, twice, over 1 * 3^2.
+    """
+    embeddings = np.array([[[3.0, 0.0, -1.0]], [B], [[-1.0, 0.0, -1.0]], [C]])
+    np.testing.assert_allclose(mean_discriminator(embeddings, np.array([0, 2, 0, 4]), num_classes=5), 4 / 9)
+
+
+def test_embedding_discriminator_by_hand():
+    """Sample 1 is a, b, c: 2 * (1 + 0 + 1) = 4. Sample 2 is a, a, a: 6 pairs of 1 + 1, 12. Over 2 * 3^2: 16 / 18."""
+    np.testing.assert_allclose(embedding_discriminator(np.array([[A, B, C], [A, A, A]])), 16 / 18)
+
+
+def test_cross_entropy_by_hand():
+    """p = (3/4, 1/4), then (1/2, 1/2); labels 0 and 1: (ln(4/3) + ln 2) / 2.
+
+    Smoothed by 0.2 over 2 classes the targets are 0.9 and 0.1: (0.9 ln(4/3) + 0.1 ln 4 + ln 2) / 2.
+    """
+    logits, labels = np.array([[math.log(3), 0.0], [1.0, 1.0]]), np.array([0, 1])
+    np.testing.assert_allclose(cross_entropy(labels, logits), (math.log(4 / 3) + math.log(2)) / 2)
+    smooth = (0.9 * math.log(4 / 3) + 0.1 * math.log(4) + math.log(2)) / 2
+    np.testing.assert_allclose(cross_entropy(labels, logits, label_smoothing=0.2), smooth)
+
+
+def test_cross_entropy_of_a_wildly_wrong_logit_is_the_logit():
+    """-log softmax of (1e4, 0) at class 1 is 1e4 + ln(1 + e^-1e4) = 1e4, where exp would overflow."""
+    value, gradient = value_and_gradient(lambda z: cross_entropy(np.array([1]), z), np.array([[1e4, 0.0]], np.float32))
+    np.testing.assert_allclose(value, 1e4)
+    np.testing.assert_allclose(gradient, [[1.0, -1.0]])
+
+
+# The published values
+
+
+def published(case):
+    with np.load(GOLDEN, allow_pickle=False) as file:
+        embeddings, labels = file[f"{case}/embeddings"].transpose(1, 0, 2), file[f"{case}/labels"]
+        return embeddings, labels, file[f"{case}/probabilities"], file[f"{case}/expected"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_published_values(case):
+    embeddings, labels, probabilities, (fd, md, ed, ce) = published(case)
+    num_classes = probabilities.shape[1]
+    np.testing.assert_allclose(feature_discriminator(embeddings, labels), fd, atol=1e-5)
+    np.testing.assert_allclose(embedding_discriminator(embeddings), ed, atol=1e-5)
+    np.testing.assert_allclose(cross_entropy(labels, np.log(probabilities)) / num_classes, ce, atol=1e-5)
+    if case != "missing_classes":
+        np.testing.assert_allclose(mean_discriminator(embeddings, labels, num_classes), md, atol=1e-5)
+
+
+def test_absent_classes_are_left_out_where_the_published_code_counts_the_batch_mean():
+    embeddings, labels, probabilities, (_, md, _, _) = published("missing_classes")
+    num_classes = probabilities.shape[1]
+    ours = float(mean_discriminator(embeddings, labels, num_classes))
+    np.testing.assert_allclose(ours, oracle.mean_discriminator(embeddings, labels), atol=1e-6)
+    np.testing.assert_allclose(oracle.published_mean_discriminator(embeddings, labels, num_classes), md, atol=1e-5)
+    assert abs(ours - md) > 0.1
+
+
+# Degenerate batches
+
+RANDOM, _ = draw(6, 3, 7, seed=4)
+MIXED = np.array([0, 1, 2, 0, 1, 4])
+DEGENERATE = {
+    "one_sample": (RANDOM[:1], MIXED[:1]),
+    "one_class": (RANDOM, np.full(6, 2)),
+    "duplicates": (np.repeat(RANDOM[:1], 6, axis=0), MIXED),
+    "equal_vectors": (np.repeat(RANDOM[:, :1], 3, axis=1), MIXED),
+    "zeros": (np.zeros((6, 3, 7)), MIXED),
+    "constants": (np.full((6, 3, 7), 0.1) * np.arange(1, 7)[:, None, None], MIXED),
+    "one_zero_vector": (RANDOM * (np.arange(18).reshape(6, 3, 1) != 4), MIXED),
+    "classes_cancel": (np.concatenate([RANDOM[:3], -RANDOM[:3]]), np.array([0, 1, 1, 0, 1, 1])),
+    "absent_classes": (RANDOM, np.array([0, 0, 4, 4, 4, 0])),
+    "k_1": (RANDOM[:, :1], MIXED),
+}
+
+
+@each_term
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_degenerate_batch(term, dtype, name):
+    ours, loops = TERMS[term]
+    embeddings, labels = DEGENERATE[name][0].astype(dtype), DEGENERATE[name][1]
+    value, gradient = value_and_gradient(lambda e: ours(e, labels), embeddings)
+    np.testing.assert_allclose(value, loops(embeddings, labels), atol=1e-5)
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("xla", [False, True], ids=["eager", "xla"])
+@pytest.mark.parametrize("d", [1, 7, 128, 250])
+def test_a_constant_vector_correlates_with_nothing(d, xla):
+    """Its mean is off by a rounding; that residue must not be scaled up to a unit vector."""
+    x = np.stack([np.full(d, c) for c in (0.1, 0.2, 1 / 3, 0.0625, -7.3, 123.4)] + [np.arange(d)]).astype(np.float32)
+    expected = np.zeros((7, 7))
+    expected[6, 6] = d > 1
+    function = tf.function(pearson_correlation, jit_compile=True) if xla else pearson_correlation
+    np.testing.assert_allclose(function(x), expected, atol=1e-5)
+
+
+# Compiled, and in lower precision
+
+
+@each_term
+@pytest.mark.parametrize("xla", [False, True], ids=["graph", "xla"])
+def test_compiled_equals_eager(term, xla):
+    ours, _ = TERMS[term]
+    embeddings, labels = draw(8, 3, 16)
+    eager = value_and_gradient(lambda e: ours(e, labels), embeddings)
+    compiled = tf.function(lambda e: value_and_gradient(lambda x: ours(x, labels), e), jit_compile=xla)(embeddings)
+    np.testing.assert_allclose(compiled[0], eager[0], rtol=1e-12)
+    np.testing.assert_allclose(compiled[1], eager[1], rtol=1e-10, atol=1e-14)
+
+
+@each_term
+def test_one_graph_takes_every_batch_size(term):
+    ours, _ = TERMS[term]
+    signature = [tf.TensorSpec((None, 3, 7), tf.float64), tf.TensorSpec((None,), tf.int64)]
+    graph = tf.function(lambda e, y: ours(e, y), input_signature=signature)
+    for size in (1, 2, 9):
+        embeddings, labels = draw(size)
+        np.testing.assert_allclose(graph(embeddings, labels), ours(embeddings, labels), rtol=1e-12, atol=1e-15)
+
+
+@each_term
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_computed_in_float32(term, dtype):
+    ours, _ = TERMS[term]
+    embeddings, labels = draw(8, 3, 32)
+    rounded = tf.cast(embeddings, dtype)
+    value, gradient = value_and_gradient(lambda e: ours(e, labels), rounded)
+    expected, expected_gradient = value_and_gradient(lambda e: ours(e, labels), tf.cast(rounded, "float32"))
+    assert value.dtype == "float32" and gradient.dtype == dtype
+    np.testing.assert_array_equal(value, expected)
+    np.testing.assert_array_equal(gradient, tf.cast(expected_gradient, dtype))
+
+
+# The layer
+
+
+def batch(size, seed=0, num_classes=NUM_CLASSES):
+    """Labels (size,), logits (size, C) and embeddings (size, 3, 7), float32."""
+    rng = np.random.default_rng(seed)
+    embeddings, labels = draw(size, seed=seed, num_classes=num_classes)
+    return labels, rng.normal(size=(size, num_classes)).astype("float32"), embeddings.astype("float32")
+
+
+def logits_for(predictions, num_classes=NUM_CLASSES):
+    return np.eye(num_classes, dtype="float32")[predictions]
+
+
+def same_state(layer, state):
+    return all(np.array_equal(now, then) for now, then in zip(layer.get_weights(), state, strict=True))
+
+
+def test_layer_returns_the_terms_and_their_weighted_sum():
+    labels, logits, embeddings = batch(8)
+    layer = AdCorreLoss(NUM_CLASSES, w_ce=3.0, w_fd=0.5, w_md=2.0, w_ed=7.0, adaptive=False, label_smoothing=0.1)
+    terms = {name: float(value) for name, value in layer(labels, logits, embeddings, training=True).items()}
+    expected = {
+        "ce": oracle.cross_entropy(labels, logits, 0.1),
+        "fd": oracle.feature_discriminator(embeddings, labels),
+        "md": oracle.mean_discriminator(embeddings, labels),
+        "ed": oracle.embedding_discriminator(embeddings),
+    }
+    expected["loss"] = 3.0 * expected["ce"] + 0.5 * expected["fd"] + 2.0 * expected["md"] + 7.0 * expected["ed"]
+    assert terms == pytest.approx(expected, rel=1e-5)
+
+
+def test_default_weights_are_50_over_the_classes_and_ones():
+    terms = AdCorreLoss(NUM_CLASSES)(*batch(8), training=True)
+    assert float(terms["loss"]) == pytest.approx(float(10.0 * terms["ce"] + terms["fd"] + terms["md"] + terms["ed"]))
+
+
+def test_class_recall_by_hand():
+    """True 0, 0, 1 predicted 0, 1, 1: class 0 is right once of twice, class 1 once of once, class 2 never seen."""
+    layer = AdCorreLoss(3)
+    np.testing.assert_array_equal(layer.class_recall(), [0, 0, 0])
+    _, _, embeddings = batch(3)
+    layer(np.array([0, 0, 1]), logits_for([0, 1, 1], 3), embeddings, training=True)
+    np.testing.assert_allclose(layer.class_recall(), [0.5, 1, 0])
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+def test_adaptive_map_follows_a_scripted_training(mode):
+    """86 predictions through a history of 10; class 4 is seen in the first batches only, and forgotten again."""
+    history = oracle.History(NUM_CLASSES, size=10)
+    layer = AdCorreLoss(NUM_CLASSES, history=10)
+    step = lambda *arrays: layer(*arrays, training=True)  # noqa: E731 - tf.function wraps it
+    if mode != "eager":
+        step = tf.function(step, jit_compile=mode == "xla", reduce_retracing=True)
+    recalls = []
+    for number, size in enumerate([3, 1, 4, 10, 3, 25, 4, 1, 25, 10]):
+        labels, logits, embeddings = batch(size, seed=number, num_classes=5 if number < 3 else 4)
+        labels[0] = 4 if number == 0 else labels[0]
+        right = np.random.default_rng(number).random(size) < 0.6
+        logits = logits_for(np.where(right, labels, (labels + 1) % NUM_CLASSES)) + 0.1
+        if number == 0:
+            logits[0] = logits_for(4)
+        terms = step(labels, logits, embeddings)
+        history.add(labels, logits)
+        recalls.append(history.recall())
+        np.testing.assert_allclose(layer.class_recall(), recalls[-1], rtol=1e-6, err_msg=f"step {number}")
+        expected = oracle.feature_discriminator(embeddings, labels, recalls[-1], floor=1.0)
+        np.testing.assert_allclose(terms["fd"], expected, rtol=1e-5, err_msg=f"step {number}")
+    assert recalls[0][4] > 0 and recalls[-1][4] == 0 and np.ptp(recalls, axis=0).min() > 0.2  # the script exercised it
+
+
+def test_evaluation_uses_the_history_and_leaves_it_alone():
+    layer = AdCorreLoss(NUM_CLASSES, weight_floor=0.0)
+    labels, _, embeddings = batch(8)
+    layer(labels, logits_for(np.where(labels < 2, labels, 0)), embeddings, training=True)
+    state, recall = layer.get_weights(), np.array(layer.class_recall())
+    labels, logits, embeddings = batch(6, seed=1)
+    terms = layer(labels, logits, embeddings, training=False)
+    assert same_state(layer, state)
+    expected = oracle.feature_discriminator(embeddings, labels, recall, floor=0.0)
+    np.testing.assert_allclose(terms["fd"], expected, rtol=1e-5)
+
+
+def test_history_is_non_trainable_and_resumes_from_its_weights():
+    layer, resumed = AdCorreLoss(NUM_CLASSES, history=10), AdCorreLoss(NUM_CLASSES, history=10)
+    for seed in range(3):
+        layer(*batch(7, seed), training=True)
+    assert layer.trainable_weights == [] and layer.non_trainable_weights
+    resumed(*batch(2), training=True)
+    resumed.set_weights(layer.get_weights())
+    for seed in range(3, 6):
+        expected = layer(*batch(4, seed), training=True)
+        np.testing.assert_array_equal(resumed(*batch(4, seed), training=True)["loss"], expected["loss"])
+    assert same_state(resumed, layer.get_weights())
+
+
+FUNCTIONS = {
+    "ce": "cross_entropy",
+    "fd": "feature_discriminator",
+    "md": "mean_discriminator",
+    "ed": "embedding_discriminator",
+}
+
+
+@pytest.mark.parametrize("off", FUNCTIONS)
+def test_a_term_of_weight_0_is_absent_and_never_computed(off, monkeypatch):
+    calls = []
+
+    def counted(name):
+        function = getattr(custom_loss, FUNCTIONS[name])
+        return lambda *args, **options: calls.append(name) or function(*args, **options)
+
+    for name in FUNCTIONS:
+        monkeypatch.setattr(custom_loss, FUNCTIONS[name], counted(name))
+    terms = AdCorreLoss(NUM_CLASSES, **{f"w_{off}": 0.0})(*batch(6), training=True)
+    assert set(terms) == {"loss", *FUNCTIONS} - {off}
+    assert sorted(calls) == sorted(set(FUNCTIONS) - {off})
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_layer_computes_in_float32_under_a_mixed_policy(policy):
+    labels, logits, embeddings = batch(8)
+    half = policy.removeprefix("mixed_")
+    logits, embeddings = tf.cast(logits, half), tf.cast(embeddings, half)
+    expected = AdCorreLoss(NUM_CLASSES)(
+        labels, tf.cast(logits, "float32"), tf.cast(embeddings, "float32"), training=True
+    )
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        layer = AdCorreLoss(NUM_CLASSES)
+        terms = layer(labels, logits, embeddings, training=True)
+    finally:
+        keras.config.set_dtype_policy(before)
+    for name, value in terms.items():
+        assert value.dtype == "float32", name
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    assert layer.class_recall().dtype == "float32"
+
+
+def test_config_round_trip():
+    options = {"w_ce": 3.0, "w_fd": 0.5, "w_md": 0.0, "w_ed": 2.0, "weight_floor": 0.25, "history": 12}
+    layer = AdCorreLoss(num_classes=6, adaptive=False, label_smoothing=0.1, name="loss", **options)
+    config = layer.get_config()
+    twin = AdCorreLoss.from_config(config)
+    assert twin.get_config() == config
+    assert options.items() <= config.items()
+    assert (config["num_classes"], config["adaptive"], config["label_smoothing"]) == (6, False, 0.1)
+    arrays = batch(8, num_classes=6)
+    np.testing.assert_array_equal(twin(*arrays, training=True)["loss"], layer(*arrays, training=True)["loss"])
+
+
+def test_config_keeps_the_default_weight_of_cross_entropy():
+    layer = AdCorreLoss(NUM_CLASSES)
+    twin = AdCorreLoss.from_config(layer.get_config())
+    np.testing.assert_array_equal(twin(*batch(8), training=True)["loss"], layer(*batch(8), training=True)["loss"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_classes": 1},
+        {"history": 0},
+        {"label_smoothing": -0.125},
+        {"label_smoothing": 1.125},
+        {"w_ce": -0.125},
+        {"w_fd": -0.125},
+        {"w_md": -0.125},
+        {"w_ed": -0.125},
+        {"w_fd": float("nan")},
+    ],
+    ids=str,
+)
+def test_bad_arguments_say_what_was_expected_and_received(options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=rf"(?is){name}.*expected.*received.*{value}"):
+        AdCorreLoss(**{"num_classes": NUM_CLASSES, **options})

@@ -1,0 +1,238 @@
+"""Whole runs: what a run writes, resume after kill -9, one folder for one run, what stops a run."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import config
+import experiment
+import model_file
+import trainer as training
+from config import DatasetName, DatasetType, PrepareSyntheticConfig, TrainConfig
+from errors import UserError
+from synthetic_data import write_synthetic_splits
+from train import TrainModel
+
+ROOT = Path(__file__).parents[1]
+EPOCHS = 4
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_synthetic_splits(PrepareSyntheticConfig(data_dir=str(folder), num_train=210, num_val=42, num_test=35))
+    return folder
+
+
+def command(data_dir: Path, run_dir: Path) -> list[str]:
+    options = {"--data-dir": data_dir, "--run-dir": run_dir, "--epochs": EPOCHS, "--batch-size": 30}
+    flat = [str(part) for pair in options.items() for part in pair]
+    return [sys.executable, "train.py", *flat, "--num-embeddings", "3", "--embedding-size", "16"]
+
+
+def settings(data_dir: Path, run_dir: Path, **changes) -> TrainConfig:
+    small = TrainConfig(
+        data_dir=str(data_dir),
+        run_dir=str(run_dir),
+        epochs=2,
+        batch_size=30,
+        model=config.ModelConfig(num_embeddings=3, embedding_size=16),
+    )
+    return dataclasses.replace(small, **changes)
+
+
+def state(run_dir: Path) -> dict[str, np.ndarray]:
+    with h5py.File(run_dir / "state.h5", "r") as file:
+        return {f"{name} {file[name].attrs['path']}": file[name][()] for name in file}
+
+
+@pytest.fixture(scope="module")
+def whole_run(data_dir, tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    done = subprocess.run(command(data_dir, run_dir), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in done.stdout
+    return run_dir
+
+
+def test_a_run_writes_its_whole_folder(whole_run):
+    written = {path.name for path in whole_run.iterdir()}
+    assert written >= {
+        *("config.json", "env.json", "history.csv", "history.png", "state.h5", "best.weights.h5", "result.json"),
+        *("predictions.npz", "confusion_matrix.png", "per_class.png", "reliability.png", "tsne.png", "tensorboard"),
+    }
+    assert not [name for name in written if name.startswith(".tmp")]
+    result = json.loads((whole_run / "result.json").read_text())
+    assert (result["dataset"], result["split"], result["n"], result["seed"]) == ("synthetic", "test", 35, 0)
+    assert result["selected_on"] == "val"
+    with open(whole_run / "history.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
+    assert {"loss", "ce", "fd", "md", "ed", "accuracy", "val_accuracy", "learning_rate"} <= set(rows[0])
+    best = max(rows, key=lambda row: float(row["val_accuracy"]))
+    assert result["best_epoch"] == int(best["epoch"])
+    info = model_file.read_info(whole_run / "best.weights.h5")
+    assert info.metrics["accuracy"] == pytest.approx(float(best["val_accuracy"]))
+
+
+def test_the_loss_column_is_the_weighted_sum_of_the_terms(whole_run):
+    for row in training.read_history(whole_run):
+        assert row["loss"] == pytest.approx(50 / 7 * row["ce"] + row["fd"] + row["md"] + row["ed"], rel=1e-5)
+
+
+def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(data_dir, whole_run, tmp_path):
+    run_dir = tmp_path / "run"
+    process = subprocess.Popen(
+        command(data_dir, run_dir), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (run_dir / "state.h5").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)  # some steps into the next epoch
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 1 <= len(training.read_history(run_dir)) < EPOCHS
+
+    done = subprocess.run(command(data_dir, run_dir), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "going on after epoch" in done.stdout
+    expected, found = state(whole_run), state(run_dir)
+    assert expected.keys() == found.keys()
+    assert any("history" in name for name in expected), "the confusion history is part of the state"
+    assert any("seed_generator" in name for name in expected), "the random generators are part of the state"
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+    for weights in (whole_run, run_dir):
+        assert model_file.read_info(weights / "best.weights.h5").arch == "mini_xcp"
+    with (
+        h5py.File(whole_run / "best.weights.h5") as left,
+        h5py.File(run_dir / "best.weights.h5") as right,
+    ):
+        names = []
+        left.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+        for name in names:
+            np.testing.assert_array_equal(left[name][()], right[name][()], err_msg=name)
+
+
+def test_a_finished_run_is_not_repeated(data_dir, whole_run, capsys):
+    before = (whole_run / "state.h5").stat().st_mtime_ns
+    again = settings(data_dir, whole_run, epochs=EPOCHS)
+    assert experiment.train_and_evaluate(again)["n"] == 35
+    assert "finished" in capsys.readouterr().out
+    assert (whole_run / "state.h5").stat().st_mtime_ns == before
+
+
+def test_a_folder_keeps_to_one_run(data_dir, whole_run):
+    with pytest.raises(UserError, match=r"epochs: 4 -> 2"):
+        experiment.train_and_evaluate(settings(data_dir, whole_run))
+
+
+def test_the_same_options_give_the_same_run_id_wherever_things_lie(data_dir, tmp_path):
+    one = settings(data_dir, tmp_path)
+    assert experiment.run_id(one) == experiment.run_id(settings(tmp_path, data_dir))
+    assert experiment.run_id(one) != experiment.run_id(settings(data_dir, tmp_path, seed=1))
+
+
+def test_train_model_starts_from_a_file_and_writes_into_a_folder(data_dir, whole_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = TrainModel(
+        DatasetName.synthetic,
+        DatasetType.train,
+        settings(data_dir, "unused", run_dir="fine", epochs=1, optimizer=config.OptimizerConfig(learning_rate=0.0)),
+    )
+    weights = whole_run / "best.weights.h5"
+    model.train(arch="mini_xcp", weight_path=str(weights))
+    started, _ = model_file.load_model(weights)
+    ended, _ = model_file.load_model(tmp_path / "fine" / "best.weights.h5")
+    for a, b in zip(started.trainable_variables, ended.trainable_variables, strict=True):
+        np.testing.assert_array_equal(a, b)  # at learning rate 0 the start is the end
+
+    folder = tmp_path / "there"
+    TrainModel(DatasetName.synthetic, settings=model.settings).train(weight_path=str(folder))
+    assert (folder / "result.json").exists()
+
+
+def test_an_evaluation_part_cannot_be_trained_on():
+    with pytest.raises(UserError, match="expected train or train_7, received eval"):
+        TrainModel(DatasetName.synthetic, DatasetType.eval)
+
+
+def test_weights_of_another_architecture_are_refused(data_dir, whole_run, tmp_path):
+    other = settings(
+        data_dir,
+        tmp_path / "run",
+        weights=str(whole_run / "best.weights.h5"),
+        model=config.ModelConfig(arch="xcp", input_size=71),
+    )
+    with pytest.raises(UserError, match="expected a xcp network, found mini_xcp"):
+        experiment.train_and_evaluate(other)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(data_dir, tmp_path):
+    run_dir = tmp_path / "run"
+    wild = settings(
+        data_dir,
+        run_dir,
+        optimizer=config.OptimizerConfig(optimizer="adam", learning_rate=1e30, schedule="constant"),
+    )
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+ of epoch 1"):
+        experiment.train_and_evaluate(wild)
+    assert not (run_dir / "state.h5").exists(), "a broken epoch is never saved"
+
+
+def test_an_unprepared_data_set_names_the_command(tmp_path):
+    with pytest.raises(UserError, match="python prepare_data.py fer2013 --source PATH --data-dir"):
+        experiment.train_and_evaluate(settings(tmp_path, tmp_path / "run", dataset=DatasetName.fer2013))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "mixed_bfloat16"},
+        {"balanced": True, "loss": config.LossConfig(label_smoothing=0.1, w_md=0.0)},
+        {"optimizer": config.OptimizerConfig(accumulate=3)},
+    ],
+    ids=["mixed_bfloat16", "balanced, smoothed, without MD", "accumulated gradients"],
+)
+def test_options_train(data_dir, tmp_path, changes):
+    result = experiment.train_and_evaluate(settings(data_dir, tmp_path / "run", epochs=1, **changes))
+    rows = training.read_history(tmp_path / "run")
+    assert result["n"] == 35
+    assert np.isfinite(rows[0]["loss"])
+    assert ("md" in rows[0]) == (changes.get("loss") is None)
+
+
+def test_the_network_can_learn_one_batch_by_heart(data_dir):
+    """14 faces, no augmentation, no dropout: every term falls and every face is recognised."""
+    import keras
+
+    import cnn_model
+    import custom_loss
+    from dataset_class import open_split
+
+    keras.utils.set_random_seed(0)
+    split = open_split(data_dir, "synthetic", "train")
+    images, labels = np.asarray(split.images[:14]), split.labels[:14].astype(np.int32)
+    model = training.AdCorreTrainer(
+        cnn_model.build_model("mini_xcp", num_embeddings=3, embedding_size=16, dropout=0.0),
+        custom_loss.AdCorreLoss(7),
+    )
+    model.compile(keras.optimizers.Adam(3e-3), jit_compile=False)
+    first = model.train_on_batch(images, labels, return_dict=True)
+    for _ in range(60):
+        model.reset_metrics()
+        last = model.train_on_batch(images, labels, return_dict=True)
+    assert last["accuracy"] == 1.0
+    for term in ("ce", "fd", "md", "ed"):
+        assert last[term] < first[term], term

@@ -1,0 +1,243 @@
+"""Do the scores equal their definitions, worked by hand and by plain loops?"""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from metrics import expected_calibration_error, reliability_bins, score
+
+# Worked by hand. Rows are true classes, columns predictions:
+#        a  b  c
+#   a  [ 2  2  0 ]
+#   b  [ 0  3  0 ]
+#   c  [ 1  0  2 ]
+LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
+PREDICTIONS = np.array([0, 0, 1, 1, 1, 1, 1, 2, 2, 0])
+
+
+def probabilities_of(predictions, num_classes, confidence=0.8):
+    """Rows whose largest entry, ``confidence``, is the prediction's."""
+    rows = np.full((len(predictions), num_classes), (1 - confidence) / (num_classes - 1))
+    rows[np.arange(len(predictions)), predictions] = confidence
+    return rows
+
+
+def random_case(n, num_classes=5, seed=0):
+    """Labels with a rare class, and predictions of which about six in ten are right."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(num_classes, n, p=[0.4, 0.3, 0.2, 0.08, 0.02])
+    logits = rng.normal(size=(n, num_classes))
+    logits[np.arange(n), labels] += 1.5
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return labels, probabilities
+
+
+def test_score_by_hand():
+    scores = score(LABELS, probabilities_of(PREDICTIONS, 3), ["a", "b", "c"])
+    assert scores["n"] == 10
+    assert scores["confusion_matrix"] == [[2, 2, 0], [0, 3, 0], [1, 0, 2]]
+    assert scores["accuracy"] == pytest.approx((2 + 3 + 2) / 10)
+    # recall: 2 of 4, 3 of 3, 2 of 3; precision: 2 of 3, 3 of 5, 2 of 2; F1 = 2 hits / (true + predicted)
+    assert scores["mean_class_recall"] == pytest.approx((2 / 4 + 3 / 3 + 2 / 3) / 3)
+    assert scores["macro_f1"] == pytest.approx((4 / 7 + 6 / 8 + 4 / 5) / 3)
+    expected = {
+        "a": {"n": 4, "precision": 2 / 3, "recall": 2 / 4, "f1": 4 / 7},
+        "b": {"n": 3, "precision": 3 / 5, "recall": 3 / 3, "f1": 6 / 8},
+        "c": {"n": 3, "precision": 2 / 2, "recall": 2 / 3, "f1": 4 / 5},
+    }
+    assert list(scores["per_class"]) == ["a", "b", "c"]
+    for name, values in expected.items():
+        assert scores["per_class"][name] == pytest.approx(values)
+    # every confidence is 0.8, 7 of 10 are right
+    assert scores["ece"] == pytest.approx(0.8 - 0.7)
+
+
+def test_score_equals_plain_loops():
+    labels, probabilities = random_case(400)
+    scores = score(labels, probabilities, "abcde")
+    confusion = [[0] * 5 for _ in range(5)]
+    for label, row in zip(labels, probabilities, strict=True):
+        best = 0
+        for code in range(5):
+            if row[code] > row[best]:
+                best = code
+        confusion[label][best] += 1
+    recalls, f1s = [], []
+    for code in range(5):
+        hits = confusion[code][code]
+        recall = hits / sum(confusion[code])
+        precision = hits / sum(confusion[other][code] for other in range(5))
+        recalls.append(recall)
+        f1s.append(2 * precision * recall / (precision + recall))
+    assert scores["confusion_matrix"] == confusion
+    assert scores["accuracy"] == pytest.approx(sum(confusion[code][code] for code in range(5)) / 400)
+    assert scores["mean_class_recall"] == pytest.approx(sum(recalls) / 5)
+    assert scores["macro_f1"] == pytest.approx(sum(f1s) / 5)
+
+
+def test_scores_are_strict_json():
+    labels, probabilities = random_case(50)
+    # float32 and a class without samples are where NumPy numbers and NaN would slip through
+    scores = score(np.minimum(labels, 2), probabilities.astype(np.float32), "abcde")
+    assert json.loads(json.dumps(scores, allow_nan=False)) == scores
+
+
+def test_absent_class_has_no_recall_and_leaves_the_means():
+    labels = np.array([0, 0, 1, 1])
+    scores = score(labels, probabilities_of([0, 2, 1, 1], 4), ["here", "also", "guessed", "nowhere"])
+    assert scores["per_class"]["guessed"] == {"n": 0, "precision": 0.0, "recall": None, "f1": None}
+    assert scores["per_class"]["nowhere"] == {"n": 0, "precision": None, "recall": None, "f1": None}
+    assert scores["mean_class_recall"] == pytest.approx((1 / 2 + 2 / 2) / 2)
+    assert scores["macro_f1"] == pytest.approx((2 / 3 + 4 / 4) / 2)
+
+
+def test_class_never_predicted_has_no_precision_and_counts_as_zero():
+    scores = score(np.array([0, 0, 1]), probabilities_of([0, 0, 0], 2), ["a", "b"])
+    assert scores["per_class"]["b"] == {"n": 1, "precision": None, "recall": 0.0, "f1": 0.0}
+    assert scores["mean_class_recall"] == pytest.approx((1 + 0) / 2)
+    assert scores["macro_f1"] == pytest.approx((4 / 5 + 0) / 2)
+
+
+def test_first_of_equal_probabilities_is_predicted():
+    assert score(np.array([0]), np.array([[0.5, 0.5]]), "ab")["confusion_matrix"] == [[1, 0], [0, 0]]
+
+
+def test_intervals_hold_the_estimate_and_shrink_with_n():
+    widths = {}
+    for n in (200, 3200):
+        scores = score(*random_case(n), "abcde")
+        for name, (low, high) in scores["intervals"].items():
+            assert low < scores[name] < high
+            widths[name, n] = high - low
+    # sixteen times the samples: a quarter of the width, within the noise of two samples
+    assert widths["accuracy", 200] / widths["accuracy", 3200] == pytest.approx(4, rel=0.25)
+    assert widths["macro_f1", 200] > 2 * widths["macro_f1", 3200]
+    assert widths["mean_class_recall", 200] > 2 * widths["mean_class_recall", 3200]
+
+
+def test_intervals_follow_the_seed():
+    case = random_case(300)
+    first, again, other = (score(*case, "abcde", seed=seed)["intervals"] for seed in (3, 3, 4))
+    assert first == again
+    assert first != other
+
+
+def test_accuracy_interval_is_near_the_normal_approximation():
+    labels = np.zeros(1000, np.int64)
+    predictions = (np.arange(1000) < 300).astype(np.int64)  # 700 of 1000 right
+    scores = score(labels, probabilities_of(predictions, 2), "ab", num_resamples=20_000)
+    half = 1.96 * math.sqrt(0.7 * 0.3 / 1000)
+    assert scores["intervals"]["accuracy"] == pytest.approx([0.7 - half, 0.7 + half], abs=0.002)
+
+
+def test_intervals_equal_resampling_the_samples_themselves():
+    labels, probabilities = random_case(250)
+    predictions = probabilities.argmax(axis=1)
+    rng = np.random.default_rng(1)
+    recall_means, f1_means = [], []
+    for _ in range(2000):
+        rows = rng.integers(0, 250, 250)
+        y, p = labels[rows], predictions[rows]
+        there = [code for code in range(5) if (y == code).any()]
+        recall_means.append(np.mean([np.mean(p[y == code] == code) for code in there]))
+        f1_means.append(
+            np.mean([2 * np.sum((y == code) & (p == code)) / (np.sum(y == code) + np.sum(p == code)) for code in there])
+        )
+    intervals = score(labels, probabilities, "abcde", num_resamples=2000)["intervals"]
+    assert intervals["mean_class_recall"] == pytest.approx(np.percentile(recall_means, [2.5, 97.5]), abs=0.015)
+    assert intervals["macro_f1"] == pytest.approx(np.percentile(f1_means, [2.5, 97.5]), abs=0.015)
+
+
+def test_everything_right_leaves_no_doubt():
+    scores = score(LABELS, probabilities_of(LABELS, 3), "abc")
+    assert scores["intervals"] == {"accuracy": [1, 1], "mean_class_recall": [1, 1], "macro_f1": [1, 1]}
+
+
+def test_one_sample_is_enough():
+    scores = score(np.array([1]), np.array([[0.3, 0.7]]), "ab")
+    assert (scores["accuracy"], scores["mean_class_recall"], scores["n"]) == (1, 1, 1)
+
+
+def test_calibrated_predictions_have_no_calibration_error():
+    # confidence 0.8 with 8 of 10 right, and confidence 0.5 with 5 of 10 right
+    labels = np.array([0] * 8 + [1] * 2 + [0] * 5 + [1] * 5)
+    probabilities = np.array([[0.8, 0.1, 0.1]] * 10 + [[0.5, 0.3, 0.2]] * 10)
+    assert expected_calibration_error(labels, probabilities) == pytest.approx(0, abs=1e-12)
+
+
+def test_overconfident_predictions():
+    # always certain, right half of the time: |0.5 - 1.0|
+    labels = np.array([0, 1, 0, 1])
+    assert expected_calibration_error(labels, np.array([[1.0, 0.0]] * 4)) == pytest.approx(0.5)
+
+
+def test_calibration_error_weighs_bins_by_their_samples():
+    # 3 samples at 0.9, one right: |1/3 - 0.9|; 1 sample at 0.6, right: |1 - 0.6|
+    labels = np.array([0, 1, 1, 0])
+    probabilities = np.array([[0.9, 0.1]] * 3 + [[0.6, 0.4]])
+    assert expected_calibration_error(labels, probabilities) == pytest.approx(3 / 4 * (0.9 - 1 / 3) + 1 / 4 * 0.4)
+
+
+def test_calibration_error_averages_inside_a_bin_first():
+    # 0.61 and 0.65 share the bin (9/15, 10/15]: accuracy 1/2 against confidence 0.63, not two gaps of their own
+    labels = np.array([0, 1])
+    probabilities = np.array([[0.61, 0.39], [0.65, 0.35]])
+    assert expected_calibration_error(labels, probabilities) == pytest.approx(0.63 - 0.5)
+
+
+def test_reliability_bins_equal_plain_loops():
+    labels, probabilities = random_case(300)
+    confidence, accuracy, count = reliability_bins(labels, probabilities, num_bins=8)
+    assert count.sum() == 300
+    for index in range(8):
+        members = [
+            (max(row), int(np.argmax(row) == label))
+            for label, row in zip(labels, probabilities, strict=True)
+            if index / 8 < max(row) <= (index + 1) / 8
+        ]
+        assert count[index] == len(members)
+        if members:
+            assert confidence[index] == pytest.approx(sum(c for c, _ in members) / len(members))
+            assert accuracy[index] == pytest.approx(sum(right for _, right in members) / len(members))
+        else:
+            assert np.isnan(confidence[index]) and np.isnan(accuracy[index])
+
+
+def test_reliability_bins_are_closed_above():
+    # 0.5 closes the first of two bins, 1.0 the second
+    _, _, count = reliability_bins(np.array([0, 0, 0]), np.array([[0.5, 0.5], [0.51, 0.49], [1.0, 0.0]]), num_bins=2)
+    assert count.tolist() == [1, 2]
+
+
+GOOD = np.array([[0.5, 0.5], [0.25, 0.75]])
+
+
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "message"),
+    [
+        (np.zeros(0, int), np.zeros((0, 2)), "at least one sample"),
+        (np.zeros(3, int), GOOD, r"received labels \(3,\) and probabilities \(2, 2\)"),
+        (np.zeros((2, 1), int), GOOD, r"received labels \(2, 1\)"),
+        (np.zeros(2, int), GOOD[:, 0], r"probabilities \(2,\)"),
+        (np.zeros(2), GOOD, "integer labels, received float64"),
+        (np.array([0, 2]), GOOD, "labels 0..1 for 2 classes, received 2 at row 1"),
+        (np.array([-1, 0]), GOOD, "received -1 at row 0"),
+        (np.zeros(2, int), np.array([[0.5, 0.5], [np.nan, 0.5]]), r"received \[nan, 0.5\] at row 1"),
+        (np.zeros(2, int), np.array([[3.0, -2.0], [0.5, 0.5]]), r"received \[3.0, -2.0\] at row 0"),
+        (np.zeros(2, int), np.array([[4.0, 1.0], [0.5, 0.5]]), "adding up to 1"),
+    ],
+)
+def test_input_that_cannot_be_measured(labels, probabilities, message):
+    with pytest.raises(ValueError, match=message):
+        score(labels, probabilities, ["a", "b"])
+
+
+def test_class_names_must_fit():
+    with pytest.raises(
+        ValueError, match="expected 2 class names, one a column of the probabilities, received 3: a, b, c"
+    ):
+        score(np.zeros(2, int), GOOD, ["a", "b", "c"])
