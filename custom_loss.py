@@ -4,7 +4,7 @@ Fard and Mahoor, "Ad-Corre", IEEE Access 2022, doi 10.1109/ACCESS.2022.3156598; 
 every term. Pure functions of tensors, and one layer that owns the only state: the confusion history.
 
 Shape letters: B batch, k embeddings a face, d numbers an embedding, C classes, H history.
-A suffix names a tensor's axes: `e_bkd`, `corr_kbb`.
+A suffix names a tensor's axes: `e_bkd`, `corr_bb`; n stands for k * d.
 """
 
 from __future__ import annotations
@@ -26,6 +26,16 @@ def _off_diagonal(n, dtype):
     return 1 - ops.eye(n, dtype=dtype)
 
 
+def _unit_deviations(x):
+    """Centres every vector of the last axis and scales it to length 1; a constant vector becomes 0."""
+    x = _full_precision(x)
+    # The first coordinate goes before the mean: a constant vector is then exactly 0, and not a mean's rounding.
+    x = x - ops.stop_gradient(x[..., :1])
+    x = x - ops.mean(x, axis=-1, keepdims=True)
+    # The guard stands inside the root: outside, a constant vector would give NaN gradients.
+    return x * ops.rsqrt(ops.maximum(ops.sum(x * x, axis=-1, keepdims=True), EPSILON))
+
+
 def pearson_correlation(x):
     """Pearson's correlation of every pair of rows.
 
@@ -38,10 +48,7 @@ def pearson_correlation(x):
         float32 (..., n, n), float64 for float64 input, in -1..1. A constant vector has correlation 0 with
         every vector, itself included, and passes finite gradients.
     """
-    x = _full_precision(x)
-    x = x - ops.mean(x, axis=-1, keepdims=True)
-    # The guard stands inside the root: outside, a constant vector would give NaN gradients.
-    x = x * ops.rsqrt(ops.maximum(ops.sum(x * x, axis=-1, keepdims=True), EPSILON))
+    x = _unit_deviations(x)
     return ops.matmul(x, ops.swapaxes(x, -1, -2))
 
 
@@ -63,14 +70,15 @@ def feature_discriminator(embeddings, labels, class_recall=None, weight_floor=1.
     """
     e_bkd = _full_precision(embeddings)
     batch_size, k = ops.shape(e_bkd)[0], e_bkd.shape[1]
-    corr_kbb = pearson_correlation(ops.transpose(e_bkd, (1, 0, 2)))
+    # The k correlations of a pair enter as their sum: one (B, B) product of the concatenated vectors, not k.
+    u_bn = ops.reshape(_unit_deviations(e_bkd), (batch_size, -1))
+    corr_bb = ops.matmul(u_bn, ops.transpose(u_bn))
     same_bb = ops.cast(labels[:, None] == labels[None, :], e_bkd.dtype)
     weight_bb = _off_diagonal(batch_size, e_bkd.dtype)
     if class_recall is not None:
         miss_b = 1 - ops.take(ops.stop_gradient(ops.cast(class_recall, e_bkd.dtype)), labels)
         weight_bb = weight_bb * (weight_floor + miss_b[:, None] + miss_b[None, :])
-    # |Omega - rho| = 1 - Omega * rho, as |rho| <= 1: no absolute value, and one pass over (k, B, B) less.
-    distance_bb = k - (2 * same_bb - 1) * ops.sum(corr_kbb, axis=0)
+    distance_bb = k - (2 * same_bb - 1) * corr_bb  # |Omega - rho| = 1 - Omega * rho, as |rho| <= 1
     return ops.sum(weight_bb * distance_bb) / ops.cast(k * batch_size * batch_size, e_bkd.dtype)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import os
 import shutil
@@ -21,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from errors import UserError
-from files import only_writer, sha256, whole_file, write_json
+from files import only_writer, read_json, sha256, whole_file, write_json
 
 FORMAT_VERSION = 1
 
@@ -109,9 +110,7 @@ class SplitWriter:
         # Written in order, not memory-mapped: a full disk is an OSError here and would be a SIGBUS there.
         self._images = open(self._new / "images.npy", "wb")  # noqa: SIM115 - open as long as the writer is
         shape = (self.meta["num_images"], *self.meta["image_shape"])
-        np.lib.format.write_array_header_1_0(
-            self._images, {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)}
-        )
+        np.lib.format.write_array_header_1_0(self._images, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
     def _finish(self) -> None:
         if len(self._labels) != self.meta["num_images"]:
@@ -164,6 +163,101 @@ def published_together(writers: Sequence[SplitWriter]) -> Iterator[None]:
         finally:
             for writer in writers:
                 writer._clean()
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedSplit:
+    """One split of a prepared data set, its pixels memory-mapped.
+
+    Attributes:
+        images: uint8 (N, H, W, C), C 1 (gray) or 3 (RGB), read from disk as it is indexed.
+        labels: int64 (N,), codes 0 <= label < num_classes.
+        meta: what `meta.json` says.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    meta: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def name(self) -> str:
+        """Data set and split, as ``fer2013/val``."""
+        return f"{self.meta['dataset']}/{self.meta['split']}"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.meta["class_names"])
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def class_counts(self) -> np.ndarray:
+        """Images a class, int64 (num_classes,)."""
+        return np.bincount(self.labels, minlength=self.num_classes)
+
+
+def prepared_splits(data_dir: str | Path) -> list[tuple[str, str]]:
+    """The (data set, split) pairs prepared below ``data_dir``, sorted."""
+    return sorted(path.parent.parts[-2:] for path in Path(data_dir).glob("*/*/meta.json"))
+
+
+def open_split(data_dir: str | Path, dataset: str, split: str) -> PreparedSplit:
+    """Opens a prepared split and checks that its three files belong together.
+
+    Raises:
+        UserError: not prepared, or a file is truncated, of another type, length or format.
+    """
+    folder = split_dir(data_dir, dataset, split)
+    if not (folder / "meta.json").is_file():
+        found = ", ".join("/".join(pair) for pair in prepared_splits(data_dir)) or "nothing"
+        source = "" if dataset == "synthetic" else " --source PATH"
+        raise UserError(
+            f"{dataset}/{split} is not prepared in {data_dir} (found: {found}); "
+            f"run: python prepare_data.py {dataset}{source} --data-dir {data_dir}"
+        )
+    meta = read_json(folder / "meta.json")
+    if meta.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{folder}/meta.json: expected format version {FORMAT_VERSION}, found {meta.get('format_version')}; "
+            "prepare the data set again"
+        )
+    images = _open_array(folder / "images.npy", np.uint8, 4, mmap_mode="r")
+    labels = _open_array(folder / "labels.npy", np.int64, 1)
+    if not len(images) == len(labels) == meta["num_images"]:
+        raise UserError(
+            f"{folder}: images.npy holds {len(images)} images, labels.npy {len(labels)} labels and meta.json says "
+            f"{meta['num_images']}; prepare the data set again"
+        )
+    num_classes = len(meta["class_names"])
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(outside):
+        raise UserError(
+            f"{folder}/labels.npy: expected codes 0..{num_classes - 1}, found {labels[outside[0]]} "
+            f"at row {outside[0]}; prepare the data set again"
+        )
+    return PreparedSplit(images, labels, meta)
+
+
+def _open_array(path: Path, dtype: type, ndim: int, mmap_mode: str | None = None) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: the file is missing; prepare the data set again") from None
+    except (ValueError, EOFError) as error:  # truncated, an object array, or no .npy at all
+        raise UserError(
+            f"{path}: not a whole .npy array of plain numbers ({error}); prepare the data set again"
+        ) from None
+    if array.dtype != dtype or array.ndim != ndim:
+        raise UserError(
+            f"{path}: expected {np.dtype(dtype)} with {ndim} axes, found {array.dtype} with {array.ndim}; "
+            "prepare the data set again"
+        )
+    return array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +323,7 @@ class SourceFiles:
             self.names = sorted(file.relative_to(path).as_posix() for file in found if file.is_file())
         else:
             with damaged_zip(path):
-                self._zip = zipfile.ZipFile(path)
+                self._zip = _open_zip(path)
             self.names = sorted({self._checked(entry).filename for entry in self._zip.infolist() if not entry.is_dir()})
 
     def _checked(self, entry: zipfile.ZipInfo) -> zipfile.ZipInfo:
@@ -276,10 +370,19 @@ def file_identity(path: Path) -> dict[str, Any]:
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except UnicodeDecodeError as error:  # of a damaged name
+        raise zipfile.BadZipFile(str(error)) from None
+
+
 @contextlib.contextmanager
 def damaged_zip(path: Path) -> Iterator[None]:
     """Turns what `zipfile` raises for a damaged file into a `UserError`."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a damaged offset before the start
+            raise
         raise UserError(f"{path}: the zip is cut off or damaged ({error}); download it again") from None

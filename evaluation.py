@@ -12,7 +12,7 @@ import numpy as np
 
 import metrics
 import plots
-from dataset_class import PreparedSplit
+from data_helper import PreparedSplit
 from errors import UserError
 from files import whole_file, write_json
 
@@ -107,7 +107,7 @@ def evaluate(
         **scores,
         "class_names": list(split.class_names),
         "seed": seed,
-        "commit": _commit(),
+        "commit": commit(),
         **(extra or {}),
     }
     write_json(folder / "result.json", result)
@@ -163,7 +163,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of this file's repository, 40 hexadecimal digits, ``-dirty`` when tracked files differ from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

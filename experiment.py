@@ -23,7 +23,8 @@ import plots
 import runtime
 import trainer as training
 from config import DatasetName, TrainConfig
-from dataset_class import Batches, PreparedSplit, open_split, prepared_splits
+from data_helper import PreparedSplit, open_split, prepared_splits
+from dataset_class import Batches
 from errors import UserError
 from files import only_writer, read_json, write_json
 from synthetic_data import write_synthetic_splits
@@ -114,7 +115,7 @@ def _fit(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit]) 
     write_json(folder / "env.json", runtime.versions())
     model.fit(
         batches,
-        validation_data=Batches(splits[settings.select_on], settings.batch_size),
+        validation_data=Batches(splits[settings.select_on], settings.batch_size, seed=settings.seed, training=False),
         epochs=settings.epochs,
         initial_epoch=state.epochs_done,
         shuffle=False,  # `Batches` orders them

@@ -19,7 +19,7 @@ from errors import UserError
 from images import decode_image
 
 IMAGE_SHAPE = (48, 48, 1)
-CODES = (ANGER, DISGUST, FEAR, HAPPY, SAD, SURPRISE, NEUTRAL)  # of the CSV's emotion 0..6
+CODES = {"0": ANGER, "1": DISGUST, "2": FEAR, "3": HAPPY, "4": SAD, "5": SURPRISE, "6": NEUTRAL}  # the CSV's emotion
 FOLDERS = {  # by name: the folders' alphabetical order is not the order of the CSV's codes
     "angry": ANGER,
     "disgust": DISGUST,
@@ -146,9 +146,9 @@ def _csv_rows(path: Path, open_table: Callable[[], BinaryIO], name: str) -> Iter
                 usage, code = cells.get("Usage", "Training").strip(), cells["emotion"].strip()
                 if usage not in SPLITS:
                     raise UserError(f"{where}: expected Usage {', '.join(SPLITS)}, found {usage!r}")
-                if code not in "0123456" or len(code) != 1:
+                if code not in CODES:
                     raise UserError(f"{where}: expected an emotion 0..6, found {code!r}")
-                yield where, SPLITS[usage], CODES[int(code)], cells["pixels"]
+                yield where, SPLITS[usage], CODES[code], cells["pixels"]
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{name}, after line {line}: expected a CSV table ({error}); {_FORMS}") from None
 

@@ -99,7 +99,7 @@ def reliability_bins(
 def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, num_bins: int = 15) -> float:
     """Mean gap between confidence and accuracy, ``sum_b n_b / N * |accuracy_b - confidence_b|``, 0..1.
 
-    Source: Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, equation 5.
+    Source: Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, section 2.
     Takes what `reliability_bins` takes.
     """
     confidence, accuracy, count = reliability_bins(labels, probabilities, num_bins)

@@ -209,7 +209,7 @@ def _save_confusion_matrix(path: Path, confusion: np.ndarray, class_names: Seque
         axes = figure.add_subplot()
         image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
         for row, column in np.ndindex(confusion.shape):
-            color = "white" if percent[row, column] > 55 else "black"
+            color = "white" if percent[row, column] > 65 else "black"
             if support[row]:
                 axes.text(column, row - 0.1, f"{percent[row, column]:.1f}", color=color, ha="center", va="center")
             axes.text(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -16,7 +15,7 @@ from config import (
     Split,
     parse_command,
 )
-from data_helper import split_dir
+from data_helper import open_split, prepared_splits, split_dir
 from errors import UserError, run_command
 from fer2013 import OFFICIAL_COUNTS, prepare_fer2013
 from synthetic_data import write_synthetic_splits
@@ -55,10 +54,7 @@ def synthetic(config: PrepareSyntheticConfig) -> None:
 
 def inspect(config: InspectConfig) -> None:
     """Prints what is prepared and draws a grid of each split's pictures."""
-    # Here and not above: they bring Keras and matplotlib, for which the other commands would wait.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notices would bury the table
-    from dataset_class import open_split, prepared_splits
-    from plots import save_image_grid
+    from plots import save_image_grid  # here and not above: matplotlib, for which the other commands would wait
 
     names = [config.dataset.value] if config.dataset else [name.value for name in DatasetName]
     prepared = prepared_splits(config.data_dir)

@@ -6,9 +6,11 @@ commands call `choose_backend` before they import anything that imports Keras.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from errors import UserError
 
 
 def choose_backend(name: str) -> None:
-    """Makes Keras use ``tensorflow``, ``jax`` or ``torch``; call it before Keras is imported.
+    """Makes Keras use ``tensorflow``, ``jax`` or ``torch``, and imports it; call it before anything imports Keras.
 
     Raises:
         UserError: the backend is not installed, or Keras runs on another one already.
@@ -28,7 +30,31 @@ def choose_backend(name: str) -> None:
         if running != name:
             raise UserError(f"Keras runs on {running} already; set KERAS_BACKEND={name} before Python starts")
     os.environ["KERAS_BACKEND"] = name
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notices bury our own output
+    with _start_up_notices_hidden():
+        import keras  # noqa: F401
+
+        has_gpu()
+
+
+@contextlib.contextmanager
+def _start_up_notices_hidden() -> Iterator[None]:
+    """Keeps TensorFlow's notices about GPU libraries off the screen, on a machine without a GPU's driver.
+
+    They are written by compiled code straight to file descriptor 2, and would bury our own output. Where there
+    is a driver they tell why a GPU is not used, and stay.
+    """
+    if os.path.exists("/proc/driver/nvidia") or os.path.exists("/dev/dxg"):
+        yield
+        return
+    sys.stderr.flush()
+    screen, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(screen, 2)
+        os.close(screen)
+        os.close(nowhere)
 
 
 def set_up(seed: int | None = None, precision: str | None = None, gpu: bool = True) -> None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from config import ANGER, CONTEMPT, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
 from errors import UserError
 
-Colour = tuple[float, float, float]  # RGB, 0..255
+Colour = tuple[float, float, float]  # RGB, 0..255; an array of three does as well
 SUPERSAMPLING = 4
 UNIT = 0.42  # one face unit, share of the picture's side
 SKINS: tuple[Colour, ...] = ((236, 204, 182), (226, 188, 158), (204, 156, 120), (160, 112, 82), (118, 80, 60))
@@ -197,12 +197,12 @@ class _Painter:
         side = size * SUPERSAMPLING
         self.canvas = cv2.resize(np.array(view.background, np.uint8).reshape(2, 2, 3), (side, side))
         self.turn = cv2.getRotationMatrix2D((0, 0), -view.angle, UNIT * side * view.scale)[:, :2].T
-        self.middle, self.yaw = side / 2 + UNIT * side * np.array([view.shift_x, view.shift_y]), view.yaw
+        self.middle = (side - 1) / 2 + UNIT * side * np.array([view.shift_x, view.shift_y])
+        self.yaw = view.yaw * self.turn[0]
 
     def fill(self, points: np.ndarray, colour: np.ndarray) -> None:
-        x, y = points.T
-        x = x + self.yaw * np.maximum(0.0, 1 - (x / 0.9) ** 2)  # the middle of the face turns furthest, its rim stays
-        pixels = (np.stack([x, y], axis=1) @ self.turn + self.middle) * 16  # 4 fractional bits
+        near = np.maximum(0.0, 1 - (points[:, 0:1] / 0.9) ** 2)  # the middle of the face turns furthest, its rim stays
+        pixels = (points @ self.turn + self.middle + self.yaw * near) * 16  # 4 fractional bits
         cv2.fillPoly(self.canvas, [pixels.astype(np.int32)], colour.tolist(), shift=4)
 
     def between(self, one: np.ndarray, other: np.ndarray, colour: np.ndarray) -> None:

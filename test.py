@@ -156,7 +156,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     """
     import evaluation
     import model_file
-    from dataset_class import open_split
+    from data_helper import open_split
 
     split = open_split(settings.data_dir, settings.dataset.value, settings.split)
     network, info = model_file.load_model(settings.weights)

@@ -44,6 +44,9 @@ class AdCorreTrainer(keras.Model):
         self.term_means = [keras.metrics.Mean(name=term) for term in loss_layer.terms]
         self.accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
 
+    def build(self, input_shape):
+        """Nothing to make: the parts bring their variables."""
+
     def call(self, pixels, training=False):
         if self.augmentation is not None:
             pixels = self.augmentation(pixels, training=training)

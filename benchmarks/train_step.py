@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def measure(arch: str, size: int, batch_size: int, steps: int) -> dict:
-    """One row: seconds a step and the two ratios (throughput of fit over memory, time of Ad-Corre over cross-entropy)."""
+    """One row: seconds a step, fit's throughput over the step in memory, Ad-Corre's time over cross-entropy's."""
     import keras
 
     from dataset_class import Batches
@@ -58,7 +58,7 @@ def measure(arch: str, size: int, batch_size: int, steps: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         batches = Batches(write_split(folder, size, batch_size * 12), batch_size, seed=0)
         in_memory = [keras.ops.convert_to_tensor(array) for array in batches[0]]
-        clock = StepClock()
+        clock = step_clock()
         times = {"ad_corre": [], "ce": [], "fit": []}
         while len(times["fit"]) < steps or len(times["ce"]) < steps:
             ad_corre.fit(batches, shuffle=False, verbose=0, callbacks=[clock])
@@ -98,14 +98,14 @@ def make_trainer(arch: str, size: int, loss_options: dict):
 
 def write_split(folder: str, size: int, num_images: int):
     """A memory-mapped split of random pixels."""
-    from data_helper import SplitWriter
-    from dataset_class import open_split
+    from data_helper import SplitWriter, open_split
 
     rng = np.random.default_rng(0)
     names = config.CLASS_NAMES[:7]
-    with SplitWriter(folder, "synthetic", "train", num_images, (size, size, 3), names, sources=[], options={}) as writer:
+    shape = (size, size, 3)
+    with SplitWriter(folder, "synthetic", "train", num_images, shape, names, sources=[], options={}) as writer:
         for i in range(num_images):
-            writer.add(rng.integers(0, 256, (size, size, 3), np.uint8), i % 7)
+            writer.add(rng.integers(0, 256, shape, np.uint8), i % 7)
     return open_split(folder, "synthetic", "train")
 
 
@@ -115,7 +115,7 @@ def seconds(step) -> float:
     return time.perf_counter() - start
 
 
-def StepClock():  # noqa: N802 (a class made late, as Keras is imported late)
+def step_clock():
     """A callback that notes the seconds between the ends of successive steps of one `fit`."""
     import keras
 

@@ -16,7 +16,7 @@ from keras import ops
 
 import evaluation
 import plots
-from dataset_class import PreparedSplit
+from data_helper import PreparedSplit
 from errors import UserError
 
 NAMES = ("Dark", "Mid", "Bright")
@@ -153,6 +153,15 @@ def test_evaluate_is_the_same_every_time(network, tmp_path):
     assert first == second
 
 
+def test_evaluate_passes_its_seed_on(network, tmp_path, monkeypatch):
+    drawn_with = []
+    monkeypatch.setattr(plots, "save_figures", lambda *args: drawn_with.append(args[-1]))
+    split = prepared(np.arange(100) * 2, np.arange(100) // 34)
+    intervals = [evaluation.evaluate(network, split, tmp_path, seed=seed)["intervals"] for seed in (0, 1)]
+    assert intervals[0] != intervals[1]
+    assert drawn_with == [0, 1]
+
+
 def test_evaluate_refuses_a_network_of_other_classes(network, tmp_path):
     split = prepared(VALUES, LABELS, names=(*NAMES, "Glaring"))
     with pytest.raises(
@@ -185,22 +194,22 @@ def test_commit_says_whether_the_code_is_the_committed_one(tmp_path, monkeypatch
     code = tmp_path / "evaluation.py"
     code.write_text("one")
     monkeypatch.setattr(evaluation, "__file__", str(code))
-    assert evaluation._commit() is None  # no repository yet
+    assert evaluation.commit() is None  # no repository yet
     git("init")
-    assert evaluation._commit() is None  # no commit yet
+    assert evaluation.commit() is None  # no commit yet
     git("add", "evaluation.py")
     git("commit", "-m", "first")
     git("tag", "-a", "v1", "-m", "a tag is no commit")
     head = git("rev-parse", "HEAD")
     (tmp_path / "notes.txt").write_text("untracked files change no result")
-    assert evaluation._commit() == head
+    assert evaluation.commit() == head
     code.write_text("two")
-    assert evaluation._commit() == f"{head}-dirty"
+    assert evaluation.commit() == f"{head}-dirty"
 
 
 def test_commit_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert evaluation._commit() is None
+    assert evaluation.commit() is None
 
 
 RESULT = {

@@ -192,7 +192,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(data_dir, tm
 
 
 def test_an_unprepared_data_set_names_the_command(tmp_path):
-    with pytest.raises(UserError, match="python prepare_data.py fer2013 --source PATH --data-dir"):
+    with pytest.raises(UserError, match=r"run: python prepare_data\.py fer2013 --source PATH --data-dir"):
         experiment.train_and_evaluate(settings(tmp_path, tmp_path / "run", dataset=DatasetName.fer2013))
 
 
@@ -219,7 +219,7 @@ def test_the_network_can_learn_one_batch_by_heart(data_dir):
 
     import cnn_model
     import custom_loss
-    from dataset_class import open_split
+    from data_helper import open_split
 
     keras.utils.set_random_seed(0)
     split = open_split(data_dir, "synthetic", "train")
@@ -236,3 +236,17 @@ def test_the_network_can_learn_one_batch_by_heart(data_dir):
     assert last["accuracy"] == 1.0
     for term in ("ce", "fd", "md", "ed"):
         assert last[term] < first[term], term
+
+
+def test_jax_trains_without_tensorflow(data_dir, tmp_path):
+    code = "import sys, runpy; sys.argv[0] = 'train.py'; sys.modules['tensorflow'] = None\n"
+    code += "runpy.run_path('train.py', run_name='__main__')"
+    options = command(data_dir, tmp_path / "run")[2:]
+    options[options.index("--epochs") + 1] = "1"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *options, "--backend", "jax"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    env = json.loads((tmp_path / "run" / "env.json").read_text())
+    assert "jax" in env and "tensorflow" not in env
+    assert np.isfinite(training.read_history(tmp_path / "run")[0]["loss"])

@@ -1,0 +1,275 @@
+"""Does every kind of picture file arrive as the same plain pixels?"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from conftest import run_python
+
+from errors import UserError
+from images import decode_image, largest_face, read_image, resize_image
+
+RED, GREEN, BLUE, GRAY = (250, 10, 20), (10, 200, 30), (20, 30, 240), (90, 90, 90)
+
+
+def png(width, height, depth, color_type, rows):
+    """A PNG file written out by hand: color_type 0 gray, 2 RGB, 4 gray + alpha, 6 RGBA; big-endian samples."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def jpeg(image, orientation=None):
+    """A JPEG of an RGB image, with an EXIF orientation if one is given."""
+    data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
+    if orientation is None:
+        return data
+    # TIFF, big-endian: one directory with one entry, tag 0x0112, type SHORT, one value
+    tiff = b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+    exif = b"Exif\0\0" + tiff
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
+
+
+def quadrants(top_left, top_right, bottom_left, bottom_right, height=16, width=32):
+    image = np.empty((height, width, 3), np.uint8)
+    image[: height // 2, : width // 2], image[: height // 2, width // 2 :] = top_left, top_right
+    image[height // 2 :, : width // 2], image[height // 2 :, width // 2 :] = bottom_left, bottom_right
+    return image
+
+
+def drawn_face(side=120):
+    """A face as plain as the detector takes it: light skin, dark eyes under brows, a nose's shadow, a mouth."""
+    face = np.full((side, side), 110.0, np.float32)
+    s = side / 120
+
+    def at(x, y):
+        return round(x * s), round(y * s)
+
+    cv2.ellipse(face, at(60, 62), at(44, 58), 0, 0, 360, 205, -1)
+    for x in (41, 79):
+        cv2.ellipse(face, at(x, 44), at(14, 9), 0, 0, 360, 120, -1)
+        cv2.ellipse(face, at(x, 46), at(8, 5), 0, 0, 360, 40, -1)
+        cv2.line(face, at(x - 13, 34), at(x + 13, 34), 70, round(5 * s))
+    cv2.line(face, at(60, 44), at(60, 72), 225, round(9 * s))
+    cv2.ellipse(face, at(60, 76), at(12, 5), 0, 0, 360, 150, -1)
+    cv2.ellipse(face, at(60, 95), at(20, 6), 0, 0, 360, 100, -1)
+    return cv2.GaussianBlur(face, (0, 0), 2.5 * s).astype(np.uint8)
+
+
+def scene(faces, height=480, width=640):
+    """Gray faces at (x, y, side) on a plain background, RGB."""
+    image = np.full((height, width), 110, np.uint8)
+    for x, y, side in faces:
+        image[y : y + side, x : x + side] = drawn_face(side)
+    return np.repeat(image[..., None], 3, axis=2)
+
+
+# --- decode_image ---------------------------------------------------------------------------------------------------
+
+
+def test_gray_keeps_one_channel_and_its_values():
+    image = decode_image(png(3, 2, 8, 0, [bytes([0, 100, 255]), bytes([7, 8, 9])]), "gray.png")
+    assert image.dtype == np.uint8
+    assert image.tolist() == [[[0], [100], [255]], [[7], [8], [9]]]
+
+
+def test_colour_is_rgb():
+    image = decode_image(png(2, 1, 8, 2, [bytes([1, 2, 3, 250, 0, 9])]), "colour.png")
+    assert image.tolist() == [[[1, 2, 3], [250, 0, 9]]]
+    assert image.flags.c_contiguous
+
+
+def test_16_bits_are_scaled_to_8():
+    """65535 / 257 = 255, 25600 / 257 = 99.6, 128 / 257 = 0.498."""
+    image = decode_image(png(4, 1, 16, 0, [struct.pack(">4H", 65535, 25600, 128, 0)]), "deep.png")
+    assert image.dtype == np.uint8
+    assert image.ravel().tolist() == [255, 100, 0, 0]
+
+
+@pytest.mark.parametrize(("depth", "unit", "step"), [(8, "B", 1), (16, "H", 257)])
+def test_transparency_is_drawn_over_mid_gray(depth, unit, step):
+    """Opaque keeps its colour, clear is 128, and half is (200 * 128 + 128 * 127) / 255 = 164.1."""
+    values = [200, 100, 0, 255, 200, 100, 0, 0, 200, 200, 0, 128]
+    image = decode_image(png(3, 1, depth, 6, [struct.pack(f">12{unit}", *(v * step for v in values))]), "clear.png")
+    assert image.tolist() == [[[200, 100, 0], [128, 128, 128], [164, 164, 64]]]
+
+
+def test_gray_with_transparency():
+    image = decode_image(png(2, 1, 8, 4, [bytes([200, 255, 200, 0])]), "clear-gray.png")
+    assert image.tolist() == [[[200, 200, 200], [128, 128, 128]]]
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, (RED, GREEN, BLUE, GRAY)),
+        (2, (GREEN, RED, GRAY, BLUE)),  # mirrored
+        (3, (GRAY, BLUE, GREEN, RED)),  # upside down
+        (6, (BLUE, RED, GRAY, GREEN)),  # camera turned left: the stored left column is the upper edge
+        (8, (GREEN, GRAY, RED, BLUE)),
+    ],
+)
+def test_exif_turns_a_jpeg_upright(orientation, upright):
+    image = decode_image(jpeg(quadrants(RED, GREEN, BLUE, GRAY), orientation), "turned.jpg")
+    height, width, _ = image.shape
+    assert (height, width) == ((32, 16) if orientation in (6, 8) else (16, 32))
+    centres = [image[y, x] for y in (height // 4, 3 * height // 4) for x in (width // 4, 3 * width // 4)]
+    assert np.abs(np.array(centres, int) - upright).max() < 12
+
+
+def test_gray_jpeg_is_gray():
+    data = cv2.imencode(".jpg", np.full((8, 8), 77, np.uint8))[1].tobytes()
+    assert np.array_equal(decode_image(data, "gray.jpg"), np.full((8, 8, 1), 77))
+
+
+def test_one_pixel_and_a_very_long_line():
+    assert decode_image(png(1, 1, 8, 0, [b"\x05"]), "dot.png").tolist() == [[[5]]]
+    line = decode_image(png(30000, 1, 8, 0, [bytes(30000)]), "line.png")
+    assert line.shape == (1, 30000, 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "empty"),
+        (b"<!DOCTYPE html><p>not found", r"expected a whole JPEG.*b'<!DOCTYP'"),
+        (jpeg(quadrants(RED, GREEN, BLUE, GRAY))[:-300], "cannot be decoded"),
+        (png(2, 1, 8, 0, [b"\1\2"])[:-14], "cannot be decoded"),
+        (cv2.imencode(".hdr", np.ones((2, 2, 3), np.float32))[1].tobytes(), "8 or 16 bits a channel.*float32"),
+    ],
+    ids=["empty", "web page", "cut jpeg", "cut png", "float"],
+)
+def test_what_is_no_picture_is_named(data, message):
+    with pytest.raises(UserError, match=rf"(?s)folder/x\.png: .*{message}"):
+        decode_image(data, "folder/x.png")
+
+
+def bmp_header(width, height):
+    """What a 24-bit BMP of that size begins with."""
+    return struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 54, 0, 0, 54, 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+
+
+TOO_LARGE = "the picture is too large; expected at most 100,000,000 pixels"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (png(20_000, 20_000, 8, 0, [b""]), TOO_LARGE),
+        (bmp_header(2_000_000, 1), TOO_LARGE),
+        (png(2, 1, 8, 0, [b"\1\2"])[:-14], "cannot be decoded"),
+    ],
+    ids=["area", "side", "cut"],
+)
+def test_a_refusal_comes_before_the_memory_is_full_and_is_all_that_is_said(tmp_path, data, message):
+    """In a process of its own: OpenCV reads its limit and its log level when it is first imported."""
+    (tmp_path / "big").write_bytes(data)
+    code = "import images, errors, sys\ntry: images.read_image(sys.argv[1])\nexcept errors.UserError as e: print(e)"
+    done = run_python("-c", code, tmp_path / "big")
+    assert message in done.stdout
+    assert done.stderr == ""
+
+
+# --- read_image -----------------------------------------------------------------------------------------------------
+
+
+def test_read_image_repeats_gray(tmp_path):
+    path = tmp_path / "gray.png"
+    path.write_bytes(png(2, 1, 8, 0, [bytes([3, 4])]))
+    assert read_image(path).tolist() == read_image(str(path)).tolist() == [[[3, 3, 3], [4, 4, 4]]]
+
+
+def test_read_image_refuses_what_is_no_file(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.png: no such file"):
+        read_image(tmp_path / "nowhere.png")
+    with pytest.raises(UserError, match="expected a picture file, found a folder"):
+        read_image(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="expected a picture file, found a device"):
+        read_image(tmp_path / "pipe")
+
+
+def test_read_image_refuses_a_huge_file(tmp_path):
+    with open(tmp_path / "huge.png", "wb") as file:
+        file.truncate(1_000_000_001)  # takes no room on the disk
+    with pytest.raises(UserError, match="expected at most 1,000,000,000 bytes, found 1,000,000,001"):
+        read_image(tmp_path / "huge.png")
+
+
+# --- resize_image ---------------------------------------------------------------------------------------------------
+
+
+def test_shrinking_averages_over_area():
+    """A checkerboard of 0 and 200 has the mean 100 in every 2 x 2 block; picking pixels would give 0 or 200."""
+    board = (np.indices((8, 8)).sum(0) % 2 * 200).astype(np.uint8)[..., None]
+    assert np.array_equal(resize_image(board, 4), np.full((4, 4, 1), 100))
+
+
+def test_growing_interpolates():
+    image = np.array([[0, 200]], np.uint8).reshape(1, 2, 1)
+    row = resize_image(image, 4)[0, :, 0].tolist()
+    assert row == [0, 50, 150, 200]  # pixel centres at -0.25, 0.25, 0.75 and 1.25 of the old ones
+
+
+def test_each_axis_is_treated_on_its_own():
+    """1000 wide and 2 high: the columns alternate and are averaged, the two rows are interpolated."""
+    image = np.zeros((2, 1000, 1), np.uint8)
+    image[0, ::2] = 200
+    assert resize_image(image, 4)[..., 0].tolist() == [[100] * 4, [75] * 4, [25] * 4, [0] * 4]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 3), (1, 40000, 3), (40000, 1, 1), (48, 48, 3)])
+def test_resize_shapes(shape):
+    image = np.full(shape, 9, np.uint8)
+    assert np.array_equal(resize_image(image, 48), np.full((48, 48, shape[2]), 9))
+
+
+# --- largest_face ---------------------------------------------------------------------------------------------------
+
+
+def overlap(crop, image, x, y, side):
+    """Intersection over union of a crop (a view into ``image``) with the square at (x, y)."""
+    offset = (crop.__array_interface__["data"][0] - image.__array_interface__["data"][0]) // 3
+    top, left = divmod(offset, image.shape[1])
+    bottom, right = top + crop.shape[0], left + crop.shape[1]
+    shared = max(0, min(right, x + side) - max(left, x)) * max(0, min(bottom, y + side) - max(top, y))
+    return shared / (crop.shape[0] * crop.shape[1] + side * side - shared)
+
+
+def test_the_largest_face_is_cropped():
+    image = scene([(60, 40, 90), (330, 170, 180)])
+    crop = largest_face(image)
+    assert overlap(crop, image, 330, 170, 180) > 0.5
+    assert abs(crop.shape[0] - crop.shape[1]) <= 1
+
+
+def test_a_face_in_a_large_picture_is_found_at_its_place():
+    image = scene([(1500, 900, 500)], height=1800, width=2600)
+    assert overlap(largest_face(image), image, 1500, 900, 500) > 0.5
+
+
+def test_gray_and_colour_are_cropped_alike():
+    image = scene([(330, 170, 180)])
+    assert np.array_equal(largest_face(image[..., :1].copy()), largest_face(image)[..., :1])
+
+
+def test_a_face_crop_is_returned_whole():
+    """The face covers three quarters of the shorter side."""
+    image = scene([(40, 30, 180)], height=240, width=300)
+    assert largest_face(scene([(40, 30, 180)])).shape[0] < 240, "the detector sees this face"
+    assert largest_face(image) is image
+
+
+@pytest.mark.parametrize("shape", [(480, 640, 3), (1, 1, 3), (95, 4000, 3), (100, 9000, 1)])
+def test_a_picture_without_a_face_is_returned_whole(shape):
+    image = np.full(shape, 110, np.uint8)
+    assert largest_face(image) is image

@@ -1,0 +1,294 @@
+"""Does recognition work on every picture, from Python and from the command line, and fail in one line?"""
+
+from __future__ import annotations
+
+import json
+import re
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT, run_python, write_split
+
+import runtime
+import test as test_module
+from config import CLASS_NAMES, EvaluateConfig
+from errors import UserError
+from images import resize_image
+from test import TestModels
+
+# What TensorFlow's libraries write while they are loaded, before anybody can stop them.
+STARTUP_NOTICE = re.compile(r"WARNING: All log messages before absl|[IWE]\d{4} \d{2}:\d{2}:")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_weights):
+    return TestModels(tiny_weights)
+
+
+def picture(*shape, seed=0, dtype=np.uint8) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max + 1, shape, dtype)
+
+
+def save(path, pixels) -> str:
+    """Writes a PNG; colour arrays are OpenCV's (H, W, BGR or BGRA)."""
+    assert cv2.imwrite(str(path), pixels)
+    return str(path)
+
+
+def own_lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not STARTUP_NOTICE.match(line)]
+
+
+def test_this_is_our_module():
+    """Python has a package `test` of its own."""
+    assert test_module.__file__ == str(ROOT / "test.py")
+
+
+# Faces to probabilities
+
+
+def test_probabilities_are_the_softmax_of_the_networks_logits(model):
+    faces = picture(5, 24, 24, 3)
+    probabilities, embeddings = model.predict(faces)
+    assert (probabilities.shape, probabilities.dtype) == ((5, 7), np.float32)
+    assert (embeddings.shape, embeddings.dtype) == ((5, 2, 8), np.float32)
+    outputs = model.network(faces)
+    exponentials = np.exp(np.asarray(outputs["logits"], np.float64))
+    np.testing.assert_allclose(probabilities, exponentials / exponentials.sum(axis=1, keepdims=True), rtol=1e-4)
+    np.testing.assert_allclose(embeddings, outputs["embeddings"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=-1), 1, rtol=1e-5)
+    assert len({row.tobytes() for row in probabilities}) == 5
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 64])
+def test_the_batch_size_changes_nothing(model, batch_size):
+    faces = picture(7, 24, 24, 1)
+    for found, expected in zip(model.predict(faces, batch_size), model.predict(faces, 7), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_arrays_lists_and_gray_in_every_form_are_the_same(model):
+    gray = picture(3, 30, 20)
+    colour = np.repeat(gray[..., None], 3, axis=-1)
+    expected = model.predict(colour)
+    for same in (gray[..., None], list(gray), list(gray[..., None]), tuple(colour), [gray[0], colour[1], gray[2][..., None]]):
+        for found, wanted in zip(model.predict(same), expected, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_faces_of_any_size_are_resized_to_the_networks_side_in_order(model):
+    faces = [picture(*shape, seed=i) for i, shape in enumerate([(24, 24, 3), (100, 60, 3), (1, 1, 3), (3, 500, 3)])]
+    probabilities, _ = model.predict(faces)
+    for face, found in zip(faces, probabilities, strict=True):
+        alone, _ = model.predict(resize_image(face, 24)[None])
+        np.testing.assert_allclose(found, alone[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 8, 8, 3), np.float32), r"images\[0\]: expected uint8 .* received float32 \(8, 8, 3\)"),
+        ([picture(8, 8, 3), picture(8, 8, 3) / 255], r"images\[1\]: .* received float64 \(8, 8, 3\)"),
+        ([picture(8, 8, 4)], r"images\[0\]: .* received uint8 \(8, 8, 4\)"),
+        ([picture(8, 8, 2)], r"images\[0\]: .* received uint8 \(8, 8, 2\)"),
+        ([picture(8)], r"images\[0\]: .* received uint8 \(8,\)"),
+        ([picture(1, 8, 8, 3)], r"images\[0\]: .* received uint8 \(1, 8, 8, 3\)"),
+        ([picture(0, 8, 3)], r"images\[0\]: .* received uint8 \(0, 8, 3\)"),
+        ([picture(8, 8, dtype=np.uint16)], r"images\[0\]: .* received uint16 \(8, 8\)"),
+        (["face.png"], r"images\[0\]: .* received <U8"),
+        ([], "images: expected one or more, received none"),
+        (np.empty((0, 24, 24, 3), np.uint8), "images: expected one or more, received none"),
+    ],
+)
+def test_what_is_no_face_is_refused(model, images, message):
+    with pytest.raises(UserError, match=message):
+        model.predict(images)
+
+
+def test_one_picture_is_not_taken_for_many_rows(model):
+    """A single (H, W, 3) array would otherwise be H gray pictures of W x 3 pixels."""
+    with pytest.raises(UserError, match=r"images: .*\(48, 48, 3\)"):
+        model.predict(picture(48, 48, 3))
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_size_below_1_is_refused(model, batch_size):
+    with pytest.raises(UserError, match=f"batch_size: .*{batch_size}"):
+        model.predict(picture(2, 24, 24, 1), batch_size)
+
+
+# Pictures to a label
+
+
+def test_recognize_fer_prints_and_returns_the_label(model, tmp_path, capsys):
+    pixels = picture(60, 50, 3)
+    found = model.recognize_fer(save(tmp_path / "face.png", pixels))
+    assert capsys.readouterr().out == f"{found.label}\n"
+    probabilities, embeddings = model.predict(pixels[None, ..., ::-1])
+    assert tuple(found.probabilities) == model.class_names == CLASS_NAMES[:7]
+    np.testing.assert_allclose(list(found.probabilities.values()), probabilities[0], rtol=1e-5)
+    assert sum(found.probabilities.values()) == pytest.approx(1, abs=1e-5)
+    assert found.label == CLASS_NAMES[int(np.argmax(probabilities[0]))]
+    np.testing.assert_allclose(found.embeddings, embeddings[0], rtol=1e-5, atol=1e-6)
+    assert np.array_equal(found.image, pixels[..., ::-1])
+
+
+def test_a_notebook_shows_the_recognition_as_a_picture(model, tmp_path):
+    data = model.recognize_fer(save(tmp_path / "face.png", picture(30, 30, 3)))._repr_png_()
+    shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert data.startswith(b"\x89PNG\r\n\x1a\n") and min(shown.shape[:2]) > 50
+
+
+def test_the_face_is_looked_for_unless_that_is_switched_off(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(test_module, "largest_face", lambda image: image[10:40, 5:35])
+    pixels = picture(60, 50, 3)
+    path = save(tmp_path / "face.png", pixels)
+    assert np.array_equal(model.recognize_fer(path).image, pixels[10:40, 5:35, ::-1])
+    assert np.array_equal(model.recognize_fer(path, detect_face=False).image, pixels[..., ::-1])
+
+
+def test_many_pictures_keep_their_order(model, tmp_path):
+    paths = [save(tmp_path / f"{i}.png", picture(20 + i, 20, 3, seed=i)) for i in range(5)]
+    found = model.recognize(paths, batch_size=2)
+    assert [face.image.shape[0] for face in found] == [20, 21, 22, 23, 24]
+    for path, face in zip(paths, found, strict=True):
+        alone = model.recognize([path])[0]
+        np.testing.assert_allclose(list(face.probabilities.values()), list(alone.probabilities.values()), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        picture(40, 30),
+        picture(40, 30, 4),
+        picture(40, 30, dtype=np.uint16),
+        picture(40, 30, 3, dtype=np.uint16),
+        picture(1, 1, 3),
+        picture(3, 3000, 3),
+        picture(3000, 2),
+        np.zeros((40, 40, 3), np.uint8),
+    ],
+    ids=["gray", "transparent", "16-bit gray", "16-bit", "1x1", "wide", "tall", "black"],
+)
+def test_every_picture_is_recognised(model, tmp_path, pixels):
+    found = model.recognize_fer(save(tmp_path / "face.png", pixels))
+    assert found.image.shape == (*pixels.shape[:2], 3) and found.label in CLASS_NAMES
+    assert sum(found.probabilities.values()) == pytest.approx(1, abs=1e-5)
+    assert found._repr_png_().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("content", [b"", b"Dear Sir or Madam,\n", b"\x89PNG\r\n\x1a\n and no more", b"\xff\xd8\xff"])
+def test_a_file_that_is_no_picture_is_refused(model, tmp_path, content):
+    (tmp_path / "face.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"face\.png: "):
+        model.recognize_fer(tmp_path / "face.png")
+
+
+def test_a_missing_picture_and_a_folder_are_refused(model, tmp_path):
+    for path in (tmp_path / "none.png", tmp_path):
+        with pytest.raises(UserError, match=re.escape(str(path))):
+            model.recognize_fer(path)
+
+
+# The model
+
+
+def test_the_network_that_comes_with_the_project_is_the_default(tiny_weights, monkeypatch):
+    assert test_module.DEFAULT_WEIGHTS == ROOT / "trained_models" / "fer2013_mini_xcp.weights.h5"
+    monkeypatch.setattr(test_module, "DEFAULT_WEIGHTS", tiny_weights)
+    assert TestModels().info.embedding_size == 8
+
+
+def test_missing_weights_are_refused(tmp_path):
+    with pytest.raises(UserError, match="none.weights.h5: no such weights file"):
+        TestModels(tmp_path / "none.weights.h5")
+
+
+@pytest.mark.parametrize(("gpu", "there", "notice"), [(True, False, 1), (True, True, 0), (False, False, 0)])
+def test_a_wanted_gpu_that_is_not_there_is_one_line(tiny_weights, monkeypatch, capsys, gpu, there, notice):
+    monkeypatch.setattr(runtime, "has_gpu", lambda: there)
+    asked = []
+    monkeypatch.setattr(runtime, "set_up", lambda **options: asked.append(options))
+    TestModels(tiny_weights, GPU=gpu)
+    assert asked == [{"gpu": gpu}]
+    assert capsys.readouterr() == ("", "no GPU found: running on the CPU\n" * notice)
+
+
+def test_without_an_input_size_of_its_own_the_architectures_counts(model):
+    assert model.input_size == 24
+    info = type(model.info)("mini_xcp", CLASS_NAMES[:7])
+    assert info.input_size is None
+
+
+# The commands
+
+
+def run_main(monkeypatch, *args):
+    monkeypatch.setattr("sys.argv", ["test.py", *map(str, args)])
+    test_module.main()
+
+
+def test_recognize_prints_a_table(tiny_weights, tmp_path, monkeypatch, capsys):
+    paths = [save(tmp_path / name, picture(30, 30, seed=i)) for i, name in enumerate(("a.png", "a longer name.png"))]
+    run_main(monkeypatch, "recognize", *paths, "--weights", tiny_weights)
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["image", "label", *CLASS_NAMES[:7]]
+    assert len(rows) == 2 and len({len(row) for row in (head, *rows)}) == 1
+    for path, row in zip(paths, rows, strict=True):
+        label, *shares = row.removeprefix(path).split()
+        values = [float(share.removesuffix("%")) for share in shares]
+        assert label == CLASS_NAMES[int(np.argmax(values))] and sum(values) == pytest.approx(100, abs=0.4)
+
+
+def test_recognize_without_pictures_is_refused(monkeypatch):
+    with pytest.raises(UserError, match="recognize: expected one or more picture files, received none"):
+        run_main(monkeypatch, "recognize")
+
+
+def test_evaluate_measures_a_split_and_says_where_the_report_is(tiny_weights, tmp_path, monkeypatch, capsys):
+    write_split(tmp_path / "data", np.arange(23) % 7, split="test", shape=(24, 24, 1))
+    args = ("--dataset", "synthetic", "--split", "test", "--data-dir", tmp_path / "data", "--batch-size", 5)
+    run_main(monkeypatch, "evaluate", "--weights", tiny_weights, *args, "--run-dir", tmp_path / "report")
+    shown = capsys.readouterr().out
+    result = json.loads((tmp_path / "report" / "result.json").read_text())
+    assert (result["dataset"], result["split"], result["n"]) == ("synthetic", "test", 23)
+    assert (result["weights"], result["trained_on"]) == (str(tiny_weights), "synthetic/train")
+    assert "synthetic/test: 23 images" in shown and shown.endswith(f"wrote {tmp_path / 'report'}/\n")
+
+
+def test_evaluate_names_its_folder_after_weights_and_split(tiny_weights, tmp_path, monkeypatch, capsys):
+    write_split(tmp_path / "data", np.arange(14) % 7, split="val", shape=(24, 24, 1))
+    monkeypatch.chdir(tmp_path)
+    settings = EvaluateConfig(str(tiny_weights), test_module.config.DatasetName.synthetic)
+    test_module.evaluate(settings)
+    assert (tmp_path / "runs" / "evaluate-tiny-synthetic-val" / "result.json").is_file()
+    assert "wrote runs/evaluate-tiny-synthetic-val/" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("num_classes", [8])
+def test_evaluate_refuses_data_of_other_classes(tiny_weights, tmp_path, monkeypatch, num_classes):
+    write_split(tmp_path, np.arange(16) % 8, split="val", shape=(24, 24, 1), num_classes=num_classes)
+    args = ("--weights", tiny_weights, "--dataset", "synthetic", "--data-dir", tmp_path, "--run-dir", tmp_path / "r")
+    with pytest.raises(UserError, match="synthetic/val: expected a network of its 8 classes .* received one of 7"):
+        run_main(monkeypatch, "evaluate", *args)
+
+
+def test_the_command_prints_json_lines(tiny_weights, tmp_path):
+    save(tmp_path / "face.png", picture(40, 40, 3))
+    done = run_python(ROOT / "test.py", "recognize", "face.png", "--weights", tiny_weights, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    found = json.loads(line)
+    assert list(found) == ["image", "label", "probabilities"] and found["image"] == "face.png"
+    assert list(found["probabilities"]) == list(CLASS_NAMES[:7])
+    assert found["label"] == max(found["probabilities"], key=found["probabilities"].get)
+    assert sum(found["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert set(own_lines(done.stderr)) <= {"no GPU found: running on the CPU"}
+
+
+def test_the_command_fails_in_one_line(tmp_path):
+    done = run_python(ROOT / "test.py", "recognize", "face.png", "--weights", "none.weights.h5", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    lines = [line for line in own_lines(done.stderr) if line != "no GPU found: running on the CPU"]
+    assert lines == ["error: none.weights.h5: no such weights file"]

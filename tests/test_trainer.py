@@ -1,0 +1,139 @@
+"""The optimiser's schedule and accumulation, and the saved state."""
+
+from __future__ import annotations
+
+import math
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+import cnn_model
+import custom_loss
+import trainer as training
+from config import AugmentConfig, OptimizerConfig
+from errors import UserError
+
+
+def rate_at(optimizer, step: int) -> float:
+    optimizer.build([keras.Variable(np.zeros(1, "float32"))])
+    optimizer.iterations.assign(step)
+    return float(optimizer.learning_rate)
+
+
+def test_cosine_warms_up_linearly_and_falls_to_zero():
+    """10 steps an epoch, 2 of 6 epochs warm-up: up to 0.5 at step 20, half of it halfway down (step 40), 0 at step 60."""
+    optimizer = training.make_optimizer(OptimizerConfig(learning_rate=0.5, warmup_epochs=2), 10, 6)
+    found = [rate_at(optimizer, step) for step in (0, 5, 20, 30, 40, 60)]
+    quarter = 0.25 * (1 + math.cos(math.pi / 4))
+    np.testing.assert_allclose(found, [0, 0.125, 0.5, quarter, 0.25, 0], atol=1e-7)
+
+
+def test_cosine_without_warm_up_starts_at_the_peak():
+    optimizer = training.make_optimizer(OptimizerConfig(learning_rate=0.5, warmup_epochs=0), 10, 1)
+    assert rate_at(optimizer, 0) == pytest.approx(0.5)
+
+
+def test_a_warm_up_longer_than_the_run_still_trains():
+    optimizer = training.make_optimizer(OptimizerConfig(learning_rate=0.5, warmup_epochs=9), 4, 1)
+    assert 0 < rate_at(optimizer, 2) < 0.5
+
+
+def test_inverse_time_is_the_published_decay():
+    """Keras 2's Adam(decay=d): rate / (1 + d * step); 0.001 / (1 + 1e-5 * 50000) = 0.001 / 1.5."""
+    optimizer = training.make_optimizer(
+        OptimizerConfig(optimizer="adam", learning_rate=1e-3, schedule="inverse_time", decay=1e-5), 10, 1
+    )
+    assert rate_at(optimizer, 50_000) == pytest.approx(1e-3 / 1.5)
+
+
+def test_weight_decay_spares_biases_and_batch_norm():
+    optimizer = training.make_optimizer(OptimizerConfig(learning_rate=0.1, weight_decay=0.5, schedule="constant"), 1, 1)
+    names = ("kernel", "bias", "gamma", "beta")
+    variables = [keras.Variable(np.ones(2, "float32"), name=name) for name in names]
+    optimizer.build(variables)
+    optimizer.apply([keras.ops.zeros(2) for _ in names], variables)
+    changed = [name for name, variable in zip(names, variables, strict=True) if float(variable[0]) != 1.0]
+    assert changed == ["kernel"]
+
+
+def test_accumulated_gradients_are_averaged_before_one_update():
+    """SGD would move by rate * mean; Adam's first update depends on the mean's sign alone, so (1, -3) moves up."""
+    optimizer = training.make_optimizer(
+        OptimizerConfig(optimizer="adam", learning_rate=0.1, schedule="constant", accumulate=2), 1, 1
+    )
+    variable = keras.Variable(np.zeros(1, "float32"))
+    optimizer.build([variable])
+    optimizer.apply([keras.ops.ones(1)], [variable])
+    assert float(variable[0]) == 0.0
+    optimizer.apply([-3 * keras.ops.ones(1)], [variable])
+    assert float(variable[0]) == pytest.approx(0.1, rel=1e-4)
+
+
+def small_trainer(embedding_size=8):
+    model = training.AdCorreTrainer(
+        cnn_model.build_model("mini_xcp", num_embeddings=2, embedding_size=embedding_size),
+        custom_loss.AdCorreLoss(7, history=20),
+        cnn_model.Augmentation(AugmentConfig(), seed=0),
+    )
+    model.compile(training.make_optimizer(OptimizerConfig(), 10, 1), jit_compile=False)
+    model.build((None, 48, 48, 1))
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = small_trainer()
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (28, 48, 48, 1), np.uint8), np.arange(28, dtype=np.int32) % 7
+    best = []
+    state = training.RunState(tmp_path, monitor="val_accuracy", save_best=lambda row: best.append(row["epoch"]))
+    model.fit(images, labels, batch_size=14, epochs=3, validation_data=(images, labels), verbose=0, callbacks=[state])
+    return model, state, best
+
+
+def test_every_random_and_remembered_thing_is_restored(saved, tmp_path):
+    model, state, _ = saved
+    other = small_trainer()
+    restored = training.RunState(tmp_path, monitor="val_accuracy", save_best=print)
+    restored.restore(other)
+    assert restored.history == state.history
+    assert int(other.optimizer.iterations) == 6
+    for a, b in zip(model.variables, other.variables, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=a.path)
+    assert np.all(np.asarray(other.loss_layer.history_h2) >= 0), "28 predictions an epoch fill a history of 20"
+
+
+def test_the_best_epoch_is_the_first_of_equals(saved):
+    _, state, best = saved
+    scores = [row["val_accuracy"] for row in state.history]
+    assert state.best()["epoch"] == 1 + scores.index(max(scores))
+    assert best == [i + 1 for i, score in enumerate(scores) if score > max(scores[:i], default=-1)]
+
+
+def test_a_damaged_state_is_refused(saved, tmp_path):
+    path = tmp_path / "state.h5"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"state.h5: the state is damaged"):
+        training.RunState(tmp_path, "val_accuracy", print).restore(small_trainer())
+
+
+def test_the_state_of_another_network_is_refused(saved, tmp_path):
+    with pytest.raises(UserError, match="choose another --run-dir"):
+        training.RunState(tmp_path, "val_accuracy", print).restore(small_trainer(embedding_size=9))
+
+
+def test_a_failed_save_keeps_the_state_before(saved, tmp_path, monkeypatch):
+    _, state, _ = saved
+    before = (tmp_path / "state.h5").read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(h5py.Group, "create_dataset", full)
+    with pytest.raises(OSError, match="No space left"):
+        state._save()
+    assert (tmp_path / "state.h5").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.csv", "state.h5"]
