@@ -23,7 +23,11 @@ NEUTRAL, HAPPY, SAD, SURPRISE, FEAR, DISGUST, ANGER, CONTEMPT = range(8)
 class DatasetName(str, Enum):
     """The data sets that can be prepared, trained on and evaluated."""
 
+    affectnet = "affectnet"
+    rafdb = "rafdb"
     fer2013 = "fer2013"
+    ferplus = "ferplus"
+    published = "published"
     synthetic = "synthetic"
 
 
@@ -217,6 +221,74 @@ class PrepareFer2013Config:
     """Folder of the prepared data sets."""
     debug: bool = False
     """Show tracebacks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareOptions:
+    """What every preparation from an official release shares."""
+
+    source: str
+    """The official release: a folder, or a zip or tar of it."""
+    data_dir: str = "data"
+    """Folder of the prepared data sets."""
+    strict: bool = False
+    """Stop at the first picture that cannot be read, instead of listing and skipping it."""
+    workers: int | None = None
+    """Processes that decode; None is one a core."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareRafdbConfig(PrepareOptions):
+    """RAF-DB basic: EmoLabel/list_patition_label.txt and Image/aligned/ or Image/original/."""
+
+    images: Literal["aligned", "original"] = "aligned"
+    """original cuts the faces out by Annotation/boundingbox/."""
+    size: int = 100
+    """Side of the prepared pictures in pixels."""
+    val_share: float = 0.1
+    """Share of the training part held out for validation, stratified by class."""
+    seed: int = 0
+    """Seed of the hold-out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareAffectnetConfig(PrepareOptions):
+    """AffectNet: the 2021 release (train_set/, val_set/) or the first one (training.csv, validation.csv)."""
+
+    classes: Literal[7, 8] = 7
+    """8 keeps contempt."""
+    size: int = 224
+    """Side of the prepared pictures in pixels."""
+    margin: float = 0.0
+    """Share of the face box added on each side (first release)."""
+    val_share: float = 0.05
+    """Share of the training part held out for validation, stratified by class; the official validation is test."""
+    seed: int = 0
+    """Seed of the hold-out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareFerplusConfig(PrepareOptions):
+    """FER+: fer2013new.csv beside fer2013.csv (majority rule; votes.npy keeps the distribution)."""
+
+    labels: str | None = None
+    """fer2013new.csv; None looks for it beside or in the source."""
+    classes: Literal[7, 8] = 8
+    """8 keeps contempt."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparePublishedConfig(PrepareOptions):
+    """The published repository's own layout: images/*.{jpg,png} with annotations/<stem>_exp.npy."""
+
+    split: Split = "train"
+    """What the folder becomes."""
+    classes: Literal[7, 8] = 7
+    """8 keeps contempt."""
+    size: int = 224
+    """Side of the prepared pictures in pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
