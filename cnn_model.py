@@ -13,6 +13,7 @@ from config import AugmentConfig
 from errors import UserError
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what OpenCV's gray conversion uses too
+SCALINGS = ("tf", "unit", "caffe", "torch", "raw")  # see `PixelInput`
 
 
 @keras.saving.register_keras_serializable("adcorre")
@@ -291,6 +292,7 @@ def build_model(
     input_size: int | None = None,
     weights: str | None = None,
     dropout: float = 0.5,
+    scaling: str | None = None,
 ) -> keras.Model:
     """Builds a network with the k-vector embedding head.
 
@@ -305,13 +307,15 @@ def build_model(
         input_size: side in pixels that the backbone sees; None takes the architecture's own.
         weights: ``"imagenet"`` or a Keras backbone weights file for the backbone's first weights; None draws them.
         dropout: share of the concatenated embeddings dropped in training, 0..1.
+        scaling: the range of the backbone's input (see `PixelInput`); None takes the architecture's own.
 
     Returns:
         A model of raw pixels (B, H, W, 1 or 3), 0..255, RGB, any H and W (resized inside), with outputs
         ``{"logits": float32 (B, C), "embeddings": float32 (B, k, d)}``, embeddings of length 1.
 
     Raises:
-        UserError: an unknown architecture, a size it cannot take, weights that cannot be had, a count below 1.
+        UserError: an unknown architecture or scaling, a size it cannot take, weights that cannot be had, a count
+            below 1.
     """
     for name, value, least in (
         ("num_classes", num_classes, 2),
@@ -323,10 +327,12 @@ def build_model(
             raise UserError(f"{name}: expected {least} or more, received {value}")
     if not 0 <= dropout < 1:
         raise UserError(f"dropout: expected 0 <= share < 1, received {dropout}")
+    if scaling not in (None, *SCALINGS):
+        raise UserError(f"scaling: expected one of {', '.join(SCALINGS)}, received {scaling!r}")
     plan = architecture(arch)
     size = input_size or plan.input_size
     pixels = keras.Input((None, None, None), name="pixels")
-    x = PixelInput(size, plan.channels, plan.scaling, name="pixel_input")(pixels)
+    x = PixelInput(size, plan.channels, scaling or plan.scaling, name="pixel_input")(pixels)
     x = plan.build(size, weights)(x)
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     x = layers.Dense(num_embeddings * embedding_size, name="embedding_dense")(x)

@@ -147,6 +147,8 @@ class TrainConfig:
     seed: int = 0
     balanced: bool = False
     """Draw every class equally often."""
+    soft_labels: bool = False
+    """Let cross-entropy aim at the distribution of the people's votes (FER+) instead of the label."""
     select_on: Literal["val", "test"] = "val"
     """Split that chooses the best epoch; test imitates the published practice and is marked in every report."""
     precision: Precision = "float32"
@@ -178,7 +180,7 @@ class EvaluateConfig:
     """Measures a weights file on a prepared split and writes result.json, predictions and figures."""
 
     weights: str
-    """Weights file (.weights.h5) to measure."""
+    """Model file to measure: ours, a published .h5, or one of keras.Model.save."""
     dataset: DatasetName = DatasetName.fer2013
     split: Split = "val"
     data_dir: str = "data"
@@ -200,12 +202,38 @@ class RecognizeConfig:
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Picture files."""
     weights: str | None = None
-    """Weights file; None is trained_models/fer2013_mini_xcp.weights.h5."""
+    """Model file, as for evaluate; None is trained_models/fer2013_mini_xcp.weights.h5."""
     detect_face: bool = True
     """Find the largest face first; a picture that is a face already is used whole."""
     json: bool = False
     """Print one JSON object a picture instead of a table."""
     batch_size: int = 64
+    backend: Backend = "tensorflow"
+    debug: bool = False
+    """Show tracebacks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig:
+    """Writes a model file in our own form: a published .h5, or what keras.Model.save wrote of a network of ours."""
+
+    source: Annotated[str, tyro.conf.Positional]
+    """Model file to read."""
+    target: Annotated[str, tyro.conf.Positional]
+    """Model file to write (.weights.h5)."""
+    backend: Backend = "tensorflow"
+    debug: bool = False
+    """Show tracebacks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DescribeConfig:
+    """Says what a model file is, and whether it holds code that was ignored."""
+
+    file: Annotated[str, tyro.conf.Positional]
+    """Model file: ours, a published one, or one of keras.Model.save."""
+    json: bool = False
+    """Print one JSON object instead of lines."""
     backend: Backend = "tensorflow"
     debug: bool = False
     """Show tracebacks."""
@@ -270,13 +298,19 @@ class PrepareAffectnetConfig(PrepareOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class PrepareFerplusConfig(PrepareOptions):
+class PrepareFerplusConfig:
     """FER+: fer2013new.csv beside fer2013.csv (majority rule; votes.npy keeps the distribution)."""
 
+    source: str
+    """fer2013.csv or icml_face_data.csv, or a folder, zip or tar that holds one of them."""
+    data_dir: str = "data"
+    """Folder of the prepared data sets."""
     labels: str | None = None
-    """fer2013new.csv; None looks for it beside or in the source."""
+    """fer2013new.csv; None looks for it in the source, then beside it."""
     classes: Literal[7, 8] = 8
     """8 keeps contempt."""
+    debug: bool = False
+    """Show tracebacks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,12 +345,18 @@ class PrepareSyntheticConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InspectConfig:
-    """Prints the counts a class of every prepared split and draws a grid of its pictures."""
+    """Shows every prepared split: its counts, the official ones, a grid of its pictures, what stands in it twice."""
 
     data_dir: str = "data"
     """Folder of the prepared data sets."""
     dataset: DatasetName | None = None
     """One data set; None is every prepared one."""
+    duplicates: Literal["near", "exact", "none"] = "near"
+    """What to look for: the same pixels, or pictures alike too; near takes minutes for AffectNet."""
+    distance: int = 4
+    """Bits of 64 in which the perceptual hashes of near duplicates differ at most."""
+    drop_duplicates: bool = False
+    """Rewrite train without the pictures whose duplicates (as looked for) stand in val or test; wants --dataset."""
     debug: bool = False
     """Show tracebacks."""
 

@@ -126,11 +126,18 @@ def embedding_discriminator(embeddings):
     return total / ops.cast(batch_size * k * k, e_bkd.dtype)
 
 
+def majority(labels):
+    """The label of each image: ``labels`` int (B,) themselves, or the largest entries of votes, float (B, C)."""
+    return ops.argmax(labels, axis=-1) if len(labels.shape) == 2 else labels
+
+
 def cross_entropy(labels, logits, label_smoothing=0.0):
     """CE: the batch mean of `-log softmax(logits)_y`, with the target's share `label_smoothing` spread evenly.
 
+    Of votes it is the batch mean of `-sum_c q_c log softmax(logits)_c`; votes for one class are that label.
+
     Args:
-        labels: int (B,), 0 <= label < C.
+        labels: int (B,), 0 <= label < C, or float (B, C), the votes q of each image, which sum to 1.
         logits: float (B, C).
         label_smoothing: 0..1.
 
@@ -139,7 +146,10 @@ def cross_entropy(labels, logits, label_smoothing=0.0):
     """
     logits = _full_precision(logits)
     num_classes = logits.shape[-1]
-    target_bc = ops.one_hot(labels, num_classes, dtype=logits.dtype)
+    if len(labels.shape) == 2:
+        target_bc = ops.cast(labels, logits.dtype)
+    else:
+        target_bc = ops.one_hot(labels, num_classes, dtype=logits.dtype)
     target_bc = target_bc * (1 - label_smoothing) + label_smoothing / num_classes
     return -ops.mean(ops.sum(target_bc * ops.log_softmax(logits, axis=-1), axis=-1))
 
@@ -225,7 +235,7 @@ class AdCorreLoss(keras.layers.Layer):
         """The loss of one batch.
 
         Args:
-            labels: int (B,).
+            labels: int (B,), or votes float (B, C): cross-entropy aims at them, the rest takes their `majority`.
             logits: float (B, C).
             embeddings: float (B, k, d).
             training: adds the batch to the history before the adaptive map is read.
@@ -233,12 +243,13 @@ class AdCorreLoss(keras.layers.Layer):
         Returns:
             Dict of float32 scalars: ``loss``, the weighted total, and each computed term unweighted.
         """
+        targets, labels = labels, majority(labels)
         if training and self.adaptive and "fd" in self.terms:
             self._remember(labels, logits)
         values = {}
         for term in self.terms:
             if term == "ce":
-                values[term] = cross_entropy(labels, logits, self.label_smoothing)
+                values[term] = cross_entropy(targets, logits, self.label_smoothing)
             elif term == "fd":
                 recall = self.class_recall() if self.adaptive else None
                 values[term] = feature_discriminator(embeddings, labels, recall, self.weight_floor)

@@ -1,168 +1,37 @@
-"""How does a release become our prepared format? Whole or not at all, from a file, a folder or a zip; no Keras.
+"""How does a release become our prepared format? Whole or not at all; no Keras.
 
 A prepared split is the folder ``<data_dir>/<dataset>/<split>`` with ``images.npy`` (uint8 (N, H, W, C), C 1 gray
-or 3 RGB), ``labels.npy`` (int64 (N,)) and ``meta.json``. A reader (one module a data set, see `fer2013`) looks at
-a source and returns a `Release`; `write_release` writes its splits.
+or 3 RGB), ``labels.npy`` (int64 (N,)), ``meta.json`` and, where several people labelled each picture, ``votes.npy``
+(float32 (N, classes), how their votes are shared out). A reader (one module a data set) looks at a source and
+makes a `Release` of arrays, which `write_release` writes (see `fer2013`), or `Pictures` still to be decoded, which
+`write_pictures` decodes on all cores and goes on with after an interruption (see `rafdb`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
-import os
-import shutil
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
+from decoding import Picture, Unreadable, decode_pictures
 from errors import UserError
-from files import only_writer, read_json, sha256, whole_file, write_json
+from files import read_json
+from sources import SourceFiles
+from split_writer import FORMAT_VERSION, SplitWriter, published_together, split_dir
 
-FORMAT_VERSION = 1
+SPLITS = ("train", "val", "test")
+CHECKPOINT_SECONDS = 5.0  # of work that an interruption costs at most
 
 # --- the prepared format --------------------------------------------------------------------------------------------
-
-
-def split_dir(data_dir: str | Path, dataset: str, split: str) -> Path:
-    """The folder of a prepared split."""
-    return Path(data_dir) / dataset / split
-
-
-class SplitWriter:
-    """Streams labelled images into a prepared split that appears whole or not at all.
-
-    As a context manager it writes one split alone; `published_together` does several. Everything is written into
-    ``<data_dir>/<dataset>/.tmp-<split>`` and moved into place when the block ends without an error; until
-    then, and after an error, an earlier split of that name stays as it was.
-
-    Args:
-        data_dir: folder of the prepared data sets.
-        dataset: its name.
-        split: ``train``, ``val`` or ``test``.
-        num_images: N, how many images will be added; 1 or more.
-        image_shape: (H, W, C) of every image.
-        class_names: a name a class, in the order of the codes.
-        sources: the files read, each as ``{"name", "bytes", "sha256"}``.
-        options: what else decided the content, JSON-ready.
-    """
-
-    def __init__(
-        self,
-        data_dir: str | Path,
-        dataset: str,
-        split: str,
-        num_images: int,
-        image_shape: Sequence[int],
-        class_names: Sequence[str],
-        sources: Sequence[dict[str, Any]],
-        options: dict[str, Any],
-    ):
-        if num_images < 1:
-            raise ValueError(f"num_images: expected 1 or more, received {num_images}")
-        self.folder = split_dir(data_dir, dataset, split)
-        self.meta: dict[str, Any] = {
-            "format_version": FORMAT_VERSION,
-            "dataset": dataset,
-            "split": split,
-            "num_images": num_images,
-            "image_shape": list(image_shape),
-            "class_names": list(class_names),
-            "class_counts": [0] * len(class_names),
-            "sources": list(sources),
-            "options": dict(options),
-        }
-        # Two levels deep, so that nobody who looks for <dataset>/<split>/meta.json finds an unfinished one.
-        self._stage = self.folder.with_name(f".tmp-{split}")
-        self._new, self._old = self._stage / "new", self._stage / "old"
-        self._labels: list[int] = []
-
-    def add(self, image: np.ndarray, label: int) -> None:
-        """Appends one image.
-
-        Args:
-            image: uint8, of the announced shape.
-            label: 0 <= label < number of classes.
-        """
-        if image.dtype != np.uint8 or list(image.shape) != self.meta["image_shape"]:
-            raise ValueError(f"expected uint8 {self.meta['image_shape']}, received {image.dtype} {list(image.shape)}")
-        if not 0 <= label < len(self.meta["class_names"]):
-            raise ValueError(f"expected a label 0..{len(self.meta['class_names']) - 1}, received {label}")
-        self._images.write(image.tobytes())
-        self._labels.append(int(label))
-
-    def __enter__(self) -> SplitWriter:
-        self._alone = published_together([self])
-        self._alone.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> bool | None:
-        return self._alone.__exit__(*error)
-
-    def _start(self) -> None:
-        self._clean()  # what a killed preparation left
-        self._new.mkdir(parents=True)
-        # Written in order, not memory-mapped: a full disk is an OSError here and would be a SIGBUS there.
-        self._images = open(self._new / "images.npy", "wb")  # noqa: SIM115 - open as long as the writer is
-        shape = (self.meta["num_images"], *self.meta["image_shape"])
-        np.lib.format.write_array_header_1_0(self._images, {"descr": "|u1", "fortran_order": False, "shape": shape})
-
-    def _finish(self) -> None:
-        if len(self._labels) != self.meta["num_images"]:
-            raise UserError(
-                f"{self.folder}: expected {self.meta['num_images']:,} images, received {len(self._labels):,}; "
-                "did the source change while it was read? Nothing was written, run the command again"
-            )
-        self._images.flush()
-        os.fsync(self._images.fileno())
-        self._images.close()
-        with whole_file(self._new / "labels.npy") as path:
-            np.save(path, np.array(self._labels, np.int64))
-        self.meta["class_counts"] = np.bincount(self._labels, minlength=len(self.meta["class_names"])).tolist()
-        write_json(self._new / "meta.json", self.meta)
-
-    def _publish(self) -> None:
-        if self.folder.exists():
-            self.folder.rename(self._old)
-        self._new.rename(self.folder)
-
-    def _clean(self) -> None:
-        if self._old.exists() and not self.folder.exists():  # killed between the two renames of `_publish`
-            self._old.rename(self.folder)
-        if hasattr(self, "_images"):
-            with contextlib.suppress(OSError):  # on a full disk closing fails again
-                self._images.close()
-        shutil.rmtree(self._stage, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def published_together(writers: Sequence[SplitWriter]) -> Iterator[None]:
-    """Starts the writers of one data set and publishes their splits when the block succeeds: all or none of them.
-
-    Raises:
-        UserError: another process is writing the data set, or a writer did not get the images it announced.
-    """
-    folder = writers[0].folder.parent
-    with only_writer(folder):
-        try:
-            for writer in writers:
-                writer._start()
-            yield
-            for writer in writers:
-                writer._finish()
-            for writer in writers:
-                writer._publish()
-        except OSError as error:
-            error.filename = error.filename or str(folder)
-            raise
-        finally:
-            for writer in writers:
-                writer._clean()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,11 +42,13 @@ class PreparedSplit:
         images: uint8 (N, H, W, C), C 1 (gray) or 3 (RGB), read from disk as it is indexed.
         labels: int64 (N,), codes 0 <= label < num_classes.
         meta: what `meta.json` says.
+        votes: float32 (N, num_classes), rows sum to 1 and are largest at the label; None for a data set without.
     """
 
     images: np.ndarray
     labels: np.ndarray
     meta: dict[str, Any]
+    votes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -207,7 +78,7 @@ def prepared_splits(data_dir: str | Path) -> list[tuple[str, str]]:
 
 
 def open_split(data_dir: str | Path, dataset: str, split: str) -> PreparedSplit:
-    """Opens a prepared split and checks that its three files belong together.
+    """Opens a prepared split and checks that its files belong together.
 
     Raises:
         UserError: not prepared, or a file is truncated, of another type, length or format.
@@ -240,7 +111,26 @@ def open_split(data_dir: str | Path, dataset: str, split: str) -> PreparedSplit:
             f"{folder}/labels.npy: expected codes 0..{num_classes - 1}, found {labels[outside[0]]} "
             f"at row {outside[0]}; prepare the data set again"
         )
-    return PreparedSplit(images, labels, meta)
+    return PreparedSplit(images, labels, meta, _open_votes(folder / "votes.npy", labels, num_classes))
+
+
+def _open_votes(path: Path, labels: np.ndarray, num_classes: int) -> np.ndarray | None:
+    if not path.exists():
+        return None
+    votes = _open_array(path, np.float32, 2, mmap_mode="r")
+    if votes.shape != (len(labels), num_classes):
+        raise UserError(
+            f"{path}: expected the votes of {len(labels)} images for {num_classes} classes, found an array of "
+            f"{' x '.join(map(str, votes.shape))}; prepare the data set again"
+        )
+    largest = votes[np.arange(len(labels)), labels] == votes.max(axis=1)
+    wrong = np.flatnonzero(~(largest & (votes >= 0).all(axis=1) & (abs(votes.sum(axis=1) - 1) < 1e-5)))
+    if len(wrong):
+        raise UserError(
+            f"{path}: expected shares of the votes that sum to 1 and are largest at the label, found "
+            f"{votes[wrong[0]].tolist()} for label {labels[wrong[0]]} at row {wrong[0]}; prepare the data set again"
+        )
+    return votes
 
 
 def _open_array(path: Path, dtype: type, ndim: int, mmap_mode: str | None = None) -> np.ndarray:
@@ -271,6 +161,7 @@ class Release:
         class_names: a name a class, in the order of the codes.
         sources: the files read, each as `file_identity` describes it.
         options: what else decided the content, JSON-ready.
+        votes: split -> float32 (its images, classes) for `votes.npy`; empty where nobody voted.
     """
 
     counts: dict[str, int]
@@ -279,6 +170,7 @@ class Release:
     class_names: Sequence[str]
     sources: list[dict[str, Any]]
     options: dict[str, Any]
+    votes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def write_release(data_dir: str | Path, dataset: str, release: Release) -> dict[str, dict[str, Any]]:
@@ -295,94 +187,201 @@ def write_release(data_dir: str | Path, dataset: str, release: Release) -> dict[
     with published_together(list(writers.values())):
         for split, image, label in release.examples:
             writers[split].add(image, label)
+        for split, votes in release.votes.items():
+            writers[split].add_array("votes", votes)
     return {split: writer.meta for split, writer in writers.items()}
 
 
-# --- sources --------------------------------------------------------------------------------------------------------
+# --- releases whose pictures are still to be decoded ----------------------------------------------------------------
 
 
-class SourceFiles:
-    """The files of a folder or a zip, read where they are: a zip is never unpacked.
-
-    Args:
-        path: the folder or zip.
-        patterns: which files of a folder count (`Path.glob`); of a zip all do, whatever folder they lie in.
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """What a reader found in a source, its pictures still to be decoded.
 
     Attributes:
-        names: the files' relative names, with ``/``, sorted.
-
-    Raises:
-        UserError: the zip is damaged, encrypted, or holds names that point outside of it.
+        files: the source.
+        pictures: what to prepare, in the order of each split's rows.
+        size: side of the prepared images, pixels.
+        channels: 1 (gray) or 3 (RGB).
+        class_names: a name a class, in the order of the codes.
+        sources: what tells that the source is the same as before, see `SourceFiles.stamp`.
+        options: what else decided the content, JSON-ready.
+        margin: share of the face box added on each side.
     """
 
-    def __init__(self, path: Path, patterns: Sequence[str]):
-        self.path = path
-        if path.is_dir():
-            self._zip = None
-            found = (file for pattern in patterns for file in path.glob(pattern))
-            self.names = sorted(file.relative_to(path).as_posix() for file in found if file.is_file())
-        else:
-            with damaged_zip(path):
-                self._zip = _open_zip(path)
-            self.names = sorted({self._checked(entry).filename for entry in self._zip.infolist() if not entry.is_dir()})
-
-    def _checked(self, entry: zipfile.ZipInfo) -> zipfile.ZipInfo:
-        parts = entry.filename.replace("\\", "/").split("/")
-        if ".." in parts or parts[0] == "" or parts[0].endswith(":"):
-            raise UserError(
-                f"{self.path}: expected names inside the zip, found {entry.filename!r}, which points outside of it; "
-                "do not use this file, download the release again"
-            )
-        if entry.flag_bits & 1:
-            raise UserError(f"{self.path}: {entry.filename} is encrypted; expected a zip without a password")
-        return entry
-
-    def open(self, name: str) -> BinaryIO:
-        """Opens one file for reading; of a damaged zip, opening and reading raise what `damaged_zip` knows."""
-        return open(self.path / name, "rb") if self._zip is None else self._zip.open(name)
-
-    def read(self, name: str) -> bytes:
-        """One file's bytes.
-
-        Raises:
-            UserError: the zip is damaged there.
-        """
-        with damaged_zip(self.path), self.open(name) as file:
-            return file.read()
-
-    def identity(self, names: Sequence[str]) -> dict[str, Any]:
-        """What `file_identity` says of a zip; for a folder, number and bytes of the files named.
-
-        A folder's ``sha256`` is over ``<name> NUL <size> NUL <bytes>`` of each, in the order given.
-        """
-        if self._zip is not None:
-            return file_identity(self.path)
-        digest, size = hashlib.sha256(), 0
-        for name in names:
-            data = self.read(name)
-            digest.update(f"{name}\0{len(data)}\0".encode() + data)
-            size += len(data)
-        return {"name": self.path.resolve().name, "files": len(names), "bytes": size, "sha256": digest.hexdigest()}
+    files: SourceFiles
+    pictures: Sequence[Picture]
+    size: int
+    channels: int
+    class_names: Sequence[str]
+    sources: list[dict[str, Any]]
+    options: dict[str, Any]
+    margin: float = 0.0
 
 
-def file_identity(path: Path) -> dict[str, Any]:
-    """A file's ``name``, ``bytes`` and ``sha256``, for `meta.json`."""
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+def write_pictures(
+    data_dir: str | Path, dataset: str, release: Pictures, *, strict: bool = False, workers: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """Decodes a release's pictures on all cores and writes its splits, all or none of them, with a progress bar.
+
+    Goes on where an interrupted preparation of the same source and options stopped, and returns at once when
+    it is done already. Pictures that cannot be read are left out and listed, on standard error and in `meta.json`.
+
+    Args:
+        data_dir: folder of the prepared data sets.
+        dataset: its name.
+        release: what to prepare; one picture or more.
+        strict: stop at the first picture that cannot be read.
+        workers: how many pictures are decoded at a time; None is one a core.
+
+    Returns:
+        Split -> the content of its `meta.json`, where besides what every split has there are ``skipped`` (a list of
+        ``{"name", "reason"}``) and ``preparation`` (``sha256`` over all that decided the content, how many
+        ``pictures`` there were to read, and all ``splits`` that were made together). An earlier split that the
+        release lacks stays as it was.
+
+    Raises:
+        UserError: with ``strict`` a picture that cannot be read, otherwise a split of which none can; or
+            another process is writing this data set.
+    """
+    if workers is not None and workers < 1:
+        raise UserError(f"workers: expected 1 or more, received {workers}")
+    pictures: dict[str, list[Picture]] = {split: [] for split in SPLITS}
+    for picture in release.pictures:
+        pictures[picture.split].append(picture)
+    pictures = {split: found for split, found in pictures.items() if found}
+    metas = {split: _prepared_meta(data_dir, dataset, split) for split in pictures}
+    shape = (release.size, release.size, release.channels)
+    options = {**release.options, "size": release.size, "margin": release.margin}
+    shared = (shape, release.class_names, release.sources, options)
+    writers = {}
+    for split, found in pictures.items():
+        preparation = {"sha256": _digest(release, found), "pictures": len(found), "splits": list(pictures)}
+        if metas[split].get("preparation") != preparation:
+            writers[split] = SplitWriter(data_dir, dataset, split, len(found), *shared, preparation)
+            metas[split] = writers[split].meta
+        elif strict:
+            _stop_at(release.files, metas[split]["skipped"])
+    if writers:
+        with published_together(list(writers.values())):
+            for split, writer in writers.items():
+                _fill(writer, release, pictures[split], strict, workers)
+    _print_skipped(metas)
+    return metas
 
 
-def _open_zip(path: Path) -> zipfile.ZipFile:
+def _digest(release: Pictures, pictures: Sequence[Picture]) -> str:
+    """SHA-256 of all that decides the content of a split."""
+    digest = hashlib.sha256()
+    shape = (release.size, release.channels, release.margin)
+    digest.update(json.dumps([FORMAT_VERSION, shape, list(release.class_names)]).encode())
+    digest.update(json.dumps([release.sources, release.options], sort_keys=True).encode())
+    for picture in pictures:
+        digest.update(repr(picture).encode())
+    return digest.hexdigest()
+
+
+def _prepared_meta(data_dir: str | Path, dataset: str, split: str) -> dict[str, Any]:
+    """The `meta.json` of a split that is as `write_pictures` left it; otherwise nothing."""
     try:
-        return zipfile.ZipFile(path)
-    except UnicodeDecodeError as error:  # of a damaged name
-        raise zipfile.BadZipFile(str(error)) from None
+        meta = open_split(data_dir, dataset, split).meta
+    except UserError:
+        return {}
+    # Fewer when pictures were dropped from it since.
+    whole = "preparation" in meta and meta["num_images"] + len(meta["skipped"]) == meta["preparation"]["pictures"]
+    return meta if whole else {}
 
 
-@contextlib.contextmanager
-def damaged_zip(path: Path) -> Iterator[None]:
-    """Turns what `zipfile` raises for a damaged file into a `UserError`."""
-    try:
-        yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a damaged offset before the start
-            raise
-        raise UserError(f"{path}: the zip is cut off or damaged ({error}); download it again") from None
+def _fill(
+    writer: SplitWriter, release: Pictures, pictures: Sequence[Picture], strict: bool, workers: int | None
+) -> None:
+    """Adds the pictures that no interrupted preparation has added already."""
+    if strict:
+        _stop_at(release.files, writer.skipped)
+    rest = pictures[writer.done :]
+    decoded = decode_pictures(
+        release.files, rest, release.size, release.channels, margin=release.margin, workers=workers
+    )
+    name = f"preparing {writer.meta['dataset']}/{writer.meta['split']}"
+    bar = tqdm(rest, name, len(pictures), initial=writer.done, unit="image", disable=None)
+    saved = time.monotonic()
+    with contextlib.closing(decoded):
+        for picture, image in zip(bar, decoded, strict=True):
+            if isinstance(image, Unreadable):
+                writer.skip(picture.name, image.reason)
+                if strict:
+                    _stop_at(release.files, writer.skipped)
+            else:
+                writer.add(image, picture.label)
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                writer.checkpoint()
+                saved = time.monotonic()
+
+
+def _stop_at(files: SourceFiles, skipped: Sequence[dict[str, str]]) -> None:
+    for picture in skipped:
+        raise UserError(
+            f"{files.path}/{picture['name']}: {picture['reason']}; put the file right, or leave out what cannot be "
+            "read by preparing without --strict"
+        )
+
+
+def _print_skipped(metas: dict[str, dict[str, Any]]) -> None:
+    for split, meta in metas.items():
+        if skipped := meta["skipped"]:
+            first = "; ".join(f"{picture['name']}: {picture['reason']}" for picture in skipped[:3])
+            more = "; ..." if len(skipped) > 3 else ""
+            print(f"{split}: left out {len(skipped):,} pictures that cannot be read ({first}{more})", file=sys.stderr)
+
+
+def find_prepared(
+    data_dir: str | Path, dataset: str, sources: list[dict[str, Any]], options: dict[str, Any], *, strict: bool = False
+) -> dict[str, dict[str, Any]] | None:
+    """Looks, before a reader reads 287,651 labels, whether `write_pictures` has prepared the same already.
+
+    Args:
+        data_dir: folder of the prepared data sets.
+        dataset: its name.
+        sources: as for `Pictures`.
+        options: those of the recorded options (``size`` and ``margin`` are among them) that are known beforehand.
+        strict: a preparation that left pictures out does not count.
+
+    Returns:
+        What `write_pictures` returned then, or None.
+    """
+    metas = {split: _prepared_meta(data_dir, dataset, split) for split in SPLITS}
+    found = {
+        split: meta
+        for split, meta in metas.items()
+        if meta.get("sources") == sources and {**meta["options"], **options} == meta["options"]
+    }
+    whole = bool(found) and all(set(meta["preparation"]["splits"]) <= set(found) for meta in found.values())
+    if not whole or (strict and any(meta["skipped"] for meta in found.values())):
+        return None
+    _print_skipped(found)
+    return found
+
+
+def stratified_hold_out(labels: Sequence[int], share: float, seed: int) -> np.ndarray:
+    """Chooses what is held out for validation: of n images of a class, ``round(share * n)``.
+
+    Depends on the order of the labels, the share and the seed alone.
+
+    Args:
+        labels: (N,) codes.
+        share: 0 <= share < 1.
+        seed: of the choice.
+
+    Returns:
+        bool (N,), True for what is held out.
+    """
+    if not 0 <= share < 1:
+        raise UserError(f"hold-out: expected a share of 0 or more and below 1, received {share}")
+    labels = np.asarray(labels)
+    rng = np.random.default_rng(seed)
+    held_out = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        held_out[rng.permutation(rows)[: round(share * len(rows))]] = True
+    return held_out

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from data_helper import PreparedSplit
+from errors import UserError
 
 
 class Batches(keras.utils.PyDataset):
@@ -22,17 +23,34 @@ class Batches(keras.utils.PyDataset):
             shape. Otherwise every image comes once, in one order for all epochs: mixed too, because the
             loss compares the images of a batch and releases are often sorted by class.
         balanced: draw every class that is there equally often (with repetition); an epoch keeps its length.
+        soft_labels: give the votes on each image instead of its label.
+
+    Raises:
+        UserError: soft labels of a split without votes.
     """
 
     def __init__(
-        self, split: PreparedSplit, batch_size: int, *, seed: int, training: bool = True, balanced: bool = False
+        self,
+        split: PreparedSplit,
+        batch_size: int,
+        *,
+        seed: int,
+        training: bool = True,
+        balanced: bool = False,
+        soft_labels: bool = False,
     ):
         super().__init__()
+        if soft_labels and split.votes is None:
+            raise UserError(
+                f"--soft-labels: expected a data set with votes.npy, found none for {split.name}; train on ferplus, "
+                "or without --soft-labels"
+            )
         self.split = split
         self.batch_size = min(batch_size, len(split))
         self.seed = seed
         self.training = training
         self.balanced = balanced
+        self.targets = split.votes if soft_labels else split.labels.astype(np.int32)
         self.epoch = 0
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
@@ -41,9 +59,9 @@ class Batches(keras.utils.PyDataset):
         return full + (not self.training and rest > 0)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Batch ``index`` of this epoch: uint8 images (B, H, W, C) and int32 labels (B,)."""
+        """Batch ``index`` of this epoch: uint8 images (B, H, W, C), and int32 labels (B,) or float32 votes (B, C)."""
         rows = self.order()[index * self.batch_size : (index + 1) * self.batch_size]
-        return self.split.images[rows], self.split.labels[rows].astype(np.int32)
+        return self.split.images[rows], self.targets[rows]
 
     def order(self) -> np.ndarray:
         """The rows of this epoch in the order they are seen, int64 (N,)."""

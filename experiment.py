@@ -32,6 +32,8 @@ from synthetic_data import write_synthetic_splits
 BEST_WEIGHTS = "best.weights.h5"
 # What a run may differ in and still be the same run: where things lie, not what is computed.
 _PLACES = ("run_dir", "data_dir", "debug")
+# Options that came later, with what runs from before them did: those keep their names, and go on.
+_LATER = {"soft_labels": False}
 
 
 def train_and_evaluate(settings: TrainConfig) -> dict[str, Any]:
@@ -58,7 +60,8 @@ def train_and_evaluate(settings: TrainConfig) -> dict[str, Any]:
 
 def run_id(settings: TrainConfig) -> str:
     """The run's default folder name: the same options give the same name, so the same command resumes."""
-    digest = hashlib.sha256(json.dumps(_identity(settings), sort_keys=True).encode()).hexdigest()[:8]
+    identity = {name: value for name, value in _identity(settings).items() if (name, value) not in _LATER.items()}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     return f"{settings.dataset.value}-{settings.model.arch.replace(':', '_')}-seed{settings.seed}-{digest}"
 
 
@@ -71,7 +74,7 @@ def _check_same_run(folder: Path, settings: TrainConfig) -> None:
     path = folder / "config.json"
     if not path.exists():
         write_json(path, _identity(settings))
-    elif changed := config.differences(read_json(path), _identity(settings)):
+    elif changed := config.differences({**_LATER, **read_json(path)}, _identity(settings)):
         raise UserError(
             f"{folder} holds a run with other options ({'; '.join(changed)}); "
             "repeat its own command to go on with it, or choose another --run-dir"
@@ -92,13 +95,15 @@ def _fit(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit]) 
     """Trains from the folder's saved state, or from the start, to the last epoch; leaves the best weights there."""
     runtime.set_up(settings.seed, settings.precision)
     train = splits["train"]
+    shared = {"batch_size": settings.batch_size, "seed": settings.seed, "soft_labels": settings.soft_labels}
+    batches = Batches(train, **shared, balanced=settings.balanced)
+    validation = Batches(splits[settings.select_on], **shared, training=False)
     network = _build_network(settings, train.num_classes)
     model = training.AdCorreTrainer(
         network,
         custom_loss.AdCorreLoss(train.num_classes, **dataclasses.asdict(settings.loss)),
         cnn_model.Augmentation(settings.augmentation, seed=settings.seed),
     )
-    batches = Batches(train, settings.batch_size, seed=settings.seed, balanced=settings.balanced)
     optimizer = training.make_optimizer(settings.optimizer, len(batches), settings.epochs)
     model.compile(optimizer=optimizer, jit_compile=runtime.jit_compile())
     model.build((None, *train.images.shape[1:]))
@@ -106,7 +111,7 @@ def _fit(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit]) 
 
     def save_best(row: dict[str, float]) -> None:
         metrics = {"split": settings.select_on, "accuracy": row["val_accuracy"], "epoch": row["epoch"]}
-        model_file.save_model(folder / BEST_WEIGHTS, network, _model_info(settings, train, metrics))
+        model_file.save_model(folder / BEST_WEIGHTS, network, _model_info(settings, network, train, metrics))
 
     state = training.RunState(folder, monitor="val_accuracy", save_best=save_best)
     state.restore(model)
@@ -115,7 +120,7 @@ def _fit(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit]) 
     write_json(folder / "env.json", runtime.versions())
     model.fit(
         batches,
-        validation_data=Batches(splits[settings.select_on], settings.batch_size, seed=settings.seed, training=False),
+        validation_data=validation,
         epochs=settings.epochs,
         initial_epoch=state.epochs_done,
         shuffle=False,  # `Batches` orders them
@@ -131,35 +136,59 @@ def _fit(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit]) 
 
 
 def _build_network(settings: TrainConfig, num_classes: int) -> keras.Model:
-    """The network of ``settings``, filled from ``settings.weights`` where that names a file."""
+    """The network of ``settings``, filled from ``settings.weights`` where that names a file.
+
+    Such a file decides the input's range, and its side where ``settings`` leave that open.
+    """
     wanted = settings.model
+    found = _start(settings, num_classes) if settings.weights else None
     network = cnn_model.build_model(
         wanted.arch,
         num_classes,
         wanted.num_embeddings,
         wanted.embedding_size,
-        wanted.input_size,
-        weights=None if settings.weights or wanted.pretrained == "none" else wanted.pretrained,
+        wanted.input_size or (found and found.input_size),
+        weights=None if found or wanted.pretrained == "none" else wanted.pretrained,
         dropout=wanted.dropout,
+        scaling=found and found.scaling,
     )
-    if settings.weights:
-        found = model_file.read_info(settings.weights).arch
-        if found != wanted.arch:
-            raise UserError(f"{settings.weights}: expected a {wanted.arch} network, found {found}; use --arch {found}")
+    if found:
         model_file.load_weights(network, settings.weights)
     return network
 
 
-def _model_info(settings: TrainConfig, train: PreparedSplit, metrics: dict[str, Any]) -> model_file.ModelInfo:
+def _start(settings: TrainConfig, num_classes: int) -> model_file.ModelInfo:
+    """The description of the file to start from, which must be of the network that ``settings`` want."""
+    found = model_file.read_info(settings.weights)
+    for name, what in (("arch", "a {} network"), ("num_embeddings", "k = {}"), ("embedding_size", "d = {}")):
+        wanted, has = getattr(settings.model, name), getattr(found, name)
+        if wanted != has:
+            raise UserError(
+                f"{settings.weights}: expected {what.format(wanted)}, found {has}; use --{name.replace('_', '-')} {has}"
+            )
+    if len(found.class_names) != num_classes:
+        raise UserError(
+            f"{settings.weights}: expected a network of the {num_classes} classes of {settings.dataset.value}, found "
+            f"one of {len(found.class_names)}"
+        )
+    return found
+
+
+def _model_info(
+    settings: TrainConfig, network: keras.Model, train: PreparedSplit, metrics: dict[str, Any]
+) -> model_file.ModelInfo:
+    pixels = network.get_layer("pixel_input")
     return model_file.ModelInfo(
         arch=settings.model.arch,
         class_names=train.class_names,
         num_embeddings=settings.model.num_embeddings,
         embedding_size=settings.model.embedding_size,
-        input_size=settings.model.input_size,
+        input_size=pixels.size,
+        scaling=pixels.scaling,
         dataset=train.name,
         metrics=metrics,
         versions=runtime.versions(),
+        origin=f"train.py, started from {Path(settings.weights).name}" if settings.weights else "train.py",
     )
 
 

@@ -1,13 +1,17 @@
-"""What is in an `.h5`? Saving and loading of weights with the description that rebuilds their network.
+"""What is in a model file? Saving and loading of weights with the description that rebuilds their network.
 
-A model file is a Keras `.weights.h5` plus one JSON attribute on the file's root. Loading rebuilds the
-network from the description and reads arrays: nothing in a file is executed or unpickled.
+Ours is a Keras `.weights.h5` plus one JSON attribute on the file's root. What `keras.Model.save` wrote loads too: the
+published Keras 2 files, and our own networks (`published_file`). Loading rebuilds the network from the description
+and reads arrays: nothing in a file is executed or unpickled.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +20,28 @@ import keras
 import numpy as np
 
 import cnn_model
+import published_file
+from config import CLASS_NAMES
 from errors import UserError
 from files import whole_file
+from published_file import Layer, SavedModel
+from safe_hdf5 import open_hdf5
 
 ATTRIBUTE = "ad_corre"
 FORMAT_VERSION = 1
+_LARGEST_INPUT = 4096
+_LONGEST_REASON = 400  # Keras lists every layer that it could not fill
+# `cnn_model.PixelInput`'s scalings in words.
+_RANGES = {
+    "tf": "-1..1",
+    "unit": "0..1",
+    "caffe": "BGR minus ImageNet's mean",
+    "torch": "ImageNet's mean and deviation",
+    "image": "each image's own mean and deviation",
+    "raw": "0..255",
+}
+# Names that Keras makes from a counter, which says nothing of a layer's place.
+_COUNTED = re.compile(r"(?:\w+_)?(?:conv2d|normalization|dense)(?:_\d+)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +54,11 @@ class ModelInfo:
         num_embeddings: k.
         embedding_size: d.
         input_size: side in pixels that the backbone sees.
+        scaling: range of the backbone's input (see `cnn_model.PixelInput`); None is the architecture's own.
         dataset: what it was trained on, as ``fer2013/train``; empty when unknown.
         metrics: what was measured on which split, free-form and JSON-ready.
         versions: of what trained it (`runtime.versions`).
+        origin: where the arrays come from, in words.
     """
 
     arch: str
@@ -43,9 +66,11 @@ class ModelInfo:
     num_embeddings: int = 7
     embedding_size: int = 256
     input_size: int | None = None
+    scaling: str | None = None
     dataset: str = ""
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    origin: str = "train.py"
 
 
 def save_model(path: str | Path, network: keras.Model, info: ModelInfo) -> None:
@@ -59,8 +84,7 @@ def save_model(path: str | Path, network: keras.Model, info: ModelInfo) -> None:
         UserError: another ending.
         OSError: the disk refused.
     """
-    if not str(path).endswith(".weights.h5"):
-        raise UserError(f"{path}: expected a name that ends with .weights.h5")
+    check_target(path)
     described = {"format_version": FORMAT_VERSION, **dataclasses.asdict(info)}
     with whole_file(path) as temporary:
         network.save_weights(temporary)
@@ -68,35 +92,19 @@ def save_model(path: str | Path, network: keras.Model, info: ModelInfo) -> None:
             file.attrs[ATTRIBUTE] = json.dumps(described)
 
 
+def check_target(path: str | Path) -> None:
+    """Refuses a name that Keras would not write weights to."""
+    if not str(path).endswith(".weights.h5"):
+        raise UserError(f"{path}: expected a name that ends with .weights.h5")
+
+
 def read_info(path: str | Path) -> ModelInfo:
     """Reads a model file's description alone.
 
     Raises:
-        UserError: missing, no HDF5, or HDF5 without a description.
+        UserError: missing, of another format, damaged, or not safe to read (`safe_hdf5.open_hdf5`).
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such weights file")
-    if not h5py.is_hdf5(path):
-        raise UserError(
-            f"{path}: expected an HDF5 weights file (.weights.h5), found {path.read_bytes()[:8]!r}... instead"
-        )
-    try:
-        with h5py.File(path, "r") as file:
-            text = file.attrs.get(ATTRIBUTE)
-    except OSError as error:
-        raise UserError(f"{path}: the HDF5 file is damaged ({error}); get it again") from None
-    if text is None:
-        raise UserError(
-            f"{path}: no description of its network (attribute {ATTRIBUTE!r}); expected a file that train.py wrote"
-        )
-    try:
-        values = json.loads(text)
-        if values.pop("format_version") != FORMAT_VERSION:
-            raise ValueError(f"expected format version {FORMAT_VERSION}")
-        return ModelInfo(**{**values, "class_names": tuple(values["class_names"])})
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot read the description of its network ({error})") from None
+    return _read(path)[0]
 
 
 def load_model(path: str | Path) -> tuple[keras.Model, ModelInfo]:
@@ -106,17 +114,18 @@ def load_model(path: str | Path) -> tuple[keras.Model, ModelInfo]:
         The network (`cnn_model.build_model`) and the file's description.
 
     Raises:
-        UserError: see `read_info`; or arrays that are missing, of another shape, or not finite.
+        UserError: see `read_info`; or arrays that are missing, extra, of another shape, or not finite.
     """
-    info = read_info(path)
+    info, saved = _read(path)
     network = cnn_model.build_model(
         info.arch,
         num_classes=len(info.class_names),
         num_embeddings=info.num_embeddings,
         embedding_size=info.embedding_size,
         input_size=info.input_size,
+        scaling=info.scaling,
     )
-    load_weights(network, path)
+    _fill(network, path, saved)
     return network, info
 
 
@@ -124,13 +133,187 @@ def load_weights(network: keras.Model, path: str | Path) -> None:
     """Fills a network that is there with the arrays of a model file.
 
     Raises:
-        UserError: arrays that are missing, of another shape, or not finite.
+        UserError: see `load_model`.
     """
+    _fill(network, path, _read(path)[1])
+
+
+def describe(path: str | Path) -> dict[str, str]:
+    """What a model file is, as names and words; its arrays are not loaded into a network.
+
+    Raises:
+        UserError: see `read_info`.
+    """
+    info, saved = _read(path)
+    plan = cnn_model.architecture(info.arch)
+    size = info.input_size or plan.input_size
+    code = saved.ignored_code if saved else 0
+    return {
+        "file": f"{path}, {Path(path).stat().st_size:,} bytes",
+        "origin": info.origin,
+        "architecture": info.arch,
+        "embeddings": f"k = {info.num_embeddings} vectors of d = {info.embedding_size}",
+        "classes": f"{len(info.class_names)}: {', '.join(info.class_names)}",
+        "input": f"{size} x {size} px, {'RGB' if plan.channels == 3 else 'gray'}, scaled to "
+        f"{_RANGES.get(info.scaling or plan.scaling, info.scaling or plan.scaling)}",
+        "trained on": info.dataset or "not said",
+        "metrics": _listed(info.metrics) or "not said",
+        "written with": _listed(info.versions) or "not said",
+        "code": f"{code} Lambda layers, ignored: nothing in them was run" if code else "none",
+    }
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
+    )
+
+
+def _read(path: str | Path) -> tuple[ModelInfo, SavedModel | None]:
+    """The description, and for a file that `keras.Model.save` wrote what it was taken from."""
+    text = None
+    if not published_file.is_archive(path):
+        with open_hdf5(path) as file:
+            text = file.attrs.get(ATTRIBUTE)
+            if text is None and not published_file.is_saved_model(file):
+                raise UserError(
+                    f"{path}: no description of its network (attribute {ATTRIBUTE!r}); expected a file that train.py "
+                    "wrote, a published one or one of Model.save"
+                )
+    saved = published_file.read_saved_model(path) if text is None else None
+    info = _parse(text, path) if saved is None else _info_of(saved, path)
+    _check_plausible(info, path)
+    return info, saved
+
+
+def _parse(text: Any, path: str | Path) -> ModelInfo:
     try:
-        network.load_weights(path)
+        values = json.loads(text)
+        if values.pop("format_version") != FORMAT_VERSION:
+            raise ValueError(f"expected format version {FORMAT_VERSION}")
+        return ModelInfo(**{**values, "class_names": tuple(values["class_names"])})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: cannot read the description of its network ({error})") from None
+
+
+def _info_of(saved: SavedModel, path: str | Path) -> ModelInfo:
+    """The seven or eight classes of a published network, or of one of ours, are the canonical ones."""
+    if saved.num_classes not in (7, 8):
+        raise UserError(f"{path}: expected a network of 7 or 8 classes, found {saved.num_classes}")
+    return ModelInfo(
+        arch=saved.arch,
+        class_names=CLASS_NAMES[: saved.num_classes],
+        num_embeddings=saved.num_embeddings,
+        embedding_size=saved.embedding_size,
+        input_size=saved.input_size,
+        scaling=saved.scaling,
+        dataset=saved.dataset,
+        metrics=saved.metrics,
+        versions={"keras": saved.keras_version} if saved.keras_version else {},
+        origin=saved.origin,
+    )
+
+
+def _check_plausible(info: ModelInfo, path: str | Path) -> None:
+    """Refuses a description of another type or size than a network has, before anything is built from it."""
+    expected = {
+        "arch": isinstance(info.arch, str),
+        "class_names": all(isinstance(name, str) for name in info.class_names) and len(info.class_names) >= 2,
+        "num_embeddings": type(info.num_embeddings) is int and info.num_embeddings >= 1,
+        "embedding_size": type(info.embedding_size) is int and info.embedding_size >= 3,
+        "input_size": info.input_size is None
+        or (type(info.input_size) is int and 1 <= info.input_size <= _LARGEST_INPUT),
+        "scaling": info.scaling is None or info.scaling in cnn_model.SCALINGS,
+        "metrics": isinstance(info.metrics, dict),
+        "versions": isinstance(info.versions, dict),
+    }
+    if wrong := [name for name, fine in expected.items() if not fine]:
+        raise UserError(
+            f"{path}: cannot read the description of its network ({wrong[0]} is {getattr(info, wrong[0])!r})"
+        )
+    classifier = 2 * info.num_embeddings * info.embedding_size * len(info.class_names)  # bytes of half precision
+    if classifier > Path(path).stat().st_size:
+        raise UserError(
+            f"{path}: refused: it describes k = {info.num_embeddings} vectors of d = {info.embedding_size} and "
+            f"{len(info.class_names)} classes, {classifier:,} bytes at least, more than the whole file"
+        )
+
+
+# Arrays into a network
+
+
+def _fill(network: keras.Model, path: str | Path, saved: SavedModel | None) -> None:
+    if saved is None:
+        _fill_from_weights_file(network, path, path)
+    elif saved.layers is None:
+        with published_file.archive_weights(path) as unpacked:
+            _fill_from_weights_file(network, unpacked, path)
+    else:
+        _fill_in_order(network, saved.layers, path)
+
+
+def _fill_from_weights_file(network: keras.Model, weights: Path | str, path: str | Path) -> None:
+    """Fills the network from Keras 3's own layout; ``path`` is what messages call the file."""
+    with open_hdf5(weights, str(path)) as file:
+        names = []
+        file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+    try:
+        with warnings.catch_warnings():  # of what is missing: an error follows
+            warnings.simplefilter("ignore", UserWarning)
+            network.load_weights(weights)
     except (ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
         raise UserError(f"{path}: its arrays do not fit a {network.name} network ({reason})") from None
+    found = sum(not name.startswith("optimizer/") for name in names)
+    if found != len(network.weights):
+        raise UserError(
+            f"{path}: its arrays do not fit a {network.name} network (expected {len(network.weights)}, found {found}: "
+            "it has extra ones)"
+        )
     for variable in network.variables:
         if not np.all(np.isfinite(keras.ops.convert_to_numpy(variable))):
             raise UserError(f"{path}: {variable.path} holds numbers that are not finite")
+
+
+def _fill_in_order(network: keras.Model, layers: tuple[Layer, ...], path: str | Path) -> None:
+    """Fills the network layer by layer; nothing is changed before all fit.
+
+    Only the order of the layers, what their arrays are, and the shapes count: Keras numbers the names of
+    Xception's shortcut layers by what else the process had built.
+    """
+    expected = _layers_of(network)
+    names = [name for name, _ in expected]
+    if len(expected) != len(layers):
+        lost = [name for name in names if not _COUNTED.fullmatch(name) and name not in {found.name for found in layers}]
+        raise UserError(
+            f"{path}: its arrays do not fit a {network.name} network: expected {len(expected)} layers with arrays, "
+            f"found {len(layers)}" + (f"; missing {', '.join(lost[:3])}" if lost else "")
+        )
+    for (name, variables), layer in zip(expected, layers, strict=True):
+        shapes = {role: tuple(variable.shape) for role, variable in variables.items()}
+        found = {role: array.shape for role, array in layer.arrays.items()}
+        # Two layers of one shape in each other's place would load without a word.
+        misplaced = layer.name != name and layer.name in names and not _COUNTED.fullmatch(layer.name)
+        if misplaced or found != shapes:
+            raise UserError(
+                f"{path}: its arrays do not fit a {network.name} network: where {name} stands ({_words(shapes)}) the "
+                f"file has {layer.name} ({_words(found)})"
+            )
+    for (_, variables), layer in zip(expected, layers, strict=True):
+        for role, variable in variables.items():
+            variable.assign(layer.arrays[role])
+
+
+def _layers_of(network: keras.Model) -> list[tuple[str, dict[str, keras.Variable]]]:
+    """The network's layers with arrays, backbone first: name, then what each array is to the variable."""
+    backbone = network.get_layer("backbone")
+    head = itertools.chain(network.get_layer("embedding_dense").weights, network.get_layer("logits").weights)
+    layers: dict[str, dict[str, keras.Variable]] = {}
+    for variable in itertools.chain(backbone.trainable_weights, backbone.non_trainable_weights, head):
+        name, _, role = variable.path.rpartition("/")
+        layers.setdefault(name, {})[role] = variable
+    return list(layers.items())
+
+
+def _words(shapes: dict[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{role} {shape}" for role, shape in shapes.items())

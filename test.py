@@ -1,4 +1,4 @@
-"""Recognise expressions and measure models: ``python test.py recognize IMG...``, ``python test.py evaluate``."""
+"""Recognise expressions, measure and convert models: ``python test.py {recognize,evaluate,convert,describe}``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 import config
 import runtime
-from config import EvaluateConfig, RecognizeConfig
+from config import ConvertConfig, DescribeConfig, EvaluateConfig, RecognizeConfig
 from errors import UserError, run_command
 from images import largest_face, read_image, resize_image
 
@@ -46,7 +46,9 @@ class TestModels:
     """A trained network, ready to recognise.
 
     Args:
-        h5_address: a weights file that `train.py` wrote; None is the one that comes with the project.
+        h5_address: a model file: one that `train.py` wrote, a published one (``AffectNet_6336.h5``), or a ``.keras``
+            or ``.h5`` file that `keras.Model.save` wrote of a network of ours; None is the one that comes with the
+            project. Nothing in the file is executed.
         GPU: False keeps off the GPU; True uses one where there is one.
 
     Raises:
@@ -160,7 +162,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
 
     split = open_split(settings.data_dir, settings.dataset.value, settings.split)
     network, info = model_file.load_model(settings.weights)
-    name = Path(settings.weights).name.removesuffix(".weights.h5")
+    name = Path(settings.weights).stem.removesuffix(".weights")
     folder = Path(settings.run_dir or f"runs/evaluate-{name}-{split.name.replace('/', '-')}")
     result = evaluation.evaluate(
         network,
@@ -191,10 +193,47 @@ def recognize(settings: RecognizeConfig) -> None:
         print(f"{path:<{width}}  {face.label:<9}", *(f"{value:>9.1%}" for value in face.probabilities.values()))
 
 
+def convert(settings: ConvertConfig) -> None:
+    """Writes any model file in our own form, whole or not at all.
+
+    Raises:
+        UserError: a source that cannot be read (`model_file.load_model`), a target without ``.weights.h5``.
+    """
+    import model_file
+
+    model_file.check_target(settings.target)
+    network, info = model_file.load_model(settings.source)
+    origin = f"{info.origin}; converted from {Path(settings.source).name}"
+    model_file.save_model(settings.target, network, dataclasses.replace(info, origin=origin))
+    print(f"wrote {settings.target}: {info.arch}, {len(info.class_names)} classes")
+
+
+def describe(settings: DescribeConfig) -> None:
+    """Prints what a model file is, a line a fact or one JSON object."""
+    import model_file
+
+    facts = model_file.describe(settings.file)
+    if settings.json:
+        print(json.dumps(facts))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {value}")
+
+
+_COMMANDS = {
+    "recognize": (RecognizeConfig, recognize),
+    "evaluate": (EvaluateConfig, evaluate),
+    "convert": (ConvertConfig, convert),
+    "describe": (DescribeConfig, describe),
+}
+
+
 def main() -> None:
-    settings = config.parse_command({"recognize": RecognizeConfig, "evaluate": EvaluateConfig}, description=__doc__)
+    settings = config.parse_command({name: cls for name, (cls, _) in _COMMANDS.items()}, description=__doc__)
     runtime.choose_backend(settings.backend)
-    (recognize if isinstance(settings, RecognizeConfig) else evaluate)(settings)
+    run = next(run for cls, run in _COMMANDS.values() if isinstance(settings, cls))
+    run(settings)
 
 
 if __name__ == "__main__":

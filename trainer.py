@@ -21,14 +21,14 @@ from keras import ops
 from tqdm import tqdm
 
 from config import OptimizerConfig
-from custom_loss import AdCorreLoss
+from custom_loss import AdCorreLoss, majority
 from dataset_class import Batches
 from errors import UserError
 from files import whole_file, write_text
 
 
 class AdCorreTrainer(keras.Model):
-    """Augmentation, network and Ad-Corre loss as one Keras model.
+    """Augmentation, network and Ad-Corre loss as one Keras model; its targets are labels or votes.
 
     Args:
         network: raw pixels to ``{"logits", "embeddings"}`` (`cnn_model.build_model`).
@@ -59,7 +59,7 @@ class AdCorreTrainer(keras.Model):
         return values["loss"]
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        self.accuracy.update_state(y, y_pred["logits"])
+        self.accuracy.update_state(majority(y), y_pred["logits"])
         return self.get_metrics_result()
 
 

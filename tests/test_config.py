@@ -34,6 +34,7 @@ UNUSUAL = TrainConfig(
     batch_size=7,
     seed=5,
     balanced=True,
+    soft_labels=True,
     select_on="test",
     precision="mixed_bfloat16",
     backend="jax",
@@ -45,7 +46,7 @@ UNUSUAL = TrainConfig(
 )
 UNUSUAL_ARGS = """
     --dataset fer2013 --data-dir /elsewhere --run-dir here --weights some.weights.h5 --epochs 3 --batch-size 7 --seed 5
-    --balanced --select-on test --precision mixed_bfloat16 --backend jax
+    --balanced --soft-labels --select-on test --precision mixed_bfloat16 --backend jax
     --arch keras:MobileNetV2 --num-embeddings 3 --embedding-size 64 --input-size 96 --dropout 0.25 --pretrained imagenet
     --w-ce 2.5 --w-fd 0 --w-md 0.5 --w-ed 3 --no-adaptive --weight-floor 0 --history 50 --label-smoothing 0.1
     --optimizer adam --learning-rate 0.1 --schedule constant --warmup-epochs 0.5 --decay 0.25 --weight-decay 0

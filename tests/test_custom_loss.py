@@ -476,3 +476,82 @@ def test_bad_arguments_say_what_was_expected_and_received(options):
     ((name, value),) = options.items()
     with pytest.raises(ValueError, match=rf"(?is){name}.*expected.*received.*{value}"):
         AdCorreLoss(**{"num_classes": NUM_CLASSES, **options})
+
+
+# --- votes instead of labels ----------------------------------------------------------------------------------------
+
+
+def draw_votes(size, seed=0):
+    """Distributions (size, C), float64, some of them all for one class."""
+    votes = np.random.default_rng(seed).dirichlet(np.full(NUM_CLASSES, 0.5), size)
+    votes[::3] = np.eye(NUM_CLASSES)[votes[::3].argmax(axis=1)]
+    return votes
+
+
+def cross_entropy_loop(votes, logits, smoothing):
+    """CE = 1/B sum_i -sum_c q_ic log p_ic, q_ic = (1 - smoothing) * votes_ic + smoothing / C."""
+    total = 0.0
+    for vote, row in zip(votes, logits, strict=True):
+        normaliser = sum(math.exp(z) for z in row)
+        for share, z in zip(vote, row, strict=True):
+            target = (1 - smoothing) * share + smoothing / len(row)
+            total -= target * math.log(math.exp(z) / normaliser)
+    return total / len(votes)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("size", [1, 8])
+def test_cross_entropy_of_votes_equals_the_loop(size, smoothing):
+    votes, logits = draw_votes(size), np.random.default_rng(1).normal(size=(size, NUM_CLASSES))
+    value = cross_entropy(tf.constant(votes), tf.constant(logits), smoothing)
+    assert value.dtype == "float64" and value.shape == ()
+    np.testing.assert_allclose(value, cross_entropy_loop(votes, logits, smoothing), rtol=1e-12)
+    value = cross_entropy(votes.astype(np.float32), tf.constant(logits.astype(np.float32)), smoothing)
+    assert value.dtype == "float32"
+    np.testing.assert_allclose(value, cross_entropy_loop(votes, logits, smoothing), rtol=1e-5)
+
+
+def test_the_gradient_of_votes_is_probability_minus_vote():
+    """d/dz_c of -sum q log softmax(z) = p_c - q_c, over the batch's mean."""
+    votes, logits = draw_votes(6), np.random.default_rng(1).normal(size=(6, NUM_CLASSES))
+    _, gradient = value_and_gradient(lambda z: cross_entropy(tf.constant(votes), z), logits)
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(gradient, (p - votes) / 6, atol=1e-12)
+
+
+def test_cross_entropy_is_least_where_the_prediction_is_the_vote():
+    """Then it is the entropy; here of (1/2, 1/4, 1/8, 1/16, 1/16): 1/2 + 2/4 + 3/8 + 4/16 + 4/16 = 1.875 bits."""
+    votes = 2.0 ** -np.array([[1, 2, 3, 4, 4]])
+    np.testing.assert_allclose(cross_entropy(votes, np.log(votes)), 1.875 * math.log(2), rtol=1e-6)
+    assert cross_entropy(votes, np.log(votes[:, [1, 0, 2, 3, 4]])) > 1.9 * math.log(2)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_votes_for_one_class_are_its_label_in_every_term(smoothing):
+    embeddings, labels = draw(9, 3, 7)
+    logits = np.random.default_rng(1).normal(size=(9, NUM_CLASSES)).astype(np.float32)
+    found = []
+    for targets in (labels, np.eye(NUM_CLASSES, dtype=np.float32)[labels]):
+        layer = AdCorreLoss(NUM_CLASSES, history=12, label_smoothing=smoothing)
+        terms = layer(targets, logits, embeddings.astype(np.float32), training=True)
+        found.append(
+            {name: float(value) for name, value in terms.items()} | {"history": layer.history_h2.numpy().tolist()}
+        )
+    assert found[0] == found[1]
+
+
+def test_only_cross_entropy_feels_how_clear_the_votes_were():
+    embeddings, labels = draw(9, 3, 7)
+    embeddings = embeddings.astype(np.float32)
+    logits = np.random.default_rng(1).normal(size=(9, NUM_CLASSES)).astype(np.float32)
+    unclear = (0.6 * np.eye(NUM_CLASSES)[labels] + 0.4 / NUM_CLASSES).astype(np.float32)
+    hard, soft = AdCorreLoss(NUM_CLASSES, history=12), AdCorreLoss(NUM_CLASSES, history=12)
+    of_labels, of_votes = (
+        hard(labels, logits, embeddings, training=True),
+        soft(unclear, logits, embeddings, training=True),
+    )
+    assert float(of_votes["ce"]) == pytest.approx(cross_entropy_loop(unclear, logits, 0.0), rel=1e-5)
+    assert float(of_votes["ce"]) != pytest.approx(float(of_labels["ce"]), rel=1e-2)
+    for term in ("fd", "md", "ed"):
+        assert float(of_votes[term]) == float(of_labels[term])
+    assert soft.history_h2.numpy().tolist() == hard.history_h2.numpy().tolist()

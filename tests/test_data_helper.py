@@ -1,221 +1,38 @@
-"""Does a prepared split appear whole or not at all, whatever happens on the way?"""
+"""Does a release become prepared splits, once, whole, and with everything that cannot be read named?"""
 
 from __future__ import annotations
 
-import builtins
-import errno
-import hashlib
 import json
+import shutil
 import signal
-import zipfile
 
+import cv2
 import numpy as np
 import pytest
 from conftest import run_python, write_split
 
-import data_helper
-from data_helper import Release, SourceFiles, SplitWriter, damaged_zip, file_identity, published_together, write_release
+from data_helper import (
+    SPLITS,
+    Picture,
+    Pictures,
+    Release,
+    find_prepared,
+    open_split,
+    stratified_hold_out,
+    write_pictures,
+    write_release,
+)
 from errors import UserError
 from files import only_writer
+from sources import SourceFiles
+from split_writer import SplitWriter
 
-NAMES = ("a", "b", "c")
 SHAPE = (2, 3, 1)
-
-
-def new_writer(data_dir, split="train", num_images=2):
-    return SplitWriter(data_dir, "set", split, num_images, SHAPE, NAMES, [], {})
+NAMES = ("a", "b", "c")
 
 
 def pixels(value):
     return np.full(SHAPE, value, np.uint8)
-
-
-def content(data_dir):
-    """Every file below a folder but the lock: relative name -> bytes."""
-    return {
-        str(path.relative_to(data_dir)): path.read_bytes()
-        for path in sorted(data_dir.rglob("*"))
-        if path.is_file() and path.name != ".lock"
-    }
-
-
-def write_earlier(data_dir):
-    """An earlier preparation of one image, which a failing one must not touch."""
-    with new_writer(data_dir, num_images=1) as writer:
-        writer.add(pixels(9), 2)
-    return content(data_dir)
-
-
-# --- SplitWriter ----------------------------------------------------------------------------------------------------
-
-
-def test_a_split_holds_what_was_added(tmp_path):
-    sources = [{"name": "x.csv", "bytes": 3, "sha256": "0"}]
-    with SplitWriter(tmp_path, "set", "val", 3, SHAPE, NAMES, sources, {"form": "csv"}) as writer:
-        for value, label in ((10, 2), (20, 0), (30, 2)):
-            writer.add(pixels(value), label)
-    assert sorted(content(tmp_path)) == ["set/val/images.npy", "set/val/labels.npy", "set/val/meta.json"]
-    folder = tmp_path / "set" / "val"
-    images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-    labels = np.load(folder / "labels.npy", allow_pickle=False)
-    assert (images.shape, images.dtype, labels.dtype) == ((3, 2, 3, 1), np.uint8, np.int64)
-    assert images[:, 1, 2, 0].tolist() == [10, 20, 30]
-    assert labels.tolist() == [2, 0, 2]
-    assert json.loads((folder / "meta.json").read_text()) == {
-        "format_version": 1,
-        "dataset": "set",
-        "split": "val",
-        "num_images": 3,
-        "image_shape": [2, 3, 1],
-        "class_names": ["a", "b", "c"],
-        "class_counts": [1, 0, 2],
-        "sources": sources,
-        "options": {"form": "csv"},
-    }
-
-
-def test_rows_and_columns_and_channels_keep_their_places(tmp_path):
-    image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-    with SplitWriter(tmp_path, "set", "train", 1, (2, 3, 3), NAMES, [], {}) as writer:
-        writer.add(image[:, ::-1], 0)  # a view whose memory runs the other way
-    stored = np.load(tmp_path / "set" / "train" / "images.npy")
-    assert stored[0, 1, 0].tolist() == [15, 16, 17]
-
-
-def test_a_second_preparation_replaces_the_first(tmp_path):
-    write_earlier(tmp_path)
-    with new_writer(tmp_path) as writer:
-        writer.add(pixels(1), 0)
-        writer.add(pixels(2), 1)
-    assert np.load(tmp_path / "set" / "train" / "labels.npy").tolist() == [0, 1]
-    assert len(content(tmp_path)) == 3
-
-
-@pytest.mark.parametrize("added", [0, 1, 3])
-def test_other_than_the_announced_number_is_an_error(tmp_path, added):
-    earlier = write_earlier(tmp_path)
-    with pytest.raises(UserError, match=f"expected 2 images, received {added}"), new_writer(tmp_path) as writer:
-        for _ in range(added):
-            writer.add(pixels(1), 0)
-    assert content(tmp_path) == earlier
-
-
-@pytest.mark.parametrize(
-    ("image", "label"),
-    [
-        (np.zeros((3, 2, 1), np.uint8), 0),
-        (np.zeros(SHAPE, np.float32), 0),
-        (np.zeros(SHAPE, np.uint8), 3),
-        (np.zeros(SHAPE, np.uint8), -1),
-    ],
-    ids=["shape", "dtype", "label above", "label below"],
-)
-def test_an_image_or_label_of_another_kind_is_refused(tmp_path, image, label):
-    with pytest.raises(ValueError, match="expected"), new_writer(tmp_path) as writer:
-        writer.add(image, label)
-    assert content(tmp_path) == {}
-
-
-def test_a_split_has_at_least_one_image(tmp_path):
-    with pytest.raises(ValueError, match="expected 1 or more, received 0"):
-        new_writer(tmp_path, num_images=0)
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_error_in_the_block_leaves_the_earlier_split(tmp_path, error):
-    earlier = write_earlier(tmp_path)
-    with pytest.raises(error), new_writer(tmp_path) as writer:
-        writer.add(pixels(1), 0)
-        raise error
-    assert content(tmp_path) == earlier
-
-
-KILLED = """
-import os, signal, sys
-import numpy as np
-from data_helper import SplitWriter
-with SplitWriter(sys.argv[1], "set", "train", 2, (2, 3, 1), "abc", [], {}) as writer:
-    writer.add(np.zeros((2, 3, 1), np.uint8), 0)
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_a_killed_preparation_leaves_the_earlier_split_and_no_obstacle(tmp_path):
-    earlier = write_earlier(tmp_path)
-    assert run_python("-c", KILLED, tmp_path).returncode == -signal.SIGKILL
-    assert not list(tmp_path.glob("*/.tmp*/meta.json")), "nobody takes the leftovers for a split"
-    assert {name: data for name, data in content(tmp_path).items() if "/.tmp" not in name} == earlier
-    with new_writer(tmp_path, num_images=1) as writer:
-        writer.add(pixels(9), 2)
-    assert content(tmp_path) == earlier, "the leftovers are gone"
-
-
-def test_a_kill_between_the_two_renames_is_put_right(tmp_path):
-    earlier = write_earlier(tmp_path)
-    stage = tmp_path / "set" / ".tmp-train"
-    stage.mkdir()
-    (tmp_path / "set" / "train").rename(stage / "old")
-    with pytest.raises(RuntimeError), new_writer(tmp_path):
-        raise RuntimeError
-    assert content(tmp_path) == earlier
-
-
-class FullDisk:
-    """A file on a disk with no room left for what is written, nor for what closing would write."""
-
-    def __init__(self, path, mode):
-        self.file = builtins.open(path, mode)  # noqa: SIM115 - open as long as this is
-
-    def write(self, data):
-        if len(data) == np.prod(SHAPE):  # an image; the header before it still fits
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return self.file.write(data)
-
-    def close(self):
-        self.file.close()
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_a_full_disk_leaves_the_earlier_split(tmp_path, monkeypatch):
-    earlier = write_earlier(tmp_path)
-    monkeypatch.setattr(data_helper, "open", FullDisk, raising=False)
-    with pytest.raises(OSError, match="No space left") as caught, new_writer(tmp_path) as writer:
-        writer.add(pixels(1), 0)
-    assert caught.value.filename == str(tmp_path / "set"), "the message can say where"
-    monkeypatch.undo()
-    assert content(tmp_path) == earlier
-
-
-def test_a_disk_that_fills_while_the_buffers_are_flushed(tmp_path, monkeypatch):
-    earlier = write_earlier(tmp_path)
-
-    def full(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(OSError, match="No space left"), new_writer(tmp_path, num_images=1) as writer:
-        writer.add(pixels(1), 0)
-        monkeypatch.setattr(data_helper.os, "fsync", full)
-    monkeypatch.undo()
-    assert content(tmp_path) == earlier
-
-
-def test_one_process_at_a_time(tmp_path):
-    with only_writer(tmp_path / "set"), pytest.raises(UserError, match="another process is writing"):
-        new_writer(tmp_path).__enter__()
-    assert content(tmp_path) == {}
-
-
-# --- several splits -------------------------------------------------------------------------------------------------
-
-
-def test_all_splits_or_none(tmp_path):
-    """The first split is complete, the second is not: neither is published."""
-    earlier = write_earlier(tmp_path)
-    train, val = new_writer(tmp_path, "train", 1), new_writer(tmp_path, "val", 2)
-    with pytest.raises(UserError, match="val: expected 2 images, received 1"), published_together([train, val]):
-        train.add(pixels(1), 0)
-        val.add(pixels(2), 1)
-    assert content(tmp_path) == earlier
 
 
 def test_a_release_is_written_split_by_split(tmp_path):
@@ -234,103 +51,307 @@ def test_a_release_is_written_split_by_split(tmp_path):
     assert np.load(tmp_path / "set" / "test" / "labels.npy").tolist() == [1]
 
 
-# --- sources --------------------------------------------------------------------------------------------------------
-
-FILES = {"b/2.txt": b"two", "a/1.txt": b"one", "top.csv": b"1,2"}
+# --- releases to be decoded -----------------------------------------------------------------------------------------
 
 
-def write_zip(path, files):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return path
+def png(value):
+    """A picture file of 6 x 6 pixels, all of one gray."""
+    return cv2.imencode(".png", np.full((6, 6), value, np.uint8))[1].tobytes()
 
 
-def write_folder(path, files):
-    for name, data in files.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(data)
-    return path
+def write_source(folder, broken=()):
+    """Six pictures, picture i of the gray 10 * i, those of ``broken`` cut."""
+    folder.mkdir(exist_ok=True)
+    for i in range(6):
+        (folder / f"{i}.png").write_bytes(png(10 * i)[: 40 if i in broken else None])
+    return folder
 
 
-def test_a_folder_and_a_zip_of_it_hold_the_same(tmp_path):
-    folder = write_folder(tmp_path / "folder", {**FILES, "deep/er/3.txt": b"not asked for"})
-    for path in (folder, write_zip(tmp_path / "files.zip", {**FILES, "empty/": b""})):
-        files = SourceFiles(path, ("*.csv", "*/*.txt"))
-        assert files.names == ["a/1.txt", "b/2.txt", "top.csv"]
-        assert [files.read(name) for name in files.names] == [b"one", b"two", b"1,2"]
-        with files.open("a/1.txt") as file:
-            assert file.read(2) == b"on"
+def release(
+    source, *, splits=("val", "train", "train", "test", "train", "train"), labels=(0, 1, 2, 0, 1, 1), **changes
+):
+    files = SourceFiles(source, ("*.png",))
+    pictures = [Picture(*row) for row in zip(splits, files.names, labels, strict=True)]
+    return Pictures(**{
+        "files": files, "pictures": pictures, "size": 4, "channels": 1, "class_names": NAMES,
+        "sources": [files.stamp()], "options": {"seed": 3}, **changes,
+    })  # fmt: skip
 
 
-def test_identity_of_a_zip_and_of_a_folder(tmp_path):
-    path = write_zip(tmp_path / "files.zip", FILES)
-    data = path.read_bytes()
-    of_file = {"name": "files.zip", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    assert file_identity(path) == SourceFiles(path, ()).identity(["a/1.txt"]) == of_file
-
-    folder = write_folder(tmp_path / "folder", FILES)
-    (folder / "b/2.txt").write_bytes(b"TWOS")
-    expected = hashlib.sha256(b"a/1.txt\0003\0oneb/2.txt\0004\0TWOS").hexdigest()
-    identity = SourceFiles(folder, ("*/*.txt",)).identity(["a/1.txt", "b/2.txt"])
-    assert identity == {"name": "folder", "files": 2, "bytes": 7, "sha256": expected}
+def grays(data_dir, split):
+    return np.load(data_dir / f"set/{split}/images.npy")[:, 0, 0, 0].tolist()
 
 
-@pytest.mark.parametrize("name", ["../evil.csv", "a/../../evil.csv", "/etc/evil.csv", "..\\evil.csv", "C:\\evil.csv"])
-def test_names_that_point_outside_are_refused(tmp_path, name):
-    path = write_zip(tmp_path / "evil.zip", {"a.csv": b"", name: b"x"})
-    with pytest.raises(UserError, match="points outside"):
-        SourceFiles(path, ())
+@pytest.fixture
+def reads(monkeypatch):
+    """The names of the pictures that are read."""
+    names, read = [], SourceFiles.read
+    monkeypatch.setattr(SourceFiles, "read", lambda files, name: (names.append(name), read(files, name))[1])
+    return names
 
 
-def test_an_encrypted_zip_is_refused(tmp_path):
-    path = write_zip(tmp_path / "secret.zip", {"a.csv": b"x"})
-    data = bytearray(path.read_bytes())
-    data[data.index(b"PK\1\2") + 8] |= 1  # general purpose flag, bit 0, in the central directory
-    path.write_bytes(data)
-    with pytest.raises(UserError, match=r"a\.csv is encrypted"):
-        SourceFiles(path, ())
+def test_pictures_become_splits(tmp_path):
+    wanted = release(write_source(tmp_path / "in"))
+    metas = write_pictures(tmp_path, "set", wanted)
+    assert list(metas) == ["train", "val", "test"]
+    assert [grays(tmp_path, split) for split in metas] == [[10, 20, 40, 50], [0], [30]]
+    assert np.load(tmp_path / "set/train/labels.npy").tolist() == [1, 2, 1, 1]
+    for split, meta in metas.items():
+        assert json.loads((tmp_path / "set" / split / "meta.json").read_text()) == meta
+        assert meta["image_shape"] == [4, 4, 1] and meta["skipped"] == []
+        assert meta["sources"] == wanted.sources and meta["options"] == {"seed": 3, "size": 4, "margin": 0.0}
+        assert meta["preparation"]["splits"] == ["train", "val", "test"]
+    assert (metas["train"]["num_images"], metas["train"]["class_counts"]) == (4, [0, 3, 1])
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == [".lock", "test", "train", "val"]
 
 
-def test_a_cut_zip_is_refused(tmp_path):
-    path = write_zip(tmp_path / "cut.zip", FILES)
-    path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(UserError, match=r"cut\.zip: the zip is cut off or damaged"):
-        SourceFiles(path, ())
-
-
-def test_a_flipped_byte_in_a_zip_is_noticed(tmp_path):
-    path = tmp_path / "flipped.zip"
-    with zipfile.ZipFile(path, "w") as archive:  # stored, so that only the checksum can tell
-        archive.writestr("a.csv", b"0123456789")
-    path.write_bytes(path.read_bytes().replace(b"01234", b"01334"))
-    with pytest.raises(UserError, match=r"damaged.*CRC"):
-        SourceFiles(path, ()).read("a.csv")
+def test_a_second_run_reads_no_picture(tmp_path, reads):
+    source = write_source(tmp_path / "in")
+    metas = write_pictures(tmp_path, "set", release(source))
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("set/*/*")}
+    assert len(reads) == 6 and len(files) == 9
+    assert write_pictures(tmp_path, "set", release(source), strict=True) == metas
+    assert len(reads) == 6 and {path: path.stat().st_mtime_ns for path in tmp_path.glob("set/*/*")} == files
 
 
 @pytest.mark.parametrize(
-    "patches",
+    "changes",
     [
-        [(b"PK\1\2", 8, b"\x00\x08"), (b"PK\1\2", 46, b"\xe9")],  # the flags say UTF-8, the name is not
-        [(b"PK\1\2", 10, b"\x63\x00")],  # an unknown compression
-        [(b"PK\1\2", 42, b"\xff\xff\xff\x7f")],  # the file lies beyond the end
-        [(b"PK\5\6", 16, b"\xff\xff\x00\x00")],  # the directory lies so late that the file lies before the start
+        {"size": 5},
+        {"channels": 3},
+        {"class_names": ("a", "b", "d")},
+        {"options": {"seed": 4}},
+        {"margin": 0.1},
+        {"labels": (0, 1, 2, 0, 1, 0)},
+        {"sources": []},
     ],
-    ids=["name", "compression", "beyond the end", "before the start"],
+    ids=lambda changes: next(iter(changes)),
 )
-def test_a_damaged_directory_of_a_zip_is_noticed(tmp_path, patches):
-    path = write_zip(tmp_path / "damaged.zip", {"a.csv": b"x"})
-    data = bytearray(path.read_bytes())
-    for record, place, value in patches:
-        start = data.index(record) + place
-        data[start : start + len(value)] = value
-    path.write_bytes(data)
-    with pytest.raises(UserError, match=r"damaged\.zip: the zip is cut off or damaged"):
-        SourceFiles(path, ()).read("a.csv")
+def test_anything_else_is_prepared_again(tmp_path, reads, changes):
+    source = write_source(tmp_path / "in")
+    write_pictures(tmp_path, "set", release(source))
+    metas = write_pictures(tmp_path, "set", release(source, **changes))
+    assert "5.png" in reads[6:]
+    for split, meta in metas.items():
+        assert json.loads((tmp_path / "set" / split / "meta.json").read_text()) == meta
 
 
-def test_damaged_zip_lets_other_errors_through(tmp_path):
-    with pytest.raises(KeyError), damaged_zip(tmp_path):
-        raise KeyError
-    with pytest.raises(OSError, match="No space left"), damaged_zip(tmp_path):
-        raise OSError(errno.ENOSPC, "No space left on device")
+def test_a_changed_source_and_a_damaged_split_are_prepared_again(tmp_path, reads):
+    source = write_source(tmp_path / "in")
+    write_pictures(tmp_path, "set", release(source))
+    (source / "5.png").write_bytes(png(99))
+    write_pictures(tmp_path, "set", release(source))
+    assert grays(tmp_path, "train") == [10, 20, 40, 99]
+    path = tmp_path / "set/val/images.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+    del reads[:]
+    write_pictures(tmp_path, "set", release(source))
+    assert (reads, grays(tmp_path, "val")) == (["0.png"], [0])
+
+
+def test_a_split_that_lost_pictures_since_is_prepared_again(tmp_path):
+    """As `prepare_data.py inspect --drop-duplicates` leaves it."""
+    source = write_source(tmp_path / "in")
+    meta = write_pictures(tmp_path, "set", release(source))["train"]
+    described = (meta["image_shape"], NAMES, meta["sources"], meta["options"])
+    with SplitWriter(tmp_path, "set", "train", 1, *described) as writer:
+        writer.meta |= {"skipped": [], "preparation": meta["preparation"]}
+        writer.add(np.zeros((4, 4, 1), np.uint8), 0)
+    assert find_prepared(tmp_path, "set", meta["sources"], {}) is None
+    write_pictures(tmp_path, "set", release(source))
+    assert grays(tmp_path, "train") == [10, 20, 40, 50]
+
+
+def test_what_cannot_be_read_is_left_out_and_listed(tmp_path, capsys):
+    source = write_source(tmp_path / "in", broken=(1, 4))
+    metas = write_pictures(tmp_path, "set", release(source))
+    split = open_split(tmp_path, "set", "train")
+    assert (grays(tmp_path, "train"), split.labels.tolist(), len(split)) == ([20, 50], [2, 1], 2)
+    assert [picture["name"] for picture in metas["train"]["skipped"]] == ["1.png", "4.png"]
+    assert metas["train"]["class_counts"] == [0, 1, 1] and metas["val"]["skipped"] == []
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert line.startswith("train: left out 2 pictures that cannot be read (1.png: expected a whole JPEG")
+    assert "4.png: expected" in line and not line.endswith("...)")
+    assert write_pictures(tmp_path, "set", release(source)) == metas
+    assert "left out 2 pictures" in capsys.readouterr().err, "a second run says so too"
+
+
+def test_strict_stops_at_what_cannot_be_read(tmp_path, reads):
+    source = write_source(tmp_path / "in", broken=(4,))
+    message = r"in/4\.png: expected a whole JPEG.*preparing without --strict"
+    with pytest.raises(UserError, match=message):
+        write_pictures(tmp_path, "set", release(source), strict=True)
+    assert not list(tmp_path.glob("set/*/meta.json"))
+    del reads[:]
+    with pytest.raises(UserError, match=message):
+        write_pictures(tmp_path, "set", release(source), strict=True)
+    assert reads == [], "the journal knows"
+    write_pictures(tmp_path, "set", release(source))
+    with pytest.raises(UserError, match=message):
+        write_pictures(tmp_path, "set", release(source), strict=True)
+
+
+def test_a_split_of_which_nothing_can_be_read_is_an_error(tmp_path):
+    source = write_source(tmp_path / "in", broken=(3,))
+    with pytest.raises(UserError, match=r"set/test: none of its 1 pictures can be read; the first, 3\.png: expected"):
+        write_pictures(tmp_path, "set", release(source))
+    assert not list(tmp_path.glob("set/*/meta.json"))
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, "tests")
+import data_helper
+from split_writer import SplitWriter
+from test_data_helper import release
+data_helper.CHECKPOINT_SECONDS = 0.0
+add = SplitWriter.add
+def add_or_die(writer, image, label):
+    if image[0, 0, 0] == 40:
+        os.kill(os.getpid(), signal.SIGKILL)
+    add(writer, image, label)
+SplitWriter.add = add_or_die
+data_helper.write_pictures(sys.argv[1], "set", release(sys.argv[2]))
+"""
+
+
+def test_a_killed_preparation_goes_on_where_it_stopped(tmp_path, reads):
+    """Killed at the third of train's four pictures; broken pictures before that stay known."""
+    write_split(tmp_path, [1], split="val", dataset="set")
+    source = write_source(tmp_path / "in", broken=(2,))
+    assert run_python("-c", KILLED, tmp_path, source).returncode == -signal.SIGKILL
+    assert len(np.load(tmp_path / "set/val/labels.npy")) == 1 and not (tmp_path / "set/train").exists()
+    metas = write_pictures(tmp_path, "set", release(source))
+    assert sorted(reads) == ["0.png", "3.png", "4.png", "5.png"]
+    assert [grays(tmp_path, split) for split in metas] == [[10, 40, 50], [0], [30]]
+    assert np.load(tmp_path / "set/train/labels.npy").tolist() == [1, 1, 1]
+    assert [picture["name"] for picture in metas["train"]["skipped"]] == ["2.png"]
+    whole = write_pictures(tmp_path / "other", "set", release(source))
+    assert metas == whole, "an interruption leaves no trace"
+    for split in metas:
+        assert (tmp_path / f"set/{split}/images.npy").read_bytes() == (
+            tmp_path / f"other/set/{split}/images.npy"
+        ).read_bytes()
+
+
+def test_a_kill_before_the_last_split_is_in_place_costs_only_that(tmp_path, monkeypatch, reads):
+    """The splits are moved into place one after the other."""
+    source = write_source(tmp_path / "in")
+    publish = SplitWriter._publish
+
+    def die_at_test(writer):
+        if writer.meta["split"] == "test":
+            raise KeyboardInterrupt
+        publish(writer)
+
+    monkeypatch.setattr(SplitWriter, "_publish", die_at_test)
+    with pytest.raises(KeyboardInterrupt):
+        write_pictures(tmp_path, "set", release(source))
+    monkeypatch.undo()
+    assert find_prepared(tmp_path, "set", release(source).sources, {}) is None
+    before = len(reads)
+    write_pictures(tmp_path, "set", release(source))
+    assert len(reads) == before and [grays(tmp_path, s) for s in SPLITS] == [[10, 20, 40, 50], [0], [30]]
+
+
+def test_two_preparations_at_once_are_refused(tmp_path):
+    wanted = release(write_source(tmp_path / "in"))
+    with only_writer(tmp_path / "set"), pytest.raises(UserError, match="another process is writing"):
+        write_pictures(tmp_path, "set", wanted)
+
+
+def test_workers_must_be_there(tmp_path):
+    with pytest.raises(UserError, match="workers: expected 1 or more, received 0"):
+        write_pictures(tmp_path, "set", release(write_source(tmp_path / "in")), workers=0)
+
+
+def test_find_prepared_knows_the_same_preparation(tmp_path):
+    source = write_source(tmp_path / "in", broken=(1,))
+    wanted = release(source, options={"seed": 3, "found": {"later": 1}})
+    assert find_prepared(tmp_path, "set", wanted.sources, {"seed": 3}) is None
+    metas = write_pictures(tmp_path, "set", wanted)
+    assert find_prepared(tmp_path, "set", wanted.sources, {"seed": 3, "size": 4}) == metas
+    assert find_prepared(tmp_path, "set", wanted.sources, {"seed": 3}, strict=True) is None
+    assert find_prepared(tmp_path, "set", wanted.sources, {"seed": 4}) is None
+    assert find_prepared(tmp_path, "set", wanted.sources, {"size": 5}) is None
+    assert find_prepared(tmp_path, "set", [], {"seed": 3}) is None
+    shutil.rmtree(tmp_path / "set/test")
+    assert find_prepared(tmp_path, "set", wanted.sources, {"seed": 3}) is None
+
+
+# --- hold-out -------------------------------------------------------------------------------------------------------
+
+
+def test_the_hold_out_is_stratified():
+    labels = np.array([0, 1, 2, 1, 0, 1] * 20 + [3] * 4)  # 40, 60, 20 and 4
+    held_out = stratified_hold_out(labels, 0.1, seed=5)
+    assert (held_out.dtype, held_out.shape) == (bool, (124,))
+    assert [int(held_out[labels == label].sum()) for label in range(4)] == [4, 6, 2, 0]
+    assert np.array_equal(stratified_hold_out(labels.tolist(), 0.1, seed=5), held_out)
+    assert not np.array_equal(stratified_hold_out(labels, 0.1, seed=6), held_out)
+    assert not stratified_hold_out(labels, 0.0, seed=5).any()
+    first_ten = np.flatnonzero(held_out[:60]).size
+    assert 0 < first_ten < held_out.sum(), "drawn from the whole, not from one end"
+
+
+def test_the_hold_out_stays_what_it_was():
+    """Anybody who prepares the data set gets the same pictures, on any machine and with any later version."""
+    assert np.flatnonzero(stratified_hold_out([0, 1] * 20, 0.1, seed=0)).tolist() == [8, 23, 33, 38]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_share_of_everything_is_refused(share):
+    with pytest.raises(UserError, match="hold-out: expected a share of 0 or more and below 1"):
+        stratified_hold_out([0, 1], share, seed=0)
+
+
+# --- votes ----------------------------------------------------------------------------------------------------------
+
+
+def write_votes(data_dir, votes, labels=(0, 2, 1)):
+    folder = write_split(data_dir, labels, num_classes=3)
+    np.save(folder / "votes.npy", np.array(votes))
+    return open_split(data_dir, "synthetic", "train")
+
+
+GOOD_VOTES = np.array([[0.5, 0.25, 0.25], [0, 0, 1], [0.3, 0.6, 0.1]], np.float32)
+
+
+def test_votes_are_opened_beside_the_labels(tmp_path):
+    votes = write_votes(tmp_path, GOOD_VOTES).votes
+    assert isinstance(votes, np.memmap) and not votes.flags.writeable
+    assert votes.tolist() == GOOD_VOTES.tolist()
+    write_split(tmp_path, [0], split="val")
+    assert open_split(tmp_path, "synthetic", "val").votes is None
+
+
+@pytest.mark.parametrize(
+    ("votes", "message"),
+    [
+        (GOOD_VOTES[:2], r"expected the votes of 3 images for 3 classes, found an array of 2 x 3"),
+        (GOOD_VOTES[:, :2], r"found an array of 3 x 2"),
+        (GOOD_VOTES.astype(np.float64), r"expected float32 with 2 axes, found float64"),
+        (GOOD_VOTES[[0, 2, 1]], r"largest at the label, found \[0\.3.* for label 2 at row 1; prepare"),
+        (GOOD_VOTES * 10, r"sum to 1 .*found \[5\.0, 2\.5, 2\.5\] for label 0 at row 0"),
+        (GOOD_VOTES + np.float32([[0, 0, 0], [0, 0, np.nan], [0, 0, 0]]), r"nan\] for label 2 at row 1"),
+        (GOOD_VOTES + np.float32([[0, 0, 0], [0, 0, 0], [0, 0.2, -0.2]]), r"at row 2"),
+    ],
+    ids=["short", "narrow", "float64", "swapped", "counts", "NaN", "negative"],
+)
+def test_votes_that_do_not_belong_to_the_labels_are_refused(tmp_path, votes, message):
+    with pytest.raises(UserError, match=rf"votes\.npy: .*{message}"):
+        write_votes(tmp_path, votes)
+
+
+def test_a_release_with_votes_writes_them_for_each_split(tmp_path):
+    images = [np.full((2, 2, 1), value, np.uint8) for value in range(4)]
+    examples = [("train", images[0], 0), ("val", images[1], 1), ("train", images[2], 1), ("train", images[3], 0)]
+    votes = {
+        "train": np.array([[1, 0], [0.25, 0.75], [0.5, 0.5]], np.float32),
+        "val": np.array([[0.125, 0.875]], np.float32),
+    }
+    write_release(tmp_path, "set", Release({"train": 3, "val": 1}, examples, (2, 2, 1), ("a", "b"), [], {}, votes))
+    for split, expected in votes.items():
+        found = open_split(tmp_path, "set", split)
+        assert found.votes.tolist() == expected.tolist()
+        assert len(found) == len(expected)

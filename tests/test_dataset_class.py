@@ -13,7 +13,8 @@ import pytest
 from conftest import write_split
 from keras import ops
 
-from dataset_class import Batches, open_split, prepared_splits
+from data_helper import open_split, prepared_splits
+from dataset_class import Batches
 from errors import UserError
 from trainer import EpochOrder
 
@@ -244,6 +245,41 @@ def test_balanced_epochs_draw_present_classes_equally(split):
     # ... and within a class its images equally: each of the 10 neutral ones n/40 of the time.
     neutral = np.bincount(drawn, minlength=23)[:10]
     assert np.abs(neutral - len(drawn) / 40).max() < 5 * math.sqrt(len(drawn) / 40)
+
+
+# Votes
+
+
+@pytest.fixture
+def voted(tmp_path):
+    """A split of 23 images, each with its own distribution of the votes."""
+    folder = write_split(tmp_path, LABELS)
+    votes = np.random.default_rng(0).dirichlet(np.ones(7), len(LABELS)) * 0.49
+    votes[np.arange(len(LABELS)), LABELS] += 0.51
+    np.save(folder / "votes.npy", votes.astype(np.float32))
+    return open_split(tmp_path, "synthetic", "train"), votes
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("balanced", [False, True])
+def test_soft_labels_are_the_votes_on_the_images_that_the_labels_would_come_with(voted, training, balanced):
+    split, votes = voted
+    hard = Batches(split, 6, seed=1, training=training, balanced=balanced)
+    soft = Batches(split, 6, seed=1, training=training, balanced=balanced, soft_labels=True)
+    assert len(hard) == len(soft)
+    for index in range(len(soft)):
+        images, found = soft[index]
+        assert images.tolist() == hard[index][0].tolist()
+        assert (found.dtype, found.shape) == (np.float32, (len(images), 7))
+        np.testing.assert_allclose(found, votes[rows_of(images)], rtol=1e-6)
+        assert found.argmax(axis=1).tolist() == hard[index][1].tolist()
+
+
+def test_soft_labels_want_votes(split):
+    with pytest.raises(
+        UserError, match=r"--soft-labels: .* votes\.npy, found none for synthetic/train; train on ferplus"
+    ):
+        Batches(split, 4, seed=0, soft_labels=True)
 
 
 # In training

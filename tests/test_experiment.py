@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import json
+import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -250,3 +253,93 @@ def test_jax_trains_without_tensorflow(data_dir, tmp_path):
     env = json.loads((tmp_path / "run" / "env.json").read_text())
     assert "jax" in env and "tensorflow" not in env
     assert np.isfinite(training.read_history(tmp_path / "run")[0]["loss"])
+
+
+# --- votes instead of labels ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def voted_data_dir(data_dir, tmp_path) -> Path:
+    """The synthetic faces, with 0.7 of the votes on each for its label and the rest shared by all classes."""
+    folder = shutil.copytree(data_dir, tmp_path / "voted")
+    for labels in folder.glob("*/*/labels.npy"):
+        votes = 0.7 * np.eye(7)[np.load(labels)] + 0.3 / 7
+        np.save(labels.with_name("votes.npy"), votes.astype(np.float32))
+    return folder
+
+
+def test_soft_labels_train_and_a_stopped_run_goes_on(voted_data_dir, tmp_path, capsys, monkeypatch):
+    run_dir, loss = tmp_path / "run", config.LossConfig(label_smoothing=0.0)
+    soft = settings(voted_data_dir, run_dir, epochs=2, soft_labels=True, loss=loss)
+    with monkeypatch.context() as stopped:
+        stopped.setattr(training.EpochOrder, "on_epoch_begin", stop_at_second_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.train_and_evaluate(soft)
+    result = experiment.train_and_evaluate(soft)
+    assert "going on after epoch 1 of 2" in capsys.readouterr().out
+    assert result["n"] == 35 and result["config"]["soft_labels"] is True
+    # 0.7 + 0.3/7 = 0.743 for the label and 0.043 for each other class have this entropy: no network gets below it.
+    entropy = -(0.743 * math.log(0.743) + 6 * 0.043 * math.log(0.043))
+    rows = training.read_history(run_dir)
+    assert len(rows) == 2
+    for row in rows:
+        assert row["ce"] > 0.99 * entropy and row["val_ce"] > 0.99 * entropy
+        assert row["loss"] == pytest.approx(50 / 7 * row["ce"] + row["fd"] + row["md"] + row["ed"], rel=1e-5)
+        assert row["val_accuracy"] * 42 == pytest.approx(round(row["val_accuracy"] * 42), abs=1e-3)
+    with pytest.raises(UserError, match=r"soft_labels: True -> False"):
+        experiment.train_and_evaluate(dataclasses.replace(soft, soft_labels=False))
+
+
+def stop_at_second_epoch(self, epoch, logs=None):
+    if epoch == 1:
+        raise KeyboardInterrupt
+    self.batches.epoch = epoch
+
+
+def test_soft_labels_want_votes(data_dir, tmp_path):
+    with pytest.raises(UserError, match=r"--soft-labels: .*found none for synthetic/train"):
+        experiment.train_and_evaluate(settings(data_dir, tmp_path / "run", soft_labels=True))
+
+
+def test_a_run_from_before_there_were_soft_labels_keeps_its_name_and_goes_on(data_dir, tmp_path):
+    new = settings(data_dir, tmp_path / "run")
+    old = config.to_dict(new)
+    for name in ("soft_labels", "run_dir", "data_dir", "debug"):
+        del old[name]
+    digest = hashlib.sha256(json.dumps(old, sort_keys=True).encode()).hexdigest()[:8]
+    assert experiment.run_id(new) == f"synthetic-mini_xcp-seed0-{digest}"
+    assert experiment.run_id(dataclasses.replace(new, soft_labels=True)) != experiment.run_id(new)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(old))
+    (folder / "result.json").write_text('{"n": 1}')
+    assert experiment.train_and_evaluate(new) == {"n": 1}
+    with pytest.raises(UserError, match=r"other options \(soft_labels: False -> True\)"):
+        experiment.train_and_evaluate(dataclasses.replace(new, soft_labels=True))
+
+
+def test_votes_for_one_class_train_as_its_label(data_dir):
+    """The same step from labels and from votes that all went to the label: same terms, same accuracy, same weights."""
+    import keras
+
+    import cnn_model
+    import custom_loss
+    from data_helper import open_split
+
+    split = open_split(data_dir, "synthetic", "train")
+    images, labels = np.asarray(split.images[:14]), split.labels[:14].astype(np.int32)
+    logs, weights = [], []
+    for targets in (labels, np.eye(7, dtype=np.float32)[labels]):
+        keras.utils.set_random_seed(0)
+        model = training.AdCorreTrainer(
+            cnn_model.build_model("mini_xcp", num_embeddings=3, embedding_size=16, dropout=0.0),
+            custom_loss.AdCorreLoss(7, label_smoothing=0.1),
+        )
+        model.compile(keras.optimizers.SGD(0.01), jit_compile=False)
+        logs.append([model.train_on_batch(images, targets, return_dict=True) for _ in range(2)])
+        weights.append([np.asarray(variable) for variable in model.variables])
+    for of_labels, of_votes in zip(*logs, strict=True):
+        assert of_votes == pytest.approx(of_labels, rel=1e-4)
+        assert "accuracy" in of_votes
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)

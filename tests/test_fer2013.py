@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 import zipfile
 
 import cv2
@@ -132,6 +133,18 @@ def test_a_csv_in_a_zip(tmp_path, prefix):
     metas = prepare_fer2013(source, tmp_path / "data")
     check_prepared(tmp_path / "data", metas)
     assert metas["train"]["sources"][0]["name"] == "release.zip"
+
+
+@pytest.mark.parametrize("files", [{"fer2013/fer2013.csv": table()}, pictures()], ids=["csv", "folders"])
+def test_a_tar_is_read_and_a_compressed_one_names_the_remedy(tmp_path, files):
+    folder = write_folder(tmp_path / "release", files)
+    for name, mode in (("release.tar", "w"), ("release.tar.gz", "w:gz")):
+        with tarfile.open(tmp_path / name, mode) as archive:
+            archive.add(folder, ".")
+    metas = prepare_fer2013(tmp_path / "release.tar", tmp_path / "data")
+    check_prepared(tmp_path / "data", metas, marked="fer2013/fer2013.csv" in files)
+    with pytest.raises(UserError, match="run gunzip on it"):
+        prepare_fer2013(tmp_path / "release.tar.gz", tmp_path / "data")
 
 
 @pytest.mark.parametrize("pack", [write_folder, write_zip])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import shutil
+import zipfile
 
 import h5py
 import keras
@@ -105,9 +107,11 @@ def test_the_description_is_one_json_attribute(tiny_weights):
         "num_embeddings": 2,
         "embedding_size": 8,
         "input_size": 24,
+        "scaling": None,
         "dataset": "synthetic/train",
         "metrics": {"split": "val", "accuracy": 0.5},
         "versions": {"keras": keras.__version__},
+        "origin": "train.py",
     }
 
 
@@ -166,7 +170,8 @@ def test_a_description_that_is_not_json_keeps_the_old_file(tmp_path, network):
     [
         (None, "no such weights file"),
         (b"", r"expected an HDF5 weights file \(.weights.h5\), found b''"),
-        (b"PK\x03\x04 a zip", r"expected an HDF5 weights file \(.weights.h5\), found b'PK"),
+        (b"PK\x03\x04 a zip", "the archive is damaged"),
+        (b"\x80\x04 a pickle", r"expected an HDF5 weights file \(.weights.h5\), found b'.x80.x04 a pic'"),
         (b"\x89HDF\r\n\x1a\n and no more", r"damaged|expected an HDF5"),
     ],
 )
@@ -187,7 +192,7 @@ def test_a_folder_is_refused(tmp_path):
 def test_a_file_cut_off_is_refused(weights, share):
     data = weights.read_bytes()
     weights.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(UserError, match="copy.weights.h5"):
+    with pytest.raises(UserError, match=r"copy\.weights\.h5: "):
         load_model(weights)
 
 
@@ -206,6 +211,11 @@ DESCRIPTIONS = {
     "classes in a number": (describe(class_names=7), "cannot read the description"),
     "an unknown architecture": (describe(arch="mini_vgg"), "expected one of mini_xcp.*received 'mini_vgg'"),
     "another architecture": (describe(arch="keras:MobileNet", input_size=32), "arrays do not fit a keras_MobileNet"),
+    "k of a billion": (describe(num_embeddings=10**9), "refused: it describes k = 1000000000 .* more than the whole"),
+    "k of nothing": (describe(num_embeddings=0), "cannot read the description.*num_embeddings is 0"),
+    "an input of a billion": (describe(input_size=10**9), "cannot read the description.*input_size is 1000000000"),
+    "an unknown scaling": (describe(scaling="half"), "cannot read the description.*scaling is 'half'"),
+    "classes in numbers": (describe(class_names=[1, 2, 3]), "cannot read the description.*class_names"),
     "another k": (describe(num_embeddings=3), "arrays do not fit a mini_xcp network"),
     "fewer classes": (describe(class_names=["Happy", "Sad"]), "arrays do not fit a mini_xcp network"),
 }
@@ -234,9 +244,14 @@ ARRAYS = {
     "missing": (replace_kernel(None), "arrays do not fit a mini_xcp network"),
     "transposed": (replace_kernel(np.zeros((7, 16), np.float32)), r"do not fit .* network .*logits.*\(7, 16\)"),
     "too short": (replace_kernel(np.zeros((15, 7), np.float32)), r"do not fit .* network .*logits.*\(15, 7\)"),
-    "text": (replace_kernel(np.full((16, 7), b"a")), "arrays do not fit a mini_xcp network"),
+    "text": (replace_kernel(np.full((16, 7), b"a")), r"expected an array of numbers, found \|S1 \(16, 7\)"),
     "NaN": (replace_kernel(np.full((16, 7), np.nan, np.float32)), "logits/kernel holds numbers that are not finite"),
     "infinite": (replace_kernel(np.full((16, 7), np.inf, np.float32)), "logits/kernel holds numbers .* not finite"),
+    "one too many": (
+        lambda file: file.create_dataset("layers/dense_9/vars/0", data=np.ones(3)),
+        r"do not fit .* \(expected \d+, found \d+: it has extra ones\)",
+    ),
+    "elsewhere": (replace_kernel(h5py.ExternalLink("other.h5", "/kernel")), "is an external link to other.h5; refused"),
     "all gone": (lambda file: [file.pop(name) for name in list(file)], "arrays do not fit a mini_xcp network"),
 }
 
@@ -278,3 +293,128 @@ def test_loading_leaves_the_file_as_it_was(weights):
     network, _ = load_model(weights)
     network.get_layer("logits").bias.assign(np.ones(7))
     assert weights.read_bytes() == before
+
+
+# What `keras.Model.save` wrote of our own networks
+
+
+@pytest.fixture(scope="module", params=["run.keras", "run.h5", "compiled.keras", "compiled.h5"])
+def saved(request, tiny_weights, tmp_path_factory):
+    """A file of `Model.save` and the network it was made of, with running statistics as if trained."""
+    network, _ = load_model(tiny_weights)
+    for variable in network.variables:
+        if variable.dtype == "float32":
+            variable.assign(variable + 0.1 * keras.random.uniform(variable.shape, seed=3))
+    if request.param.startswith("compiled"):
+        network.compile("adam", "mse")
+        network.optimizer.build(network.trainable_variables)
+    path = tmp_path_factory.mktemp("saved") / request.param
+    network.save(path)
+    return path, network
+
+
+def test_networks_of_model_save_come_back_bit_for_bit(saved):
+    path, network = saved
+    again, info = load_model(path)
+    assert (info.arch, info.num_embeddings, info.embedding_size, info.input_size) == ("mini_xcp", 2, 8, 24)
+    assert (info.class_names, info.scaling) == (CLASS_NAMES[:7], cnn_model.architecture("mini_xcp").scaling)
+    picture = np.random.default_rng(0).integers(0, 256, (5, 24, 24, 1), np.uint8)
+    for name, values in network(picture).items():
+        assert np.array_equal(values, again(picture)[name])
+    assert model_file.describe(path)["origin"].startswith(f"train.py, Keras {keras.__version__} ")
+
+
+def test_nothing_of_model_save_is_deserialised(saved, monkeypatch):
+    for owner, name in ((keras.saving, "deserialize_keras_object"), (keras.saving, "load_model")):
+        monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("made something from the file"))
+    load_model(saved[0])
+
+
+def rewrite(path, target, **members):
+    """A copy of a `.keras` archive with members changed; None takes one out."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            change = members.get(name.split(".")[0], lambda data: data)
+            if change is not None:
+                new.writestr(name, change(old.read(name)))
+    return target
+
+
+@pytest.fixture(scope="module")
+def archive(tiny_weights, tmp_path_factory):
+    network, _ = load_model(tiny_weights)
+    path = tmp_path_factory.mktemp("archive") / "run.keras"
+    network.save(path)
+    return path
+
+
+def in_config(old, new):
+    return {"config": lambda data: data.replace(old, new)}
+
+
+ARCHIVES = {
+    "no configuration": ({"config": None}, "expected a Keras archive with config.json"),
+    "no arrays": ({"model": None}, "expected a Keras archive with model.weights.h5"),
+    "configuration cut off": ({"config": lambda data: data[:100]}, "cannot read its config.json"),
+    "another network": (in_config(b"embedding_split", b"reshape"), "expected a network that train.py made"),
+    "an unknown architecture": (in_config(b'"mini_xcp"', b'"resnext"'), "expected one of mini_xcp.*'resnext'"),
+    "a billion units": (
+        in_config(b'"target_shape": [2, 8]', b'"target_shape": [1000000000, 8]'),
+        "more than the whole",
+    ),
+    "k in words": (in_config(b'"target_shape": [2, 8]', b'"target_shape": ["2", 8]'), "num_embeddings is '2'"),
+    "another k": (in_config(b'"target_shape": [2, 8]', b'"target_shape": [3, 8]'), "do not fit a mini_xcp network"),
+    "arrays cut off": ({"model": lambda data: data[:-9]}, "cut off: expected 1,0.* bytes, found"),
+    "a bomb": ({"model": lambda data: bytes(50_000_000)}, "refused: model.weights.h5 unpacks to 50,000,000 bytes"),
+    "no HDF5": ({"model": lambda data: b"text"}, "expected an HDF5 weights file"),
+}
+
+
+@pytest.mark.parametrize("damage", ARCHIVES)
+def test_archives_that_were_changed_are_refused(archive, tmp_path, damage):
+    members, message = ARCHIVES[damage]
+    path = rewrite(archive, tmp_path / "bad.keras", **members)
+    with pytest.raises(UserError, match=rf"(bad\.keras: .*)?{message}"):
+        load_model(path)
+
+
+def test_a_lambda_in_an_archive_is_counted_and_ignored(archive, tmp_path):
+    extra = b'"layers": [{"class_name": "Lambda", "name": "x", "config": {"function": "boom"}}, '
+    path = rewrite(archive, tmp_path / "a.keras", config=lambda data: data.replace(b'"layers": [', extra, 1))
+    assert model_file.describe(path)["code"] == "1 Lambda layers, ignored: nothing in them was run"
+    load_model(path)
+
+
+def test_an_archive_cut_off_is_refused(archive, tmp_path):
+    data = archive.read_bytes()
+    (tmp_path / "a.keras").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"a\.keras: the archive is damaged"):
+        load_model(tmp_path / "a.keras")
+
+
+# Where the input's range comes from
+
+
+@pytest.mark.parametrize(("scaling", "low", "high"), [("unit", 0, 1), ("raw", 0, 255), ("tf", -1, 1)])
+def test_the_files_scaling_is_built_in(tmp_path, scaling, low, high):
+    info = dataclasses.replace(EIGHT, scaling=scaling)
+    network = cnn_model.build_model("mini_xcp", 8, 3, 4, 16, scaling=scaling)
+    save_model(tmp_path / "a.weights.h5", network, info)
+    again, found = load_model(tmp_path / "a.weights.h5")
+    assert found.scaling == scaling
+    pixels = again.get_layer("pixel_input")(np.array([0, 255], np.uint8).reshape(2, 1, 1, 1))
+    assert np.min(pixels) == low and np.max(pixels) == high
+
+
+def test_an_unknown_scaling_is_refused():
+    with pytest.raises(UserError, match="scaling: expected one of tf, unit, caffe, torch, raw, received 'half'"):
+        cnn_model.build_model("mini_xcp", scaling="half")
+
+
+def test_describe_says_what_a_file_is(tiny_weights):
+    told = model_file.describe(tiny_weights)
+    assert told["origin"] == "train.py" and told["architecture"] == "mini_xcp" and told["code"] == "none"
+    assert told["embeddings"] == "k = 2 vectors of d = 8" and told["input"].startswith("24 x 24 px, gray, scaled to ")
+    assert told["classes"] == "7: Neutral, Happy, Sad, Surprise, Fear, Disgust, Anger"
+    assert told["trained on"] == "synthetic/train" and told["metrics"] == "split val, accuracy 0.5"
+    assert told["file"] == f"{tiny_weights}, {tiny_weights.stat().st_size:,} bytes"

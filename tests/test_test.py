@@ -292,3 +292,41 @@ def test_the_command_fails_in_one_line(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     lines = [line for line in own_lines(done.stderr) if line != "no GPU found: running on the CPU"]
     assert lines == ["error: none.weights.h5: no such weights file"]
+
+
+def test_convert_writes_our_form_of_what_keras_saved(model, tmp_path, monkeypatch, capsys):
+    model.network.save(tmp_path / "run.keras")
+    run_main(monkeypatch, "convert", tmp_path / "run.keras", tmp_path / "ours.weights.h5")
+    assert f"wrote {tmp_path / 'ours.weights.h5'}: mini_xcp, 7 classes" in capsys.readouterr().out
+    ours = TestModels(tmp_path / "ours.weights.h5")
+    faces = picture(3, 24, 24, 3)
+    for found, expected in zip(ours.predict(faces), model.predict(faces), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert ours.info.origin.endswith("converted from run.keras")
+
+
+def test_convert_writes_nothing_for_a_bad_target_or_source(tiny_weights, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"ours\.h5: expected a name that ends with \.weights\.h5"):
+        run_main(monkeypatch, "convert", tiny_weights, tmp_path / "ours.h5")
+    (tmp_path / "cut.h5").write_bytes(tiny_weights.read_bytes()[:-5])
+    with pytest.raises(UserError, match=r"cut\.h5: cut off"):
+        run_main(monkeypatch, "convert", tmp_path / "cut.h5", tmp_path / "ours.weights.h5")
+    assert [path.name for path in tmp_path.iterdir()] == ["cut.h5"]
+
+
+def test_describe_prints_a_line_a_fact_or_json(tiny_weights, monkeypatch, capsys):
+    run_main(monkeypatch, "describe", tiny_weights)
+    lines = capsys.readouterr().out.splitlines()
+    run_main(monkeypatch, "describe", tiny_weights, "--json")
+    facts = json.loads(capsys.readouterr().out)
+    assert [line.split("  ")[0].strip() for line in lines] == list(facts)
+    assert [line[14:] for line in lines] == list(facts.values())
+    assert facts["architecture"] == "mini_xcp" and facts["trained on"] == "synthetic/train"
+
+
+def test_evaluate_names_its_folder_after_any_kind_of_file(model, tmp_path, monkeypatch):
+    write_split(tmp_path / "data", np.arange(14) % 7, split="val", shape=(24, 24, 1))
+    model.network.save(tmp_path / "run.keras")
+    monkeypatch.chdir(tmp_path)
+    test_module.evaluate(EvaluateConfig("run.keras", test_module.config.DatasetName.synthetic))
+    assert (tmp_path / "runs" / "evaluate-run-synthetic-val" / "result.json").is_file()

@@ -1,0 +1,130 @@
+"""How fast are pictures prepared, against a bare multi-process loop of cv2.imread and cv2.resize over the same files?
+
+``python benchmarks/prepare.py`` makes JPEGs in a temporary folder, a zip and a tar and measures, in turn and round by
+round:
+
+- the bare loop, which writes nothing, with OpenCV's default filter (bilinear, which aliases) and with the area
+  filter, processes started beforehand;
+- `data_helper.write_pictures` of the folder, the zip and the tar, everything included up to the files on the disk.
+
+Prints a table of medians over the rounds and one JSON line. Where other programs run beside it, trust the ratios of the
+processor time: all cores are busy on both sides, so on an idle machine they are those of the throughput.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from data_helper import Picture, Pictures, write_pictures
+from errors import run_command
+from sources import SourceFiles
+
+# isort: split
+import cv2  # after our modules, which set its limits
+import numpy as np
+
+FILTERS = {"bare loop, bilinear": cv2.INTER_LINEAR, "bare loop, area": cv2.INTER_AREA}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=3000)
+    parser.add_argument("--side", type=int, default=400, help="of the JPEGs, pixels")
+    parser.add_argument("--size", type=int, default=224, help="of what is prepared, pixels")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder, context.Pool(options.workers, cv2.setNumThreads, (1,)) as pool:
+        sources = make_sources(Path(folder), options.pictures, options.side)
+        sides: dict[str, Callable[[], float]] = {}
+        for name, method in FILTERS.items():
+            sides[name] = partial(bare_loop, pool, sources["folder"], options.size, method)
+        for form, source in sources.items():
+            sides[f"ours, {form}"] = partial(prepare, source, Path(folder, "data"), options.size, options.workers)
+        rounds = measure(sides, options.rounds)
+    report(rounds, options)
+
+
+def make_sources(folder: Path, num_pictures: int, side: int) -> dict[str, Path]:
+    """Smooth colours with noise, about as large as photographs: a folder, a zip and a tar of the same JPEGs."""
+    rng = np.random.default_rng(0)
+    pictures = folder / "jpeg"
+    pictures.mkdir()
+    for number in range(num_pictures):
+        smooth = cv2.resize(rng.integers(0, 256, (side // 8, side // 8, 3), np.uint8), (side, side))
+        noise = rng.integers(0, 20, (side, side, 3), np.uint8)
+        cv2.imwrite(str(pictures / f"{number:06}.jpg"), cv2.add(smooth, noise), [cv2.IMWRITE_JPEG_QUALITY, 90])
+    with zipfile.ZipFile(folder / "jpeg.zip", "w") as archive, tarfile.open(folder / "jpeg.tar", "w") as tar:
+        for path in sorted(pictures.iterdir()):
+            archive.write(path, path.name)
+            tar.add(path, path.name)
+    return {"folder": pictures, "zip": folder / "jpeg.zip", "tar": folder / "jpeg.tar"}
+
+
+def bare_loop(pool: multiprocessing.pool.Pool, folder: Path, size: int, method: int) -> float:
+    """Returns the seconds of processor time."""
+    paths = map(str, sorted(folder.iterdir()))
+    return sum(pool.map(partial(read_and_resize, size=size, method=method), paths, chunksize=16))
+
+
+def read_and_resize(path: str, size: int, method: int) -> float:
+    start = time.process_time()
+    cv2.resize(cv2.imread(path), (size, size), interpolation=method)
+    return time.process_time() - start
+
+
+def prepare(source: Path, data_dir: Path, size: int, workers: int) -> float:
+    """Returns the seconds of processor time, of all threads."""
+    start = time.process_time()
+    files = SourceFiles(source, ["*.jpg"])
+    pictures = [Picture("train", name, 0) for name in files.names]
+    write_pictures(data_dir, "bench", Pictures(files, pictures, size, 3, ["a"], [files.stamp()], {}), workers=workers)
+    seconds = time.process_time() - start
+    shutil.rmtree(data_dir)
+    return seconds
+
+
+def measure(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, np.ndarray]:
+    """Seconds by the clock and of processor time, (rounds, 2), of each side, after one round that does not count."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    for _ in range(rounds + 1):
+        for name, run in sides.items():
+            start = time.perf_counter()
+            processor = run()
+            seconds[name].append((time.perf_counter() - start, processor))
+    return {name: np.array(values[1:]) for name, values in seconds.items()}
+
+
+def report(rounds: dict[str, np.ndarray], options: argparse.Namespace) -> None:
+    """Ratios are taken round by round, because another program slows both sides of a round alike."""
+    rows = []
+    print(f"{'':<22}{'pictures/s':>12}{'CPU ms each':>13}{'of bilinear':>20}{'of area':>20}")
+    for name, seconds in rounds.items():
+        clock, processor = np.median(seconds, axis=0)
+        row = {"side": name, "pictures_per_s": options.pictures / clock, "cpu_ms": 1e3 * processor / options.pictures}
+        print(f"{name:<22}{row['pictures_per_s']:>12.0f}{row['cpu_ms']:>13.2f}", end="")
+        for bare in FILTERS:
+            row[f"of {bare}"], row[f"of {bare}, CPU"] = np.median(rounds[bare] / seconds, axis=0).tolist()
+            print(f"{row[f'of {bare}']:>9.2f}, CPU {row[f'of {bare}, CPU']:>4.2f}", end="")
+        print()
+        rows.append(row)
+    print(json.dumps({"rows": rows, "opencv": cv2.__version__, "cores": os.cpu_count(), **vars(options)}))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
