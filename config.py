@@ -100,7 +100,7 @@ class OptimizerConfig:
     """Epochs of linear warm-up from 0 (cosine only)."""
     decay: float = 1e-5
     """Decay per step (inverse_time only)."""
-    weight_decay: float = 0.01
+    weight_decay: float = 0.05
     """Decoupled weight decay on kernels (adamw only)."""
     accumulate: int = 1
     """Batches whose gradients are averaged before one update (the published "virtual batch")."""

@@ -119,7 +119,7 @@ def test_xcp_ends_where_the_paper_cuts_xception(xcp):
     assert backbone.layers[-1].name == "block14_sepconv2_act" and backbone.output.shape[-1] == 2048
 
 
-@pytest.mark.parametrize(("num_classes", "k", "d"), [(2, 1, 2), (8, 3, 10)])
+@pytest.mark.parametrize(("num_classes", "k", "d"), [(2, 1, 3), (8, 3, 10)])
 def test_head_options(num_classes, k, d):
     network = build_model("mini_xcp", num_classes, num_embeddings=k, embedding_size=d, input_size=16)
     found = outputs(network, pictures(2, 16, 16, 1))
@@ -148,7 +148,7 @@ def test_an_unknown_architecture_lists_the_choices(arch):
     [
         ({"num_classes": 1}, "num_classes: expected 2 or more, received 1"),
         ({"num_embeddings": 0}, "num_embeddings: expected 1 or more, received 0"),
-        ({"embedding_size": 1}, "embedding_size: expected 2 or more, received 1"),
+        ({"embedding_size": 2}, "embedding_size: expected 3 or more, received 2"),
         ({"input_size": 0}, "input_size: expected 1 or more, received 0"),
         ({"input_size": -48}, "input_size: expected 1 or more, received -48"),
         ({"dropout": 1.0}, "dropout: expected 0 <= share < 1, received 1.0"),
@@ -399,9 +399,7 @@ def test_together_they_are_a_similarity_of_independent_draws():
     determinant = np.linalg.det(linear)
     assert 50 < np.sum(determinant < 0) < 150
     zoom = np.sqrt(np.abs(determinant))
-    np.testing.assert_allclose(
-        linear @ linear.transpose(0, 2, 1), np.eye(2) * zoom[:, None, None] ** 2, atol=5e-3
-    )
+    np.testing.assert_allclose(linear @ linear.transpose(0, 2, 1), np.eye(2) * zoom[:, None, None] ** 2, atol=5e-3)
     mirror = np.sign(determinant)
     turn = np.degrees(np.arctan2(linear[:, 1, 0] * mirror, linear[:, 1, 1]))
     assert_spread(zoom, 0.8, 1.2)

@@ -13,7 +13,8 @@ import pytest
 from conftest import write_split
 from keras import ops
 
-from dataset_class import Batches, open_split, prepared_splits
+from data_helper import open_split, prepared_splits
+from dataset_class import Batches
 from errors import UserError
 from trainer import EpochOrder
 

@@ -187,7 +187,7 @@ def test_a_folder_is_refused(tmp_path):
 def test_a_file_cut_off_is_refused(weights, share):
     data = weights.read_bytes()
     weights.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(UserError, match="copy.weights.h5"):
+    with pytest.raises(UserError, match=r"copy\.weights\.h5: "):
         load_model(weights)
 
 

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from conftest import ROOT, run_python, write_split
 
+import cnn_model
+import model_file
 import runtime
 import test as test_module
 from config import CLASS_NAMES, EvaluateConfig
 from errors import UserError
 from images import resize_image
+from model_file import ModelInfo
 from test import TestModels
 
 # What TensorFlow's libraries write while they are loaded, before anybody can stop them.
@@ -72,7 +75,13 @@ def test_arrays_lists_and_gray_in_every_form_are_the_same(model):
     gray = picture(3, 30, 20)
     colour = np.repeat(gray[..., None], 3, axis=-1)
     expected = model.predict(colour)
-    for same in (gray[..., None], list(gray), list(gray[..., None]), tuple(colour), [gray[0], colour[1], gray[2][..., None]]):
+    for same in (
+        gray[..., None],
+        list(gray),
+        list(gray[..., None]),
+        tuple(colour),
+        [gray[0], colour[1], gray[2][..., None]],
+    ):
         for found, wanted in zip(model.predict(same), expected, strict=True):
             np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
@@ -95,7 +104,7 @@ def test_faces_of_any_size_are_resized_to_the_networks_side_in_order(model):
         ([picture(8)], r"images\[0\]: .* received uint8 \(8,\)"),
         ([picture(1, 8, 8, 3)], r"images\[0\]: .* received uint8 \(1, 8, 8, 3\)"),
         ([picture(0, 8, 3)], r"images\[0\]: .* received uint8 \(0, 8, 3\)"),
-        ([picture(8, 8, dtype=np.uint16)], r"images\[0\]: .* received uint16 \(8, 8\)"),
+        ([picture(8, 8, dtype=np.uint16)], r"images\[0\]: .* received uint16 \(8, 8"),
         (["face.png"], r"images\[0\]: .* received <U8"),
         ([], "images: expected one or more, received none"),
         (np.empty((0, 24, 24, 3), np.uint8), "images: expected one or more, received none"),
@@ -201,7 +210,7 @@ def test_the_network_that_comes_with_the_project_is_the_default(tiny_weights, mo
 
 
 def test_missing_weights_are_refused(tmp_path):
-    with pytest.raises(UserError, match="none.weights.h5: no such weights file"):
+    with pytest.raises(UserError, match=r"none\.weights\.h5: no such weights file"):
         TestModels(tmp_path / "none.weights.h5")
 
 
@@ -215,10 +224,12 @@ def test_a_wanted_gpu_that_is_not_there_is_one_line(tiny_weights, monkeypatch, c
     assert capsys.readouterr() == ("", "no GPU found: running on the CPU\n" * notice)
 
 
-def test_without_an_input_size_of_its_own_the_architectures_counts(model):
+def test_a_file_without_an_input_size_means_the_architectures(model, tmp_path):
     assert model.input_size == 24
-    info = type(model.info)("mini_xcp", CLASS_NAMES[:7])
-    assert info.input_size is None
+    info = ModelInfo("mini_xcp", CLASS_NAMES[:7], num_embeddings=1, embedding_size=4, input_size=None)
+    network = cnn_model.build_model("mini_xcp", num_embeddings=1, embedding_size=4)
+    model_file.save_model(tmp_path / "a.weights.h5", network, info)
+    assert TestModels(tmp_path / "a.weights.h5").input_size == 48
 
 
 # The commands
@@ -241,11 +252,6 @@ def test_recognize_prints_a_table(tiny_weights, tmp_path, monkeypatch, capsys):
         assert label == CLASS_NAMES[int(np.argmax(values))] and sum(values) == pytest.approx(100, abs=0.4)
 
 
-def test_recognize_without_pictures_is_refused(monkeypatch):
-    with pytest.raises(UserError, match="recognize: expected one or more picture files, received none"):
-        run_main(monkeypatch, "recognize")
-
-
 def test_evaluate_measures_a_split_and_says_where_the_report_is(tiny_weights, tmp_path, monkeypatch, capsys):
     write_split(tmp_path / "data", np.arange(23) % 7, split="test", shape=(24, 24, 1))
     args = ("--dataset", "synthetic", "--split", "test", "--data-dir", tmp_path / "data", "--batch-size", 5)
@@ -266,11 +272,10 @@ def test_evaluate_names_its_folder_after_weights_and_split(tiny_weights, tmp_pat
     assert "wrote runs/evaluate-tiny-synthetic-val/" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("num_classes", [8])
-def test_evaluate_refuses_data_of_other_classes(tiny_weights, tmp_path, monkeypatch, num_classes):
-    write_split(tmp_path, np.arange(16) % 8, split="val", shape=(24, 24, 1), num_classes=num_classes)
+def test_evaluate_refuses_data_of_other_classes(tiny_weights, tmp_path, monkeypatch):
+    write_split(tmp_path, np.arange(16) % 8, split="val", shape=(24, 24, 1), num_classes=8)
     args = ("--weights", tiny_weights, "--dataset", "synthetic", "--data-dir", tmp_path, "--run-dir", tmp_path / "r")
-    with pytest.raises(UserError, match="synthetic/val: expected a network of its 8 classes .* received one of 7"):
+    with pytest.raises(UserError, match=r"synthetic/val: expected a network of its 8 classes .* received one of 7"):
         run_main(monkeypatch, "evaluate", *args)
 
 
@@ -287,8 +292,7 @@ def test_the_command_prints_json_lines(tiny_weights, tmp_path):
     assert set(own_lines(done.stderr)) <= {"no GPU found: running on the CPU"}
 
 
-def test_the_command_fails_in_one_line(tmp_path):
-    done = run_python(ROOT / "test.py", "recognize", "face.png", "--weights", "none.weights.h5", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    lines = [line for line in own_lines(done.stderr) if line != "no GPU found: running on the CPU"]
-    assert lines == ["error: none.weights.h5: no such weights file"]
+def test_the_command_fails_in_one_line_with_code_2():
+    done = run_python(ROOT / "test.py", "recognize")
+    message = "error: recognize: expected one or more picture files, received none\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
