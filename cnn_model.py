@@ -27,7 +27,7 @@ class PixelInput(layers.Layer):
     """
 
     def __init__(self, size: int, channels: int, scaling: str, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(**{**kwargs, "autocast": False})  # 128..255 in bfloat16 would be steps of 1
         self.size, self.channels, self.scaling = size, channels, scaling
 
     def call(self, pixels):
@@ -222,7 +222,7 @@ def _application(name: str) -> Callable[[int, str | None], keras.Model]:
                 include_top=False, weights=weights, input_shape=(size, size, 3), name="backbone"
             )
         except ValueError as error:  # a size the backbone cannot take
-            raise UserError(f"{name}: {error}") from None
+            raise UserError(f"{name}: {error} (received size {size}, weights {weights!r})") from None
         except Exception as error:
             if weights is None:
                 raise

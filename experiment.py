@@ -44,6 +44,7 @@ def train_and_evaluate(settings: TrainConfig) -> dict[str, Any]:
     Raises:
         UserError: data not prepared, unknown architecture, a folder that holds another run, a loss that is not finite.
     """
+    config.check(settings)
     folder = Path(settings.run_dir or Path("runs") / run_id(settings))
     with only_writer(folder):
         _check_same_run(folder, settings)

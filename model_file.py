@@ -7,7 +7,13 @@ network from the description and reads arrays: nothing in a file is executed or 
 from __future__ import annotations
 
 import dataclasses
+import errno
+import io
 import json
+import math
+import os
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +69,25 @@ def save_model(path: str | Path, network: keras.Model, info: ModelInfo) -> None:
         raise UserError(f"{path}: expected a name that ends with .weights.h5")
     described = {"format_version": FORMAT_VERSION, **dataclasses.asdict(info)}
     with whole_file(path) as temporary:
+        need = 2 * sum(math.prod(variable.shape) * 4 for variable in network.variables) + 1_000_000
+        if shutil.disk_usage(temporary.parent).free < need:  # on a full disk HDF5 itself would crash the process
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         network.save_weights(temporary)
-        with h5py.File(temporary, "r+") as file:
+        with h5py.File(temporary, "r") as file:
+            arrays = _arrays(file)
+        # Keras's file again in HDF5's later layout, whose groups take a tenth of the space.
+        with h5py.File(content := io.BytesIO(), "w", libver="latest") as file:
+            for name, array in arrays.items():
+                file[name] = array
             file.attrs[ATTRIBUTE] = json.dumps(described)
+        temporary.write_bytes(content.getbuffer())
+
+
+def _arrays(file: h5py.File) -> dict[str, np.ndarray]:
+    """Every array of a file by its full name."""
+    arrays = {}
+    file.visititems(lambda name, item: arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    return arrays
 
 
 def read_info(path: str | Path) -> ModelInfo:
@@ -91,9 +113,11 @@ def read_info(path: str | Path) -> ModelInfo:
             f"{path}: no description of its network (attribute {ATTRIBUTE!r}); expected a file that train.py wrote"
         )
     try:
-        values = json.loads(text)
+        values = dict(json.loads(text))
         if values.pop("format_version") != FORMAT_VERSION:
             raise ValueError(f"expected format version {FORMAT_VERSION}")
+        for name in ("num_embeddings", "embedding_size"):
+            values[name] = int(values[name])
         return ModelInfo(**{**values, "class_names": tuple(values["class_names"])})
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot read the description of its network ({error})") from None
@@ -127,9 +151,11 @@ def load_weights(network: keras.Model, path: str | Path) -> None:
         UserError: arrays that are missing, of another shape, or not finite.
     """
     try:
-        network.load_weights(path)
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Keras's own words on what the error below says
+            network.load_weights(path)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        reason = " ".join(str(error).split())[:400]
         raise UserError(f"{path}: its arrays do not fit a {network.name} network ({reason})") from None
     for variable in network.variables:
         if not np.all(np.isfinite(keras.ops.convert_to_numpy(variable))):
