@@ -82,9 +82,9 @@ def _check_same_run(folder: Path, settings: TrainConfig) -> None:
 def _open_splits(settings: TrainConfig) -> dict[str, PreparedSplit]:
     """Opens every split that is prepared; draws the synthetic set first when it is wanted and not there."""
     name = settings.dataset.value
-    there = {split for dataset, split in prepared_splits(settings.data_dir) if dataset == name}
-    if settings.dataset == DatasetName.synthetic and not there:
+    if settings.dataset == DatasetName.synthetic and (name, "train") not in prepared_splits(settings.data_dir):
         write_synthetic_splits(config.PrepareSyntheticConfig(data_dir=settings.data_dir))
+    there = {split for dataset, split in prepared_splits(settings.data_dir) if dataset == name}
     wanted = there | {"train", settings.select_on}
     return {split: open_split(settings.data_dir, name, split) for split in sorted(wanted)}
 

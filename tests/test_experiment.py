@@ -191,6 +191,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(data_dir, tm
     assert not (run_dir / "state.h5").exists(), "a broken epoch is never saved"
 
 
+def test_the_first_run_draws_the_synthetic_set_and_opens_its_test_split(tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(wanted):
+        drawn.append(wanted)
+        write_synthetic_splits(dataclasses.replace(wanted, num_train=7, num_val=7, num_test=7))
+
+    monkeypatch.setattr(experiment, "write_synthetic_splits", draw)
+    for _ in range(2):
+        splits = experiment._open_splits(settings(tmp_path, tmp_path / "run"))
+        assert sorted(splits) == ["test", "train", "val"]
+    assert drawn == [PrepareSyntheticConfig(data_dir=str(tmp_path))]
+
+
 def test_an_unprepared_data_set_names_the_command(tmp_path):
     with pytest.raises(UserError, match=r"run: python prepare_data\.py fer2013 --source PATH --data-dir"):
         experiment.train_and_evaluate(settings(tmp_path, tmp_path / "run", dataset=DatasetName.fer2013))
