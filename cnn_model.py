@@ -24,11 +24,11 @@ class PixelInput(layers.Layer):
         size: side of the network's input in pixels.
         channels: 1 (colour becomes luma) or 3 (gray is repeated).
         scaling: ``"tf"`` -1..1, ``"unit"`` 0..1, ``"caffe"`` BGR minus ImageNet's mean, ``"torch"`` ImageNet's mean
-            and deviation, ``"raw"`` 0..255.
+            and deviation, ``"image"`` the image's own mean and deviation, ``"raw"`` 0..255.
     """
 
     def __init__(self, size: int, channels: int, scaling: str, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(**{**kwargs, "autocast": False})  # 128..255 in bfloat16 would be steps of 1
         self.size, self.channels, self.scaling = size, channels, scaling
 
     def call(self, pixels):
@@ -50,6 +50,9 @@ class PixelInput(layers.Layer):
             return x / 127.5 - 1
         if self.scaling == "unit":
             return x / 255
+        if self.scaling == "image":  # light and contrast go; the 1 keeps an empty picture at 0
+            mean, variance = ops.moments(x, axes=(1, 2, 3), keepdims=True)
+            return (x - mean) * ops.rsqrt(variance + 1)
         if self.scaling == "caffe":
             return x[..., ::-1] - ops.convert_to_tensor((103.939, 116.779, 123.68), "float32")
         mean = ops.convert_to_tensor((0.485, 0.456, 0.406), "float32")
@@ -177,15 +180,15 @@ class Augmentation(layers.Layer):
         return input_shape
 
 
-def _convolution(x, filters, kernel_size=3, strides=1, separable=False, activate=True):
-    """Convolution, batch normalisation, ReLU."""
+def _convolution(x, filters, strides=1, separable=False, activate=True):
+    """3x3 convolution, batch normalisation, ReLU."""
     layer = layers.SeparableConv2D if separable else layers.Conv2D
-    x = layer(filters, kernel_size, strides=strides, padding="same", use_bias=False)(x)
+    x = layer(filters, 3, strides=strides, padding="same", use_bias=False)(x)
     x = layers.BatchNormalization(momentum=0.95)(x)
     return layers.ReLU()(x) if activate else x
 
 
-def _residual(x, separable=True):
+def _residual(x, separable):
     """Two convolutions beside the identity."""
     y = _convolution(x, x.shape[-1], separable=separable)
     y = _convolution(y, x.shape[-1], separable=separable, activate=False)
@@ -196,18 +199,18 @@ def _mini_xception(size: int, weights: str | None) -> keras.Model:
     """Our small network for CPUs, notebooks and browsers: 48 px to (B, 6, 6, 128).
 
     Plain convolutions where the picture is still large (a depthwise convolution there is all memory
-    traffic: it ran at a seventh of the cores' matrix-product rate), separable residual blocks after.
+    traffic: it ran at a seventh of the cores' matrix-product rate), a separable residual block after.
     """
     if weights is not None:
         raise UserError(f"mini_xcp: expected no pretrained backbone (there is none), received {weights!r}")
     inputs = x = keras.Input((size, size, 1))
-    x = _convolution(x, 32, kernel_size=5, strides=2)
+    x = _convolution(x, 16)
+    x = _convolution(x, 32, strides=2)
     x = _residual(x, separable=False)
     x = _convolution(x, 64, strides=2)
     x = _residual(x, separable=False)
-    x = _residual(x)
     x = _convolution(x, 128, strides=2)
-    x = _residual(x)
+    x = _residual(x, separable=True)
     return keras.Model(inputs, x, name="backbone")
 
 
@@ -220,7 +223,7 @@ def _application(name: str) -> Callable[[int, str | None], keras.Model]:
                 include_top=False, weights=weights, input_shape=(size, size, 3), name="backbone"
             )
         except ValueError as error:  # a size the backbone cannot take
-            raise UserError(f"{name}: {error}") from None
+            raise UserError(f"{name}: {error} (received size {size}, weights {weights!r})") from None
         except Exception as error:
             if weights is None:
                 raise
@@ -260,7 +263,7 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "mini_xcp": Architecture(_mini_xception, 48, 1, "tf"),
+    "mini_xcp": Architecture(_mini_xception, 48, 1, "image"),
     "xcp": Architecture(_application("Xception"), 224, 3, "tf"),
     "resnet": Architecture(_application("ResNet50"), 224, 3, "caffe"),
 }

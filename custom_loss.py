@@ -191,6 +191,8 @@ class AdCorreLoss(keras.layers.Layer):
             raise ValueError(f"num_classes: expected 2 or more, received {num_classes}")
         if history < 1:
             raise ValueError(f"history: expected 1 or more predictions, received {history}")
+        if not 0 <= weight_floor < float("inf"):
+            raise ValueError(f"weight_floor: expected a finite number >= 0, received {weight_floor}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing: expected 0 <= share < 1, received {label_smoothing}")
         self.num_classes = num_classes

@@ -92,17 +92,19 @@ def open_split(data_dir: str | Path, dataset: str, split: str) -> PreparedSplit:
             f"run: python prepare_data.py {dataset}{source} --data-dir {data_dir}"
         )
     meta = read_json(folder / "meta.json")
-    if meta.get("format_version") != FORMAT_VERSION:
+    version = meta.get("format_version") if isinstance(meta, dict) else None
+    if version != FORMAT_VERSION:
         raise UserError(
-            f"{folder}/meta.json: expected format version {FORMAT_VERSION}, found {meta.get('format_version')}; "
-            "prepare the data set again"
+            f"{folder}/meta.json: expected format version {FORMAT_VERSION}, found {version}; prepare the data set again"
         )
+    if not isinstance(meta.get("class_names"), list):
+        raise UserError(f"{folder}/meta.json: the names of the classes are missing; prepare the data set again")
     images = _open_array(folder / "images.npy", np.uint8, 4, mmap_mode="r")
     labels = _open_array(folder / "labels.npy", np.int64, 1)
-    if not len(images) == len(labels) == meta["num_images"]:
+    if not len(images) == len(labels) == meta.get("num_images"):
         raise UserError(
             f"{folder}: images.npy holds {len(images)} images, labels.npy {len(labels)} labels and meta.json says "
-            f"{meta['num_images']}; prepare the data set again"
+            f"{meta.get('num_images')}; prepare the data set again"
         )
     num_classes = len(meta["class_names"])
     outside = np.flatnonzero((labels < 0) | (labels >= num_classes))

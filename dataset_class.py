@@ -65,12 +65,15 @@ class Batches(keras.utils.PyDataset):
 
     def order(self) -> np.ndarray:
         """The rows of this epoch in the order they are seen, int64 (N,)."""
-        if self._order[0] != self.epoch:
-            self._order = (self.epoch, self._draw_order())
-        return self._order[1]
+        wanted = self.epoch
+        drawn, order = self._order  # read once: Keras may ask from two threads
+        if drawn != wanted:
+            order = self._draw_order(wanted)
+            self._order = (wanted, order)
+        return order
 
-    def _draw_order(self) -> np.ndarray:
-        rng = np.random.default_rng((self.seed, self.epoch if self.training else 0))
+    def _draw_order(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng((self.seed, epoch if self.training else 0))
         if not self.balanced:
             return rng.permutation(len(self.split))
         counts = self.split.class_counts

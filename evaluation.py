@@ -29,11 +29,13 @@ def predict(network: keras.Model, images: np.ndarray, batch_size: int = 256) -> 
         Class probabilities float32 (N, C), the softmax of the logits, and embeddings float32 (N, k, d).
 
     Raises:
-        UserError: no images, or a network whose outputs are not finite.
+        UserError: no images, no batch size, or a network whose outputs are not finite.
     """
     num_images = len(images)
     if not num_images:
         raise UserError("predict: expected at least one image, received none")
+    if batch_size < 1:
+        raise UserError(f"batch_size: expected 1 or more, received {batch_size}")
     batch_size = min(batch_size, num_images)
     logits = np.empty((num_images, *network.output["logits"].shape[1:]), np.float32)
     embeddings = np.empty((num_images, *network.output["embeddings"].shape[1:]), np.float32)

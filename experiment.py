@@ -46,6 +46,7 @@ def train_and_evaluate(settings: TrainConfig) -> dict[str, Any]:
     Raises:
         UserError: data not prepared, unknown architecture, a folder that holds another run, a loss that is not finite.
     """
+    config.check(settings)
     folder = Path(settings.run_dir or Path("runs") / run_id(settings))
     with only_writer(folder):
         _check_same_run(folder, settings)
@@ -84,9 +85,9 @@ def _check_same_run(folder: Path, settings: TrainConfig) -> None:
 def _open_splits(settings: TrainConfig) -> dict[str, PreparedSplit]:
     """Opens every split that is prepared; draws the synthetic set first when it is wanted and not there."""
     name = settings.dataset.value
-    there = {split for dataset, split in prepared_splits(settings.data_dir) if dataset == name}
-    if settings.dataset == DatasetName.synthetic and not there:
+    if settings.dataset == DatasetName.synthetic and (name, "train") not in prepared_splits(settings.data_dir):
         write_synthetic_splits(config.PrepareSyntheticConfig(data_dir=settings.data_dir))
+    there = {split for dataset, split in prepared_splits(settings.data_dir) if dataset == name}
     wanted = there | {"train", settings.select_on}
     return {split: open_split(settings.data_dir, name, split) for split in sorted(wanted)}
 

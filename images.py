@@ -71,7 +71,7 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         )
     if pixels.shape[2] == 4:
         pixels = _over_mid_gray(pixels)
-    return pixels if pixels.shape[2] == 1 else np.ascontiguousarray(pixels[..., ::-1])
+    return pixels if pixels.shape[2] == 1 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 def _over_mid_gray(bgra: np.ndarray) -> np.ndarray:

@@ -8,9 +8,14 @@ and reads arrays: nothing in a file is executed or unpickled.
 from __future__ import annotations
 
 import dataclasses
+import errno
+import io
 import itertools
 import json
+import math
+import os
 import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -87,9 +92,25 @@ def save_model(path: str | Path, network: keras.Model, info: ModelInfo) -> None:
     check_target(path)
     described = {"format_version": FORMAT_VERSION, **dataclasses.asdict(info)}
     with whole_file(path) as temporary:
+        need = 2 * sum(math.prod(variable.shape) * 4 for variable in network.variables) + 1_000_000
+        if shutil.disk_usage(temporary.parent).free < need:  # on a full disk HDF5 itself would crash the process
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         network.save_weights(temporary)
-        with h5py.File(temporary, "r+") as file:
+        with h5py.File(temporary, "r") as file:
+            arrays = _arrays(file)
+        # Keras's file again in HDF5's later layout, whose groups take a tenth of the space.
+        with h5py.File(content := io.BytesIO(), "w", libver="latest") as file:
+            for name, array in arrays.items():
+                file[name] = array
             file.attrs[ATTRIBUTE] = json.dumps(described)
+        temporary.write_bytes(content.getbuffer())
+
+
+def _arrays(file: h5py.File) -> dict[str, np.ndarray]:
+    """Every array of a file by its full name."""
+    arrays = {}
+    file.visititems(lambda name, item: arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    return arrays
 
 
 def check_target(path: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""How does a data set become ready to train on? Prepare it with ``fer2013`` or ``synthetic``, look with ``inspect``."""
+"""How does a data set become ready to train on? Prepare it by its name, look with ``inspect``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from typing import Any, get_args
 
 import affectnet
 import ferplus
+import published
 import rafdb
 from config import (
     CLASS_NAMES,
     DatasetName,
     InspectConfig,
+    PrepareAffectnetConfig,
     PrepareFer2013Config,
+    PrepareFerplusConfig,
+    PreparePublishedConfig,
+    PrepareRafdbConfig,
     PrepareSyntheticConfig,
     Split,
     parse_command,
@@ -27,14 +32,33 @@ from synthetic_data import write_synthetic_splits
 
 def main() -> None:
     """Prepares the data set that the command line names, or shows what is prepared."""
-    commands = {"fer2013": PrepareFer2013Config, "synthetic": PrepareSyntheticConfig, "inspect": InspectConfig}
-    config = parse_command(commands, "Prepares data sets and shows what is prepared.")
-    if isinstance(config, PrepareFer2013Config):
-        fer2013(config)
-    elif isinstance(config, PrepareSyntheticConfig):
-        synthetic(config)
-    else:
-        inspect(config)
+    commands = {
+        "fer2013": (PrepareFer2013Config, fer2013),
+        "ferplus": (PrepareFerplusConfig, lambda config: report(config, ferplus.prepare_ferplus(config))),
+        "rafdb": (PrepareRafdbConfig, lambda config: report(config, rafdb.prepare_rafdb(config))),
+        "affectnet": (PrepareAffectnetConfig, lambda config: report(config, affectnet.prepare_affectnet(config))),
+        "published": (PreparePublishedConfig, lambda config: report(config, published.prepare_published(config))),
+        "synthetic": (PrepareSyntheticConfig, lambda config: report(config, write_synthetic_splits(config))),
+        "inspect": (InspectConfig, inspect),
+    }
+    classes = {name: config_class for name, (config_class, _) in commands.items()}
+    config = parse_command(classes, "Prepares data sets and shows what is prepared.")
+    run = next(run for config_class, run in commands.values() if type(config) is config_class)
+    run(config)
+
+
+def report(config: Any, metas: dict[str, dict[str, Any]]) -> None:
+    """Prints what was prepared: counts, how they differ from the official ones, what was left out, and where it is."""
+    print(counts_table(metas))
+    for line in official_lines(metas):
+        print(line)
+    options = next(iter(metas.values()))["options"]
+    for part, reasons in options.get("left_out", {}).items():
+        if reasons:
+            print(f"{part}: left out {', '.join(f'{count:,} {reason}' for reason, count in reasons.items())}")
+    if bare := options.get("pictures_without_annotation"):
+        print(f"passed over {bare:,} pictures without an annotation")
+    print_folders(config.data_dir, metas)
 
 
 def fer2013(config: PrepareFer2013Config) -> None:
@@ -46,13 +70,6 @@ def fer2013(config: PrepareFer2013Config) -> None:
         folder = split_dir(config.data_dir, "fer2013", split)
         if split not in metas and folder.exists():
             print(f"{split}: {folder} was prepared earlier and stays as it was")
-    print_folders(config.data_dir, metas)
-
-
-def synthetic(config: PrepareSyntheticConfig) -> None:
-    """Draws the synthetic faces."""
-    metas = write_synthetic_splits(config)
-    print(counts_table(metas))
     print_folders(config.data_dir, metas)
 
 

@@ -17,8 +17,8 @@ _PATTERNS = [f"{depth}{files}" for depth in ("", "*/") for files in ("images/*",
 def prepare_published(settings: PreparePublishedConfig) -> dict[str, dict[str, Any]]:
     """Prepares ``images/*.{jpg,png}`` with ``annotations/<stem>_exp.npy`` as one split, with progress bars.
 
-    The codes are the canonical ones, and a picture is left out, and counted in `meta.json` (options, ``left_out``), as
-    `annotations.drop_reason` says.
+    The codes are the canonical ones, and a picture is left out, and counted in `meta.json` (options, ``left_out``, by
+    split), as `annotations.drop_reason` says.
 
     Args:
         settings: where from, where to and what is kept; writes ``published/<split>``, uint8 (N, size, size, 3) RGB,
@@ -56,7 +56,7 @@ def prepare_published(settings: PreparePublishedConfig) -> dict[str, dict[str, A
     options = {
         **chosen,
         "pictures_without_annotation": bare,
-        "left_out": dict(collections.Counter(filter(None, reasons))),
+        "left_out": {settings.split: dict(collections.Counter(filter(None, reasons)))},
     }
     release = Pictures(files, pictures, settings.size, 3, CLASS_NAMES[: settings.classes], sources, options)
     return write_pictures(settings.data_dir, "published", release, strict=settings.strict, workers=settings.workers)

@@ -127,6 +127,8 @@ class TestModels:
         """
         import evaluation
 
+        if isinstance(images, np.ndarray) and images.ndim != 4:
+            raise UserError(f"images: expected an array (N, H, W, 3) or a list of images, received {images.shape}")
         faces = [_as_face(image, self.input_size, i) for i, image in enumerate(images)]
         if not faces:
             raise UserError("images: expected one or more, received none")
@@ -179,9 +181,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
 
 def recognize(settings: RecognizeConfig) -> None:
     """Prints the expression in each picture, as a table or as a JSON object a line."""
-    if not settings.images:
-        raise UserError("recognize: expected one or more picture files, received none")
-    model = TestModels(settings.weights)
+    model = TestModels(settings.weights, GPU=runtime.has_gpu())
     found = model.recognize(settings.images, settings.detect_face, settings.batch_size)
     if settings.json:
         for path, face in zip(settings.images, found, strict=True):
@@ -231,6 +231,8 @@ _COMMANDS = {
 
 def main() -> None:
     settings = config.parse_command({name: cls for name, (cls, _) in _COMMANDS.items()}, description=__doc__)
+    if isinstance(settings, RecognizeConfig) and not settings.images:
+        raise UserError("recognize: expected one or more picture files, received none")
     runtime.choose_backend(settings.backend)
     run = next(run for cls, run in _COMMANDS.values() if isinstance(settings, cls))
     run(settings)

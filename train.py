@@ -72,6 +72,7 @@ def _train(settings: TrainConfig) -> dict[str, Any]:
 
 def main() -> None:
     settings = config.parse_train_options()
+    config.check(settings)  # before Keras is imported: a slip is told at once
     runtime.choose_backend(settings.backend)
     _train(settings)
 

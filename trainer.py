@@ -200,11 +200,14 @@ class RunState(keras.callbacks.Callback):
         return [*model.variables, *model.optimizer.variables]
 
     def _save(self) -> None:
-        with whole_file(self.path) as temporary, h5py.File(temporary, "w") as file:
+        # In memory first: on a full disk HDF5 itself would crash the process.
+        with h5py.File(content := io.BytesIO(), "w") as file:
             for i, variable in enumerate(self._variables(self.model)):
                 dataset = file.create_dataset(f"{i:05d}", data=ops.convert_to_numpy(variable))
                 dataset.attrs["path"] = variable.path
             file.attrs["history"] = json.dumps(self.history)
+        with whole_file(self.path) as temporary:
+            temporary.write_bytes(content.getbuffer())
         table = io.StringIO()
         writer = csv.DictWriter(table, self.history[0])
         writer.writeheader()

@@ -419,10 +419,12 @@ def test_a_term_of_weight_0_is_absent_and_never_computed(off, monkeypatch):
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_layer_computes_in_float32_under_a_mixed_policy(policy):
+@pytest.mark.parametrize("half_inputs", [True, False])
+def test_layer_computes_in_float32_under_a_mixed_policy(policy, half_inputs):
+    """Nor does it round float32 inputs, as a layer of the policy's own type would."""
     labels, logits, embeddings = batch(8)
-    half = policy.removeprefix("mixed_")
-    logits, embeddings = tf.cast(logits, half), tf.cast(embeddings, half)
+    dtype = policy.removeprefix("mixed_") if half_inputs else "float32"
+    logits, embeddings = tf.cast(logits, dtype), tf.cast(embeddings, dtype)
     expected = AdCorreLoss(NUM_CLASSES)(
         labels, tf.cast(logits, "float32"), tf.cast(embeddings, "float32"), training=True
     )

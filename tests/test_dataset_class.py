@@ -119,6 +119,8 @@ DAMAGES = {
     "no images": (lambda folder: (folder / "images.npy").unlink(), r"images\.npy: the file is missing"),
     "another format": (edit_meta(format_version=2), r"meta\.json: expected format version 1, found 2"),
     "no format": (edit_meta(format_version=None), r"meta\.json: expected format version 1, found None"),
+    "meta lacks the classes": (edit_meta(class_names=None), r"meta\.json"),
+    "meta is a list": (lambda folder: (folder / "meta.json").write_text("[1]"), r"meta\.json"),
     "meta cut off": (cut("meta.json", 50), r"meta\.json: expected JSON"),
 }
 

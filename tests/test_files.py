@@ -43,11 +43,13 @@ def test_a_file_appears_with_its_folders_and_nothing_else(tmp_path):
 def test_a_file_is_replaced_in_the_end_only(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
-    with files.whole_file(str(path)) as temporary:
-        temporary.write_text("ne")
-        assert path.read_text() == "old"
-        temporary.write_text("new")
-    assert path.read_text() == "new"
+    with open(path) as reader:
+        with files.whole_file(str(path)) as temporary:
+            temporary.write_text("ne")
+            assert path.read_text() == "old"
+            temporary.write_text("new")
+        assert path.read_text() == "new"
+        assert reader.read() == "old"  # whoever reads meanwhile reads one of the two
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
@@ -225,7 +227,9 @@ def test_a_reader_that_goes_away_is_no_failure():
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", program]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
+    ) as process:
         assert process.stdout.readline() == "line\n"
         process.stdout.close()
         assert process.stderr.read() == ""

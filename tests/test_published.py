@@ -56,7 +56,7 @@ def test_the_split_is_the_chosen_one_and_seven_classes_leave_contempt_out(tmp_pa
     files = annotated({**COUNTS, "uncertain": 2}, "train", lambda code: npy(float(code)))
     metas = prepare(write_folder(tmp_path / "release", files), tmp_path / "data", split=split)
     check_prepared(tmp_path / "data", metas, split)
-    assert metas[split]["options"]["left_out"] == {"contempt": 8, "uncertain": 2}
+    assert metas[split]["options"]["left_out"] == {split: {"contempt": 8, "uncertain": 2}}
 
 
 def test_stems_with_points_and_underscores(tmp_path):

@@ -338,7 +338,11 @@ LAYERS = {
     "no head": (without("out", "dense_8", "dense_9", "dense_10"), "found 1 layers .* then 0 Dense layers"),
     "no backbone": (without("conv"), "found 0 layers that begin with a kernel of shape None"),
     "another backbone": (changed("conv", kernel=np.ones((5, 5, 3, 8), np.float32)), r"of shape \(5, 5, 3, 8\)"),
-    "an embedding too many": (lambda: {"dense": dense(5, 4), **small()}, "found 5 layers|found|expected"),
+    "an embedding too many": (
+        lambda: {"conv": small()["conv"], "dense_7": dense(5, 4), **without("conv")()},
+        r"layer out: expected kernel \(16, 7\), .* found kernel \(12, 7\)",
+    ),
+    "a Dense before the backbone": (lambda: {"dense": dense(5, 4), **small()}, r"with a kernel of shape \(5, 4\)"),
     "no bias": (changed("dense_9", bias=None), r"layer dense_9: expected kernel .* found kernel \(5, 4\)$"),
     "an array too many": (changed("out", gamma=np.ones(3, np.float32)), r"layer out: .* found .* gamma \(3,\)"),
     "mis-shaped": (changed("dense_9", kernel=WRONG), r"dense_9: expected kernel \(5, 4\).*found kernel \(5, 3\)"),
@@ -396,7 +400,7 @@ FILES = {
     ),
     "an array in place of the group": (
         lambda file: (file.pop("model_weights"), file.create_dataset("model_weights", data=[1.0])),
-        "",
+        "does not list its arrays",
     ),
 }
 
