@@ -13,7 +13,7 @@ from config import AugmentConfig
 from errors import UserError
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what OpenCV's gray conversion uses too
-SCALINGS = ("tf", "unit", "caffe", "torch", "raw")  # see `PixelInput`
+SCALINGS = ("tf", "unit", "caffe", "torch", "image", "raw")  # see `PixelInput`
 
 
 @keras.saving.register_keras_serializable("adcorre")

@@ -8,6 +8,7 @@ from typing import Any
 import config
 import runtime
 from config import DatasetName, DatasetType, TrainConfig
+from data_helper import open_split
 from errors import UserError, run_command
 
 
@@ -36,14 +37,15 @@ class TrainModel:
         if DatasetType(ds_type).split != "train":
             raise UserError(f"ds_type: expected train or train_7, received {DatasetType(ds_type).value}")
         self.settings = dataclasses.replace(settings, dataset=DatasetName(dataset_name))
+        self.ds_type = DatasetType(ds_type)
 
     def train(self, arch: str | None = None, weight_path: str | None = None) -> dict[str, Any]:
         """Trains, or goes on with a run that was stopped, and evaluates the best epoch.
 
         Args:
             arch: ``mini_xcp``, ``xcp``, ``resnet`` or ``keras:<Name>``; None is the settings' own.
-            weight_path: a weights file (``.h5``) to start from; or a folder (``"./"``): the run found there goes
-                on, otherwise a new one is written there. None is the settings' own.
+            weight_path: a model file (``.h5``, ``.keras``) to start from; or a folder (``"./"``): the run found there
+                goes on, otherwise a new one is written there. None is the settings' own.
 
         Returns:
             What `result.json` holds (`evaluation.evaluate`).
@@ -55,8 +57,14 @@ class TrainModel:
         if arch is not None:
             settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, arch=arch))
         if weight_path is not None:
-            place = "weights" if str(weight_path).endswith(".h5") else "run_dir"
+            place = "weights" if str(weight_path).endswith((".h5", ".keras")) else "run_dir"
             settings = dataclasses.replace(settings, **{place: str(weight_path)})
+        if self.ds_type == DatasetType.train_7 and settings.dataset != DatasetName.synthetic:
+            train = open_split(settings.data_dir, settings.dataset.value, "train")
+            if train.num_classes != 7:
+                raise UserError(
+                    f"{train.name}: expected 7 classes for train_7, found {train.num_classes}; prepare it with --classes 7"
+                )
         return _train(settings)
 
 

@@ -171,6 +171,17 @@ def test_an_evaluation_part_cannot_be_trained_on():
         TrainModel(DatasetName.synthetic, DatasetType.eval)
 
 
+def test_train_7_is_not_trained_on_eight_classes(tmp_path):
+    from conftest import write_split
+
+    write_split(tmp_path, [0, 7], dataset="ferplus", num_classes=8)
+    model = TrainModel(DatasetName.ferplus, DatasetType.train_7, settings(tmp_path, tmp_path / "run"))
+    with pytest.raises(
+        UserError, match="ferplus/train: expected 7 classes for train_7, found 8; prepare it with --classes 7"
+    ):
+        model.train()
+
+
 def test_weights_of_another_architecture_are_refused(data_dir, whole_run, tmp_path):
     other = settings(
         data_dir,

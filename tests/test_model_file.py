@@ -407,7 +407,7 @@ def test_the_files_scaling_is_built_in(tmp_path, scaling, low, high):
 
 
 def test_an_unknown_scaling_is_refused():
-    with pytest.raises(UserError, match="scaling: expected one of tf, unit, caffe, torch, raw, received 'half'"):
+    with pytest.raises(UserError, match="scaling: expected one of tf, unit, caffe, torch, image, raw, received 'half'"):
         cnn_model.build_model("mini_xcp", scaling="half")
 
 
