@@ -63,7 +63,8 @@ class TrainModel:
             train = open_split(settings.data_dir, settings.dataset.value, "train")
             if train.num_classes != 7:
                 raise UserError(
-                    f"{train.name}: expected 7 classes for train_7, found {train.num_classes}; prepare it with --classes 7"
+                    f"{train.name}: expected 7 classes for train_7, found {train.num_classes}; "
+                    "prepare it with --classes 7"
                 )
         return _train(settings)
 
