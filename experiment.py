@@ -32,8 +32,6 @@ from synthetic_data import write_synthetic_splits
 BEST_WEIGHTS = "best.weights.h5"
 # What a run may differ in and still be the same run: where things lie, not what is computed.
 _PLACES = ("run_dir", "data_dir", "debug")
-# Options that came later, with what runs from before them did: those keep their names, and go on.
-_LATER = {"soft_labels": False}
 
 
 def train_and_evaluate(settings: TrainConfig) -> dict[str, Any]:
@@ -54,6 +52,7 @@ def train_and_evaluate(settings: TrainConfig) -> dict[str, Any]:
             print(f"{folder} holds this run, finished; delete it or choose another --run-dir to train again")
             return read_json(folder / "result.json")
         splits = _open_splits(settings)
+        write_json(folder / "config.json", _identity(settings))
         print(f"{settings.model.arch} on {splits['train'].name}: {len(splits['train'])} images, in {folder}")
         _fit(settings, folder, splits)
         return _report(settings, folder, splits)
@@ -61,8 +60,7 @@ def train_and_evaluate(settings: TrainConfig) -> dict[str, Any]:
 
 def run_id(settings: TrainConfig) -> str:
     """The run's default folder name: the same options give the same name, so the same command resumes."""
-    identity = {name: value for name, value in _identity(settings).items() if (name, value) not in _LATER.items()}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(_identity(settings), sort_keys=True).encode()).hexdigest()[:8]
     return f"{settings.dataset.value}-{settings.model.arch.replace(':', '_')}-seed{settings.seed}-{digest}"
 
 
@@ -71,11 +69,9 @@ def _identity(settings: TrainConfig) -> dict[str, Any]:
 
 
 def _check_same_run(folder: Path, settings: TrainConfig) -> None:
-    """Writes `config.json` in a new run's folder; in an old one's, checks that it is the same run."""
+    """Checks that the run in the folder, if there is one, is the one that ``settings`` describe."""
     path = folder / "config.json"
-    if not path.exists():
-        write_json(path, _identity(settings))
-    elif changed := config.differences({**_LATER, **read_json(path)}, _identity(settings)):
+    if path.exists() and (changed := config.differences(read_json(path), _identity(settings))):
         raise UserError(
             f"{folder} holds a run with other options ({'; '.join(changed)}); "
             "repeat its own command to go on with it, or choose another --run-dir"

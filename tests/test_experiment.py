@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import json
 import math
 import shutil
@@ -222,6 +221,7 @@ def test_the_first_run_draws_the_synthetic_set_and_opens_its_test_split(tmp_path
 def test_an_unprepared_data_set_names_the_command(tmp_path):
     with pytest.raises(UserError, match=r"run: python prepare_data\.py fer2013 --source PATH --data-dir"):
         experiment.train_and_evaluate(settings(tmp_path, tmp_path / "run", dataset=DatasetName.fer2013))
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -326,23 +326,6 @@ def test_soft_labels_want_votes(data_dir, tmp_path):
         experiment.train_and_evaluate(settings(data_dir, tmp_path / "run", soft_labels=True))
 
 
-def test_a_run_from_before_there_were_soft_labels_keeps_its_name_and_goes_on(data_dir, tmp_path):
-    new = settings(data_dir, tmp_path / "run")
-    old = config.to_dict(new)
-    for name in ("soft_labels", "run_dir", "data_dir", "debug"):
-        del old[name]
-    digest = hashlib.sha256(json.dumps(old, sort_keys=True).encode()).hexdigest()[:8]
-    assert experiment.run_id(new) == f"synthetic-mini_xcp-seed0-{digest}"
-    assert experiment.run_id(dataclasses.replace(new, soft_labels=True)) != experiment.run_id(new)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(old))
-    (folder / "result.json").write_text('{"n": 1}')
-    assert experiment.train_and_evaluate(new) == {"n": 1}
-    with pytest.raises(UserError, match=r"other options \(soft_labels: False -> True\)"):
-        experiment.train_and_evaluate(dataclasses.replace(new, soft_labels=True))
-
-
 def test_votes_for_one_class_train_as_its_label(data_dir):
     """The same step from labels and from votes that all went to the label: same terms, same accuracy, same weights."""
     import keras
@@ -361,10 +344,11 @@ def test_votes_for_one_class_train_as_its_label(data_dir):
             custom_loss.AdCorreLoss(7, label_smoothing=0.1),
         )
         model.compile(keras.optimizers.SGD(0.01), jit_compile=False)
-        logs.append([model.train_on_batch(images, targets, return_dict=True) for _ in range(2)])
+        step = model.train_on_batch(images, targets, return_dict=True)
+        logs.append({name: float(value) for name, value in step.items()})
         weights.append([np.asarray(variable) for variable in model.variables])
-    for of_labels, of_votes in zip(*logs, strict=True):
-        assert of_votes == pytest.approx(of_labels, rel=1e-4)
-        assert "accuracy" in of_votes
+    of_labels, of_votes = logs
+    assert of_votes == pytest.approx(of_labels, rel=1e-5)
+    assert "accuracy" in of_votes
     for a, b in zip(*weights, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
