@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from annotations import few
 from config import ANGER, CLASS_NAMES, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE, PrepareRafdbConfig
 from data_helper import Picture, Pictures, find_prepared, stratified_hold_out, write_pictures
 from decoding import Box
@@ -129,8 +130,7 @@ def _check_there(files: SourceFiles, paths: Sequence[str], what: str, folder: st
     if missing:
         raise UserError(
             f"{files.path}: {len(missing):,} of the {len(paths):,} {what} that the list needs are missing "
-            f"({', '.join(missing[:3])}{', ...' * (len(missing) > 3)}); expected all of them in {folder}: unpack or "
-            "download the release again"
+            f"({few(missing)}); expected all of them in {folder}: unpack or download the release again"
         )
 
 
@@ -154,6 +154,5 @@ def _report_unlisted(names: set[str], folder: str, pictures: Sequence[Picture]) 
     pattern = re.compile(rf"{re.escape(folder)}/[^/.][^/]*\.jpe?g", re.IGNORECASE)
     bare = sorted(name for name in names if name not in listed and pattern.fullmatch(name))
     if bare:
-        first = ", ".join(bare[:3]) + ", ..." * (len(bare) > 3)
-        print(f"left out {len(bare):,} pictures that {LIST} does not name ({first})", file=sys.stderr)
+        print(f"left out {len(bare):,} pictures that {LIST} does not name ({few(bare)})", file=sys.stderr)
     return len(bare)
