@@ -6,9 +6,13 @@ from them. Imports no Keras, so ``--help`` is instant and the backend can still 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import math
+import re
 import sys
+from collections.abc import Mapping
 from enum import Enum
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -66,6 +70,8 @@ class ModelConfig:
     """The network's side in pixels; None takes the architecture's own."""
     dropout: float = 0.5
     """Share of the embedding's numbers dropped before the classifier, 0..1."""
+    logit_scale: float = 1.0
+    """Factor of the unit vectors before the classifier, the inverse of the logits' temperature."""
     pretrained: Literal["none", "imagenet"] = "none"
     """Where the backbone's first weights come from."""
 
@@ -90,6 +96,14 @@ class LossConfig:
     """Predictions that the adaptive map's confusion matrix looks back on."""
     label_smoothing: float = 0.1
     """Share of the target spread evenly over the classes, 0..1 (labels of expressions are noisy)."""
+    ramp_epochs: float = 0.0
+    """Epochs over which the weights of all terms but the cross-entropy rise linearly from 0."""
+    w_center: float = 0.0
+    """Weight of the center loss, a rival to compare with (rivals.py)."""
+    w_supcon: float = 0.0
+    """Weight of the supervised contrastive loss, a rival."""
+    w_triplet: float = 0.0
+    """Weight of the triplet loss with semi-hard negatives, a rival."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +123,8 @@ class OptimizerConfig:
     """Decoupled weight decay on kernels (adamw only)."""
     accumulate: int = 1
     """Batches whose gradients are averaged before one update (the published "virtual batch")."""
+    average: float = 0.0
+    """Decay a step of the moving average of the weights that is evaluated and saved, 0..1; 0 keeps none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +204,8 @@ class EvaluateConfig:
     """Folder of the prepared data sets."""
     run_dir: str | None = None
     """Where the report goes; None is runs/evaluate-<weights>-<dataset>-<split>."""
+    flip: bool = False
+    """Average the probabilities of each picture and its mirror image (test-time augmentation)."""
     batch_size: int = 256
     seed: int = 0
     """Seed of the bootstrap intervals and of the t-SNE picture."""
@@ -408,6 +426,12 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "w_fd": (0, None),
     "w_md": (0, None),
     "w_ed": (0, None),
+    "logit_scale": (1e-3, None),
+    "w_center": (0, None),
+    "w_supcon": (0, None),
+    "w_triplet": (0, None),
+    "ramp_epochs": (0, None),
+    "average": (0, 0.99999),
     "weight_floor": (0, None),
     "history": (1, None),
     "label_smoothing": (0, 0.99),
@@ -423,6 +447,14 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
 }
 
 
+_TERM_WEIGHTS = ("w_fd", "w_md", "w_ed", "w_center", "w_supcon", "w_triplet")
+
+
+def option(name: str) -> str:
+    """The command-line option of a field."""
+    return "--" + name.replace("_", "-")
+
+
 def check(settings: TrainConfig) -> None:
     """Checks that every number can be trained with.
 
@@ -436,12 +468,13 @@ def check(settings: TrainConfig) -> None:
                 continue
             low, high = _RANGES[field.name]
             if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
-                option = "--" + field.name.replace("_", "-")
                 expected = f"{low} or more" if high is None else f"{low} to {high}"
-                raise UserError(f"{option}: expected {expected}, received {value}")
+                raise UserError(f"{option(field.name)}: expected {expected}, received {value}")
     loss = settings.loss
-    if not any((loss.w_ce is None or loss.w_ce, loss.w_fd, loss.w_md, loss.w_ed)):
-        raise UserError("--w-ce, --w-fd, --w-md, --w-ed: expected at least one above 0, received only 0")
+    if not any((loss.w_ce is None or loss.w_ce, *(getattr(loss, name) for name in _TERM_WEIGHTS))):
+        raise UserError(
+            f"--w-ce, {', '.join(map(option, _TERM_WEIGHTS))}: expected at least one above 0, received only 0"
+        )
 
 
 def parse_train_options() -> TrainConfig:
@@ -463,6 +496,49 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(
         config, dict_factory=lambda items: {k: v.value if isinstance(v, Enum) else v for k, v in items}
     )
+
+
+def changed_options(settings: TrainConfig, default: TrainConfig) -> dict[str, Any]:
+    """The options in which ``settings`` differ from ``default``, by their command-line names (sections unfolded)."""
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(default):
+        value, normal = getattr(settings, field.name), getattr(default, field.name)
+        if dataclasses.is_dataclass(normal):
+            changed |= changed_options(value, normal)
+        elif value != normal:
+            changed[field.name] = value.value if isinstance(value, Enum) else value
+    return changed
+
+
+def to_args(options: Mapping[str, Any]) -> list[str]:
+    """Options by name as command-line words: ``{"w_fd": 0, "adaptive": False}`` is ``--w-fd 0 --no-adaptive``."""
+    args = []
+    for name, value in options.items():
+        if isinstance(value, bool):
+            args.append(option(name if value else f"no-{name}"))
+        else:
+            args += [option(name), str(value)]
+    return args
+
+
+def with_options(settings: TrainConfig, options: Mapping[str, Any], place: str) -> TrainConfig:
+    """Settings with some options changed, each by its command-line name.
+
+    Args:
+        settings: where all others come from.
+        options: name to value, such as ``{"w_fd": 0}``.
+        place: what a message calls the place of the options.
+
+    Raises:
+        UserError: an unknown name, or a value of the wrong type.
+    """
+    screen = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
+            return parse_options(TrainConfig, settings, to_args(options))
+    except SystemExit:
+        reason = " ".join(re.sub("[^\\x20-\\x7e]", " ", screen.getvalue()).split())
+        raise UserError(f"{place}: cannot use the options {dict(options)} ({reason})") from None
 
 
 def differences(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> list[str]:

@@ -171,6 +171,7 @@ class AdCorreLoss(keras.layers.Layer):
         weight_floor: see `feature_discriminator`.
         history: H, the predictions the confusion matrix looks back on.
         label_smoothing: see `cross_entropy`.
+        ramp_steps: training batches over which the weights of all terms but CE rise linearly from 0.
     """
 
     def __init__(
@@ -184,6 +185,7 @@ class AdCorreLoss(keras.layers.Layer):
         weight_floor=1.0,
         history=1000,
         label_smoothing=0.0,
+        ramp_steps=0,
         name="ad_corre_loss",
     ):
         super().__init__(name=name, dtype="float32")
@@ -204,6 +206,7 @@ class AdCorreLoss(keras.layers.Layer):
         self.weight_floor = weight_floor
         self.history = history
         self.label_smoothing = label_smoothing
+        self.ramp_steps = ramp_steps
         # One row a prediction, oldest first: (true code, predicted code); -1 until the row is filled.
         self.history_h2 = self.add_weight(
             name="history",
@@ -212,6 +215,7 @@ class AdCorreLoss(keras.layers.Layer):
             initializer=keras.initializers.Constant(-1),
             trainable=False,
         )
+        self.step = self.add_weight(name="step", shape=(), dtype="int32", initializer="zeros", trainable=False)
 
     @property
     def terms(self):
@@ -259,8 +263,20 @@ class AdCorreLoss(keras.layers.Layer):
                 values[term] = mean_discriminator(embeddings, labels, self.num_classes)
             else:
                 values[term] = embedding_discriminator(embeddings)
-        total = sum((self.weights_by_term[term] * value for term, value in values.items()), ops.zeros(()))
+        ramp = self._ramp(training)
+        total = ops.zeros(())
+        for term, value in values.items():
+            total = total + self.weights_by_term[term] * (value if term == "ce" else ramp * value)
         return {"loss": total, **values}
+
+    def _ramp(self, training):
+        """The share of their weights that all terms but CE have at this step, 0..1."""
+        if not self.ramp_steps:
+            return 1.0
+        share = ops.minimum(ops.cast(self.step, "float32") / self.ramp_steps, 1.0)
+        if training:
+            self.step.assign(self.step + 1)
+        return share
 
     def get_config(self):
         weights = {f"w_{term}": weight for term, weight in self.weights_by_term.items()}
@@ -272,4 +288,5 @@ class AdCorreLoss(keras.layers.Layer):
             "weight_floor": self.weight_floor,
             "history": self.history,
             "label_smoothing": self.label_smoothing,
+            "ramp_steps": self.ramp_steps,
         }

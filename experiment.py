@@ -6,6 +6,7 @@ A run is a folder: `config.json`, `env.json`, `state.h5` (to go on after a kill)
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -18,6 +19,7 @@ import cnn_model
 import config
 import custom_loss
 import evaluation
+import metrics
 import model_file
 import plots
 import runtime
@@ -30,6 +32,7 @@ from files import only_writer, read_json, write_json
 from synthetic_data import write_synthetic_splits
 
 BEST_WEIGHTS = "best.weights.h5"
+UNTRAINED = "untrained.json"
 # What a run may differ in and still be the same run: where things lie, not what is computed.
 _PLACES = ("run_dir", "data_dir", "debug")
 
@@ -98,7 +101,7 @@ def _fit(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit]) 
     network = _build_network(settings, train.num_classes)
     model = training.AdCorreTrainer(
         network,
-        custom_loss.AdCorreLoss(train.num_classes, **dataclasses.asdict(settings.loss)),
+        _build_loss(settings, train.num_classes, len(batches)),
         cnn_model.Augmentation(settings.augmentation, seed=settings.seed),
     )
     optimizer = training.make_optimizer(settings.optimizer, len(batches), settings.epochs)
@@ -106,14 +109,22 @@ def _fit(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit]) 
     model.build((None, *train.images.shape[1:]))
     optimizer.build(model.trainable_variables)
 
+    averaged = training.AveragedWeights() if settings.optimizer.average else None
+
     def save_best(row: dict[str, float]) -> None:
-        metrics = {"split": settings.select_on, "accuracy": row["val_accuracy"], "epoch": row["epoch"]}
-        model_file.save_model(folder / BEST_WEIGHTS, network, _model_info(settings, network, train, metrics))
+        measured = {"split": settings.select_on, "accuracy": row["val_accuracy"], "epoch": row["epoch"]}
+        with averaged.in_place() if averaged else contextlib.nullcontext():
+            model_file.save_model(folder / BEST_WEIGHTS, network, _model_info(settings, network, train, measured))
 
     state = training.RunState(folder, monitor="val_accuracy", save_best=save_best)
     state.restore(model)
     if state.epochs_done:
         print(f"going on after epoch {state.epochs_done} of {settings.epochs}")
+    else:
+        # What the discriminators start from, to be read beside what they reach.
+        _, embeddings = evaluation.predict(network, validation.split.images)
+        before = metrics.correlations(validation.split.labels, embeddings, train.num_classes)
+        write_json(folder / UNTRAINED, before)
     write_json(folder / "env.json", runtime.versions())
     model.fit(
         batches,
@@ -127,9 +138,16 @@ def _fit(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit]) 
             training.StopAtNaN(),
             training.ProgressBar(),
             *runtime.tensorboard(folder / "tensorboard"),
+            *([averaged] if averaged else []),
             state,
         ],
     )
+
+
+def _build_loss(settings: TrainConfig, num_classes: int, steps_per_epoch: int) -> custom_loss.AdCorreLoss:
+    options = dataclasses.asdict(settings.loss)
+    ramp_steps = round(options.pop("ramp_epochs") * steps_per_epoch)
+    return custom_loss.AdCorreLoss(num_classes, ramp_steps=ramp_steps, **options)
 
 
 def _build_network(settings: TrainConfig, num_classes: int) -> keras.Model:
@@ -148,6 +166,7 @@ def _build_network(settings: TrainConfig, num_classes: int) -> keras.Model:
         weights=None if found or wanted.pretrained == "none" else wanted.pretrained,
         dropout=wanted.dropout,
         scaling=found and found.scaling,
+        logit_scale=wanted.logit_scale,
     )
     if found:
         model_file.load_weights(network, settings.weights)
@@ -157,7 +176,12 @@ def _build_network(settings: TrainConfig, num_classes: int) -> keras.Model:
 def _start(settings: TrainConfig, num_classes: int) -> model_file.ModelInfo:
     """The description of the file to start from, which must be of the network that ``settings`` want."""
     found = model_file.read_info(settings.weights)
-    for name, what in (("arch", "a {} network"), ("num_embeddings", "k = {}"), ("embedding_size", "d = {}")):
+    for name, what in (
+        ("arch", "a {} network"),
+        ("num_embeddings", "k = {}"),
+        ("embedding_size", "d = {}"),
+        ("logit_scale", "logits scaled by {}"),
+    ):
         wanted, has = getattr(settings.model, name), getattr(found, name)
         if wanted != has:
             raise UserError(
@@ -172,7 +196,7 @@ def _start(settings: TrainConfig, num_classes: int) -> model_file.ModelInfo:
 
 
 def _model_info(
-    settings: TrainConfig, network: keras.Model, train: PreparedSplit, metrics: dict[str, Any]
+    settings: TrainConfig, network: keras.Model, train: PreparedSplit, measured: dict[str, Any]
 ) -> model_file.ModelInfo:
     pixels = network.get_layer("pixel_input")
     return model_file.ModelInfo(
@@ -182,8 +206,9 @@ def _model_info(
         embedding_size=settings.model.embedding_size,
         input_size=pixels.size,
         scaling=pixels.scaling,
+        logit_scale=settings.model.logit_scale,
         dataset=train.name,
-        metrics=metrics,
+        metrics=measured,
         versions=runtime.versions(),
         origin=f"train.py, started from {Path(settings.weights).name}" if settings.weights else "train.py",
     )
@@ -193,11 +218,18 @@ def _report(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit
     """Evaluates the best weights and draws the figures; the result file comes last and marks the run as finished."""
     runtime.set_up(precision="float32")
     network, info = model_file.load_model(folder / BEST_WEIGHTS)
-    plots.save_history(folder / "history.png", training.read_history(folder))
+    history = training.read_history(folder)
+    plots.save_history(folder / "history.png", history)
     return evaluation.evaluate(
         network,
         splits["test" if "test" in splits else settings.select_on],
         folder,
         seed=settings.seed,
-        extra={"selected_on": settings.select_on, "best_epoch": info.metrics["epoch"], "config": _identity(settings)},
+        extra={
+            "selected_on": settings.select_on,
+            "best_epoch": info.metrics["epoch"],
+            "train_seconds": sum(row["seconds"] for row in history),
+            "correlations_untrained": read_json(folder / UNTRAINED),
+            "config": _identity(settings),
+        },
     )

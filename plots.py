@@ -11,12 +11,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
-from threadpoolctl import threadpool_limits
 
 from errors import UserError
 from files import whole_file
@@ -52,19 +51,15 @@ _HISTORY_PANELS = {
     "learning_rate": "Learning rate",
 }
 
-_TSNE_SAMPLES = 1000  # more crowd the picture and take seconds each thousand
-_TSNE_LEAST_SAMPLES = 10
-_TSNE_PCA_SIZE = 50
-
 
 def save_figures(
     folder: str | Path,
     labels: np.ndarray,
     probabilities: np.ndarray,
-    embeddings: np.ndarray,
     class_names: Sequence[str],
     scores: Mapping[str, Any],
-    seed: int = 0,
+    tsne_rows: np.ndarray,
+    tsne_places: np.ndarray,
 ) -> list[Path]:
     """Draws what an evaluation found.
 
@@ -72,20 +67,21 @@ def save_figures(
         folder: where ``confusion_matrix.png``, ``per_class.png``, ``reliability.png`` and ``tsne.png`` go.
         labels: int (N,).
         probabilities: float (N, C).
-        embeddings: float (N, k, d), each of the k vectors L2-normalised.
         class_names: C names.
         scores: what `metrics.score` says of these labels and probabilities.
-        seed: of the samples that t-SNE shows and of its start.
+        tsne_rows: int (M,), the samples that t-SNE shows (`metrics.tsne`); none, no picture.
+        tsne_places: float (M, 2), their places.
 
     Returns:
-        The pictures written. t-SNE is left out for fewer than 10 different samples: it would show nothing.
+        The pictures written.
     """
     folder = Path(folder)
     _save_confusion_matrix(folder / "confusion_matrix.png", np.array(scores["confusion_matrix"]), class_names)
     _save_per_class(folder / "per_class.png", scores["per_class"])
     _save_reliability(folder / "reliability.png", labels, probabilities, scores["ece"])
     written = [folder / name for name in ("confusion_matrix.png", "per_class.png", "reliability.png")]
-    if _save_tsne(folder / "tsne.png", labels, embeddings, class_names, seed):
+    if len(tsne_rows):
+        _save_tsne(folder / "tsne.png", labels[tsne_rows], tsne_places, class_names)
         written.append(folder / "tsne.png")
     return written
 
@@ -270,30 +266,27 @@ def _save_reliability(path: Path, labels: np.ndarray, probabilities: np.ndarray,
         histogram.grid(True, axis="y")
 
 
-def _save_tsne(path: Path, labels: np.ndarray, embeddings: np.ndarray, class_names: Sequence[str], seed: int) -> bool:
-    """Draws t-SNE (van der Maaten and Hinton 2008) of the concatenated vectors; False when there are too few."""
-    rng = np.random.default_rng(seed)
-    rows = rng.choice(len(labels), min(len(labels), _TSNE_SAMPLES), replace=False)
-    vectors = embeddings[rows].reshape(len(rows), -1)  # (n, k * d)
-    # Equal rows count once: t-SNE's start divides by their spread.
-    if len(np.unique(vectors, axis=0)) < _TSNE_LEAST_SAMPLES:
-        return False
-    # One thread: sklearn's many spin at barriers, ten times slower beside another process, and add in varying order.
-    with threadpool_limits(1):
-        vectors = PCA(min(_TSNE_PCA_SIZE, *vectors.shape), random_state=seed).fit_transform(vectors)
-        places = TSNE(perplexity=min(30, (len(rows) - 1) / 3), init="pca", random_state=seed).fit_transform(vectors)
+def _save_tsne(path: Path, labels: np.ndarray, places: np.ndarray, class_names: Sequence[str]) -> None:
     with _figure(path, 5.4, 4.2) as figure:
-        axes = figure.add_subplot()
-        # In the drawn (random) order: class after class, the last would hide the others.
-        axes.scatter(*places.T, c=[_COLORS[label % len(_COLORS)] for label in labels[rows]], s=9, linewidths=0)
-        axes.set(xticks=[], yticks=[])
-        axes.set_aspect("equal", adjustable="datalim")
-        axes.spines[:].set_visible(False)
-        for code, name in enumerate(class_names):
-            if (labels[rows] == code).any():
-                axes.scatter([], [], color=_COLORS[code % len(_COLORS)], s=24, label=name)
-        figure.legend(loc="outside right center", handletextpad=0.2)
-    return True
+        _draw_tsne(figure.add_subplot(), labels, places)
+        _expression_legend(figure, labels, class_names)
+
+
+def _draw_tsne(axes: Axes, labels: np.ndarray, places: np.ndarray) -> None:
+    # In the drawn (random) order: class after class, the last would hide the others.
+    axes.scatter(*places.T, c=[_COLORS[label % len(_COLORS)] for label in labels], s=9, linewidths=0)
+    axes.set(xticks=[], yticks=[])
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.spines[:].set_visible(False)
+
+
+def _expression_legend(figure: Figure, labels: np.ndarray, class_names: Sequence[str]) -> None:
+    dots = [
+        Line2D([], [], color=_COLORS[code % len(_COLORS)], marker="o", markersize=5, linestyle="", label=name)
+        for code, name in enumerate(class_names)
+        if (labels == code).any()
+    ]
+    figure.legend(handles=dots, loc="outside right center", handletextpad=0.2)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from conftest import ROOT, run_python
 LAYERS = (
     {"errors"},
     {"config", "files", "images", "safe_hdf5"},
-    {"sources", "split_writer", "annotations"},
+    {"experiments", "sources", "split_writer", "annotations"},
     {"decoding"},
     {"runtime", "data_helper", "metrics", "synthetic", "published_file"},
     {
