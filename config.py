@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
+import json
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -190,6 +192,54 @@ RECIPES: dict[str, TrainConfig] = {
         optimizer=OptimizerConfig(optimizer="adam", learning_rate=1e-3, schedule="inverse_time", decay=1e-5),
     ),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class GridConfig(TrainConfig):
+    """What the commands of reproduce.py share: which experiments, and the options that all of their runs have.
+
+    Options of train.py that are named here hold for every row that does not set them itself.
+    """
+
+    experiments: Annotated[str, tyro.conf.Positional] = "components"
+    """A preset (paper, components, num-embeddings, embedding-size, backbones, loss-weights, rivals) or a .yaml file."""
+    seeds: int = 3
+    """Seeds a row, from --seed on."""
+    run_dir: str = "runs"
+    """Folder of all runs."""
+
+    def training(self) -> TrainConfig:
+        """The options of the runs."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(TrainConfig)}
+        return TrainConfig(**{**own, "run_dir": None})
+
+
+@dataclasses.dataclass(frozen=True)
+class RunGridConfig(GridConfig):
+    """Does every run that is not finished, one progress line for all; a killed one goes on where it stopped."""
+
+    jobs: int = 1
+    """Runs at a time, each on its share of the cores."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ListGridConfig(GridConfig):
+    """Prints one command a run that is not finished, for a cluster's job array, Ray or GNU parallel."""
+
+    all: bool = False
+    """The finished runs too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportGridConfig(GridConfig):
+    """Makes tables, figures and a page of the runs' result files."""
+
+    name: str | None = None
+    """Name of the report; None is the data set's and the experiments', as fer2013-components."""
+    report_dir: str = "reports"
+    """Folder of the reports."""
+    keep_results: bool = False
+    """Copy the result files, predictions and histories beside the report, so that it can be made again from there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -406,11 +456,17 @@ def parse_command(commands: dict[str, type], description: str) -> Any:
         commands: sub-command name to config class.
         description: what the program does, for ``--help``.
     """
-    choices = tuple(Annotated[cls, tyro.conf.subcommand(name)] for name, cls in commands.items())
+    return _parse_command({name: (cls, tyro.MISSING) for name, cls in commands.items()}, description)
+
+
+def _parse_command(commands: dict[str, tuple[type, Any]], description: str, args: list[str] | None = None) -> Any:
+    choices = tuple(
+        Annotated[cls, tyro.conf.subcommand(name, default=default)] for name, (cls, default) in commands.items()
+    )
     union: Any = choices[0]
     for choice in choices[1:]:
         union = union | choice
-    return tyro.cli(union, description=description, config=_CLI_STYLE)
+    return tyro.cli(union, description=description, config=_CLI_STYLE, args=args)
 
 
 # Lowest and highest value of every number that a training is set up with; None is no bound.
@@ -479,16 +535,36 @@ def check(settings: TrainConfig) -> None:
 
 def parse_train_options() -> TrainConfig:
     """Makes the training config: ``--recipe NAME`` sets the defaults, the other options override them."""
-    args = sys.argv[1:]
-    recipe = "default"
+    recipe, args = _take_recipe(sys.argv[1:])
+    return parse_options(TrainConfig, RECIPES[recipe or "default"], args)
+
+
+def _take_recipe(args: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of ``--recipe``, and the words without it."""
+    args = list(args)
+    recipe = None
     for place, arg in enumerate(args):
         if arg.split("=")[0] == "--recipe":
             recipe = arg.partition("=")[2] if "=" in arg else "".join(args[place + 1 : place + 2])
             del args[place : place + (1 if "=" in arg else 2)]
             break
-    if recipe not in RECIPES:
+    if recipe is not None and recipe not in RECIPES:
         raise UserError(f"--recipe: expected one of {', '.join(RECIPES)}, received {recipe!r}")
-    return parse_options(TrainConfig, RECIPES[recipe], args)
+    return recipe, args
+
+
+def parse_grid_command(commands: dict[str, type[GridConfig]], description: str, recipe: str) -> GridConfig:
+    """Makes the config of the sub-command named first on the command line (`parse_command` over a recipe).
+
+    Args:
+        commands: sub-command name to config class.
+        description: what the program does, for ``--help``.
+        recipe: where unnamed options come from, unless the command line has a ``--recipe``.
+    """
+    chosen, args = _take_recipe(sys.argv[1:])
+    base = RECIPES[chosen or recipe]
+    own = {field.name: getattr(base, field.name) for field in dataclasses.fields(base) if field.name != "run_dir"}
+    return _parse_command({name: (cls, cls(**own)) for name, cls in commands.items()}, description, args)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -498,16 +574,22 @@ def to_dict(config: Any) -> dict[str, Any]:
     )
 
 
-def changed_options(settings: TrainConfig, default: TrainConfig) -> dict[str, Any]:
-    """The options in which ``settings`` differ from ``default``, by their command-line names (sections unfolded)."""
-    changed: dict[str, Any] = {}
-    for field in dataclasses.fields(default):
-        value, normal = getattr(settings, field.name), getattr(default, field.name)
-        if dataclasses.is_dataclass(normal):
-            changed |= changed_options(value, normal)
-        elif value != normal:
-            changed[field.name] = value.value if isinstance(value, Enum) else value
-    return changed
+def options_by_name(settings: Any) -> dict[str, Any]:
+    """Every option by its command-line name, the sections unfolded, enums by value."""
+    options: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            options |= options_by_name(value)
+        else:
+            options[field.name] = value.value if isinstance(value, Enum) else value
+    return options
+
+
+def changed_options(settings: TrainConfig) -> dict[str, Any]:
+    """The options in which ``settings`` differ from train.py's defaults, by their command-line names."""
+    normal = options_by_name(TrainConfig())
+    return {name: value for name, value in options_by_name(settings).items() if value != normal[name]}
 
 
 def to_args(options: Mapping[str, Any]) -> list[str]:
@@ -539,6 +621,44 @@ def with_options(settings: TrainConfig, options: Mapping[str, Any], place: str) 
     except SystemExit:
         reason = " ".join(re.sub("[^\\x20-\\x7e]", " ", screen.getvalue()).split())
         raise UserError(f"{place}: cannot use the options {dict(options)} ({reason})") from None
+
+
+# What a run may differ in and still be the same run: where things lie, not what is computed.
+PLACES = ("run_dir", "data_dir", "debug")
+
+
+def identity(settings: TrainConfig) -> dict[str, Any]:
+    """All that decides what a run computes, JSON-ready."""
+    return {name: value for name, value in to_dict(settings).items() if name not in PLACES}
+
+
+def settings_of(identity: Mapping[str, Any]) -> TrainConfig | None:
+    """The settings with an `identity`, as a result file keeps it; None when it has options that are not known here.
+
+    Options that it does not have are younger than the file: they have their defaults.
+    """
+    return _filled(TrainConfig(), identity)
+
+
+def _filled(section: Any, values: Mapping[str, Any]) -> Any:
+    fields = {field.name for field in dataclasses.fields(section)}
+    if set(values) - fields:
+        return None
+    changes = {}
+    for name, value in values.items():
+        normal = getattr(section, name)
+        if dataclasses.is_dataclass(normal):
+            value = _filled(normal, value)
+            if value is None:
+                return None
+        changes[name] = type(normal)(value) if isinstance(normal, Enum) else value
+    return dataclasses.replace(section, **changes)
+
+
+def run_id(settings: TrainConfig) -> str:
+    """The run's default folder name: the same options give the same name, so the same command resumes."""
+    digest = hashlib.sha256(json.dumps(identity(settings), sort_keys=True).encode()).hexdigest()[:8]
+    return f"{settings.dataset.value}-{settings.model.arch.replace(':', '_')}-seed{settings.seed}-{digest}"
 
 
 def differences(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> list[str]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +31,6 @@ from synthetic_data import write_synthetic_splits
 
 BEST_WEIGHTS = "best.weights.h5"
 UNTRAINED = "untrained.json"
-# What a run may differ in and still be the same run: where things lie, not what is computed.
-_PLACES = ("run_dir", "data_dir", "debug")
 
 
 def train_and_evaluate(settings: TrainConfig) -> dict[str, Any]:
@@ -48,33 +44,23 @@ def train_and_evaluate(settings: TrainConfig) -> dict[str, Any]:
         UserError: data not prepared, unknown architecture, a folder that holds another run, a loss that is not finite.
     """
     config.check(settings)
-    folder = Path(settings.run_dir or Path("runs") / run_id(settings))
+    folder = Path(settings.run_dir or Path("runs") / config.run_id(settings))
     with only_writer(folder):
         _check_same_run(folder, settings)
         if (folder / "result.json").exists():
             print(f"{folder} holds this run, finished; delete it or choose another --run-dir to train again")
             return read_json(folder / "result.json")
         splits = _open_splits(settings)
-        write_json(folder / "config.json", _identity(settings))
+        write_json(folder / "config.json", config.identity(settings))
         print(f"{settings.model.arch} on {splits['train'].name}: {len(splits['train'])} images, in {folder}")
         _fit(settings, folder, splits)
         return _report(settings, folder, splits)
 
 
-def run_id(settings: TrainConfig) -> str:
-    """The run's default folder name: the same options give the same name, so the same command resumes."""
-    digest = hashlib.sha256(json.dumps(_identity(settings), sort_keys=True).encode()).hexdigest()[:8]
-    return f"{settings.dataset.value}-{settings.model.arch.replace(':', '_')}-seed{settings.seed}-{digest}"
-
-
-def _identity(settings: TrainConfig) -> dict[str, Any]:
-    return {name: value for name, value in config.to_dict(settings).items() if name not in _PLACES}
-
-
 def _check_same_run(folder: Path, settings: TrainConfig) -> None:
     """Checks that the run in the folder, if there is one, is the one that ``settings`` describe."""
     path = folder / "config.json"
-    if path.exists() and (changed := config.differences(read_json(path), _identity(settings))):
+    if path.exists() and (changed := config.differences(read_json(path), config.identity(settings))):
         raise UserError(
             f"{folder} holds a run with other options ({'; '.join(changed)}); "
             "repeat its own command to go on with it, or choose another --run-dir"
@@ -232,6 +218,6 @@ def _report(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit
             "best_epoch": info.metrics["epoch"],
             "train_seconds": sum(row["seconds"] for row in history),
             "correlations_untrained": read_json(folder / UNTRAINED),
-            "config": _identity(settings),
+            "config": config.identity(settings),
         },
     )

@@ -6,7 +6,6 @@ A row is a name and the options of `train.py` in which it differs from the other
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import yaml
 import config
 from config import DatasetName, TrainConfig
 from errors import UserError
+from files import write_text
 
 # The rows whose number in the paper is the accuracy of the data set: the full loss.
 AD_CORRE = "Ad-Corre"
@@ -204,11 +204,18 @@ def make_grid(name: str, preset: Preset, base: TrainConfig, dataset_chosen: bool
     return Grid(Path(name).stem, preset.about, tuple(experiments), tuple(range(base.seed, base.seed + num_seeds)))
 
 
-def row_names(grid: Grid, dataset: DatasetName) -> Sequence[str]:
-    """The names of the rows on one data set, in order."""
-    return [experiment.name for experiment in grid.experiments if experiment.settings.dataset == dataset]
-
-
-def options_of(settings: TrainConfig) -> Mapping[str, Any]:
-    """The options in which settings differ from train.py's defaults, by their names."""
-    return config.changed_options(settings, TrainConfig())
+def write_yaml(path: str | Path, grid: Grid) -> None:
+    """Writes a grid as a file for `read_preset` that spells out every option, so that no later default changes it."""
+    rows = {}
+    for experiment in grid.experiments:
+        options = config.options_by_name(experiment.settings)
+        rows[experiment.name] = {name: options[name] for name in options if name not in (*config.PLACES, "dataset")}
+    first = next(iter(rows.values()))
+    base = {name: value for name, value in first.items() if all(row[name] == value for row in rows.values())}
+    content = {
+        "about": grid.about,
+        "datasets": list(dict.fromkeys(experiment.settings.dataset.value for experiment in grid.experiments)),
+        "base": base,
+        "rows": [{"name": name, **{key: row[key] for key in row if key not in base}} for name, row in rows.items()],
+    }
+    write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))

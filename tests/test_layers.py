@@ -12,8 +12,8 @@ from conftest import ROOT, run_python
 LAYERS = (
     {"errors"},
     {"config", "files", "images", "safe_hdf5"},
-    {"experiments", "sources", "split_writer", "annotations"},
-    {"decoding"},
+    {"sources", "split_writer", "annotations"},
+    {"decoding", "experiments"},
     {"runtime", "data_helper", "metrics", "synthetic", "published_file"},
     {
         "dataset_class",
@@ -28,9 +28,9 @@ LAYERS = (
         "duplicates",
     },
     {"model_file", "trainer", "ferplus"},
-    {"evaluation"},
+    {"evaluation", "grid"},
     {"experiment"},
-    {"train", "test", "prepare_data"},
+    {"train", "test", "prepare_data", "reproduce"},
 )
 LAYER_OF = {module: number for number, modules in enumerate(LAYERS) for module in modules}
 ON_DISK = sorted(path.stem for path in ROOT.glob("*.py"))
