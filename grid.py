@@ -201,9 +201,7 @@ class Job:
             error.unlink(missing_ok=True)
         elif not is_taken(self.run.folder):  # otherwise another process was faster to take the run
             message = self._last_lines() or f"ended with code {code} without a word"
-            write_json(
-                error, {"command": shlex.join(["python", *self.run.command]), "exit_code": code, "message": message}
-            )
+            write_json(error, {"command": shlex.join(self.run.command), "exit_code": code, "message": message})
         return True
 
     def stop(self) -> None:

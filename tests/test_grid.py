@@ -26,7 +26,7 @@ import csv, json, os, sys, time
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from files import only_writer
-options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+options = dict(zip(sys.argv, sys.argv[1:]))
 folder = Path(options["--run-dir"])
 try:
     with only_writer(folder):
