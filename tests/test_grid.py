@@ -30,6 +30,8 @@ options = dict(zip(sys.argv, sys.argv[1:]))
 folder = Path(options["--run-dir"])
 try:
     with only_writer(folder):
+        if (folder / "result.json").exists():  # as train.py, which looks when it has the folder
+            sys.exit()
         with open(folder / "starts", "a") as file:
             print(os.getpid(), sorted(os.sched_getaffinity(0)), file=file)
         if options.get("--seed") == "1" and not (folder / "error.json").exists():
