@@ -14,7 +14,7 @@ LAYERS = (
     {"config", "files", "images", "safe_hdf5"},
     {"sources", "split_writer", "annotations"},
     {"decoding"},
-    {"runtime", "data_helper", "metrics", "synthetic", "published_file"},
+    {"runtime", "data_helper", "metrics", "synthetic", "published_file", "rivals"},
     {
         "dataset_class",
         "cnn_model",
