@@ -12,6 +12,8 @@ from __future__ import annotations
 import keras
 from keras import ops
 
+import rivals
+
 # Below this squared length a centred vector counts as constant: its correlation with anything is 0.
 EPSILON = 1e-12
 
@@ -172,6 +174,10 @@ class AdCorreLoss(keras.layers.Layer):
         history: H, the predictions the confusion matrix looks back on.
         label_smoothing: see `cross_entropy`.
         ramp_steps: training batches over which the weights of all terms but CE rise linearly from 0.
+        w_center: weight of a rival to compare with, `rivals.CenterLoss`; it wants ``embedding_shape``.
+        w_supcon: weight of `rivals.supervised_contrastive`.
+        w_triplet: weight of `rivals.triplet_semihard`.
+        embedding_shape: ``(k, d)``.
     """
 
     def __init__(
@@ -186,6 +192,10 @@ class AdCorreLoss(keras.layers.Layer):
         history=1000,
         label_smoothing=0.0,
         ramp_steps=0,
+        w_center=0.0,
+        w_supcon=0.0,
+        w_triplet=0.0,
+        embedding_shape=None,
         name="ad_corre_loss",
     ):
         super().__init__(name=name, dtype="float32")
@@ -198,7 +208,17 @@ class AdCorreLoss(keras.layers.Layer):
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing: expected 0 <= share < 1, received {label_smoothing}")
         self.num_classes = num_classes
-        self.weights_by_term = {"ce": 50 / num_classes if w_ce is None else w_ce, "fd": w_fd, "md": w_md, "ed": w_ed}
+        if w_center and embedding_shape is None:
+            raise ValueError("embedding_shape: expected (k, d) for the center loss, received None")
+        self.weights_by_term = {
+            "ce": 50 / num_classes if w_ce is None else w_ce,
+            "fd": w_fd,
+            "md": w_md,
+            "ed": w_ed,
+            "center": w_center,
+            "supcon": w_supcon,
+            "triplet": w_triplet,
+        }
         for term, weight in self.weights_by_term.items():
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"w_{term}: expected a finite weight >= 0, received {weight}")
@@ -207,6 +227,8 @@ class AdCorreLoss(keras.layers.Layer):
         self.history = history
         self.label_smoothing = label_smoothing
         self.ramp_steps = ramp_steps
+        self.embedding_shape = embedding_shape
+        self.center_loss = rivals.CenterLoss(num_classes, *embedding_shape) if w_center else None
         # One row a prediction, oldest first: (true code, predicted code); -1 until the row is filled.
         self.history_h2 = self.add_weight(
             name="history",
@@ -219,7 +241,7 @@ class AdCorreLoss(keras.layers.Layer):
 
     @property
     def terms(self):
-        """Names of the terms that are computed, a subset of ``("ce", "fd", "md", "ed")``."""
+        """Names of the terms that are computed: of ``ce``, ``fd``, ``md``, ``ed``, and the rivals."""
         return tuple(term for term, weight in self.weights_by_term.items() if weight)
 
     def class_recall(self):
@@ -252,17 +274,18 @@ class AdCorreLoss(keras.layers.Layer):
         targets, labels = labels, majority(labels)
         if training and self.adaptive and "fd" in self.terms:
             self._remember(labels, logits)
-        values = {}
-        for term in self.terms:
-            if term == "ce":
-                values[term] = cross_entropy(targets, logits, self.label_smoothing)
-            elif term == "fd":
-                recall = self.class_recall() if self.adaptive else None
-                values[term] = feature_discriminator(embeddings, labels, recall, self.weight_floor)
-            elif term == "md":
-                values[term] = mean_discriminator(embeddings, labels, self.num_classes)
-            else:
-                values[term] = embedding_discriminator(embeddings)
+        terms = {
+            "ce": lambda: cross_entropy(targets, logits, self.label_smoothing),
+            "fd": lambda: feature_discriminator(
+                embeddings, labels, self.class_recall() if self.adaptive else None, self.weight_floor
+            ),
+            "md": lambda: mean_discriminator(embeddings, labels, self.num_classes),
+            "ed": lambda: embedding_discriminator(embeddings),
+            "center": lambda: self.center_loss(labels, embeddings, training=training),
+            "supcon": lambda: rivals.supervised_contrastive(embeddings, labels),
+            "triplet": lambda: rivals.triplet_semihard(embeddings, labels),
+        }
+        values = {term: terms[term]() for term in self.terms}
         ramp = self._ramp(training)
         total = ops.zeros(())
         for term, value in values.items():
@@ -289,4 +312,5 @@ class AdCorreLoss(keras.layers.Layer):
             "history": self.history,
             "label_smoothing": self.label_smoothing,
             "ramp_steps": self.ramp_steps,
+            "embedding_shape": self.embedding_shape,
         }

@@ -133,9 +133,8 @@ def _fit(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit]) 
 def _build_loss(settings: TrainConfig, num_classes: int, steps_per_epoch: int) -> custom_loss.AdCorreLoss:
     options = dataclasses.asdict(settings.loss)
     ramp_steps = round(options.pop("ramp_epochs") * steps_per_epoch)
-    if any(options.pop(name) for name in ("w_center", "w_supcon", "w_triplet")):
-        raise UserError("--w-center, --w-supcon, --w-triplet: not there yet")
-    return custom_loss.AdCorreLoss(num_classes, ramp_steps=ramp_steps, **options)
+    shape = (settings.model.num_embeddings, settings.model.embedding_size)
+    return custom_loss.AdCorreLoss(num_classes, ramp_steps=ramp_steps, embedding_shape=shape, **options)
 
 
 def _build_network(settings: TrainConfig, num_classes: int) -> keras.Model:

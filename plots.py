@@ -48,6 +48,9 @@ TERM_TITLES = {
     "fd": "Feature Discriminator",
     "md": "Mean Discriminator",
     "ed": "Embedding Discriminator",
+    "center": "Center loss",
+    "supcon": "Supervised contrastive",
+    "triplet": "Triplet, semi-hard",
     "learning_rate": "Learning rate",
 }
 

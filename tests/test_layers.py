@@ -14,7 +14,7 @@ LAYERS = (
     {"config", "files", "images", "safe_hdf5"},
     {"sources", "split_writer", "annotations"},
     {"decoding", "experiments"},
-    {"runtime", "data_helper", "metrics", "comparison", "synthetic", "published_file", "report_formats"},
+    {"runtime", "data_helper", "metrics", "comparison", "synthetic", "published_file", "report_formats", "rivals"},
     {
         "dataset_class",
         "cnn_model",
