@@ -72,10 +72,10 @@ class ModelConfig:
     """The network's side in pixels; None takes the architecture's own."""
     dropout: float = 0.5
     """Share of the embedding's numbers dropped before the classifier, 0..1."""
-    logit_scale: float = 1.0
-    """Factor of the unit vectors before the classifier, the inverse of the logits' temperature."""
     pretrained: Literal["none", "imagenet"] = "none"
     """Where the backbone's first weights come from."""
+    logit_scale: float = 1.0
+    """Factor of the unit vectors before the classifier, the inverse of the logits' temperature."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -456,13 +456,13 @@ def parse_command(commands: dict[str, type], description: str) -> Any:
         commands: sub-command name to config class.
         description: what the program does, for ``--help``.
     """
-    return _parse_command({name: (cls, tyro.MISSING) for name, cls in commands.items()}, description)
+    return _parse_command({name: (cls, {}) for name, cls in commands.items()}, description)
 
 
-def _parse_command(commands: dict[str, tuple[type, Any]], description: str, args: list[str] | None = None) -> Any:
-    choices = tuple(
-        Annotated[cls, tyro.conf.subcommand(name, default=default)] for name, (cls, default) in commands.items()
-    )
+def _parse_command(
+    commands: dict[str, tuple[type, dict[str, Any]]], description: str, args: list[str] | None = None
+) -> Any:
+    choices = tuple(Annotated[cls, tyro.conf.subcommand(name, **extra)] for name, (cls, extra) in commands.items())
     union: Any = choices[0]
     for choice in choices[1:]:
         union = union | choice
@@ -564,7 +564,7 @@ def parse_grid_command(commands: dict[str, type[GridConfig]], description: str, 
     chosen, args = _take_recipe(sys.argv[1:])
     base = RECIPES[chosen or recipe]
     own = {field.name: getattr(base, field.name) for field in dataclasses.fields(base) if field.name != "run_dir"}
-    return _parse_command({name: (cls, cls(**own)) for name, cls in commands.items()}, description, args)
+    return _parse_command({name: (cls, {"default": cls(**own)}) for name, cls in commands.items()}, description, args)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

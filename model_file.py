@@ -231,6 +231,7 @@ def _info_of(saved: SavedModel, path: str | Path) -> ModelInfo:
         embedding_size=saved.embedding_size,
         input_size=saved.input_size,
         scaling=saved.scaling,
+        logit_scale=saved.logit_scale,
         dataset=saved.dataset,
         metrics=saved.metrics,
         versions={"keras": saved.keras_version} if saved.keras_version else {},

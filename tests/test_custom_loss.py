@@ -425,7 +425,8 @@ def test_rivals_are_terms_like_the_others(monkeypatch):
     layer = AdCorreLoss(NUM_CLASSES, embedding_shape=tuple(embeddings.shape[1:]), **options)
     assert layer.terms == ("ce", "center", "supcon", "triplet")
     first = layer(labels, logits, embeddings, training=True)
-    np.testing.assert_allclose(first["center"], 0.5, rtol=1e-6)  # every center is 0 still
+    length = np.mean(np.sum(np.square(embeddings), axis=(1, 2))) / embeddings.shape[1]
+    np.testing.assert_allclose(first["center"], length / 2, rtol=1e-5)  # every center is 0 still
     np.testing.assert_allclose(first["supcon"], rivals.supervised_contrastive(embeddings, labels), rtol=1e-6)
     np.testing.assert_allclose(first["triplet"], rivals.triplet_semihard(embeddings, labels), rtol=1e-6)
     weighted = 50 / NUM_CLASSES * first["ce"] + 2 * first["center"] + 3 * first["supcon"] + 5 * first["triplet"]
