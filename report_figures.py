@@ -27,8 +27,8 @@ _OPTION_TITLES = {
     "num_embeddings": "k, embedding vectors a face",
     "embedding_size": "d, numbers in an embedding vector",
 }
-# Where a run lies and which luck it had: no row differs in these on purpose.
-_NOT_A_CHOICE = {"seed", "run_dir", "data_dir", "debug", "backend"}
+# Where a run lies, on what and with which luck: no row of one data set differs in these on purpose.
+_NOT_A_CHOICE = {"dataset", "seed", "run_dir", "data_dir", "debug", "backend"}
 # Not a term of the loss: the sum of other terms in each row, so that two rows' totals cannot be compared.
 _NOT_A_TERM = {"epoch", "loss", "accuracy", "learning_rate", "seconds"}
 
@@ -189,7 +189,8 @@ def _off_diagonal(matrix: np.ndarray) -> str:
 
 
 def _number(value: float, form: str) -> str:
-    return format(value, form).replace("-", "\u2212")
+    text = format(value, form)
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", "\u2212")
 
 
 @contextlib.contextmanager
@@ -214,7 +215,8 @@ def _matrix_figure(
                 red, green, blue, _ = image.cmap(image.norm(values[row, column]))
                 ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
                 text = _number(values[row, column], form)
-                axes.text(column, row, text, color=ink, ha="center", va="center", fontsize=6.5)
+                cell = axes.text(column, row, text, color=ink, ha="center", va="center", fontsize=6.5)
+                cell.set_in_layout(False)  # inside anyway, and measuring them all is slow
             axes.set_title(title)
             codes = range(len(names))
             axes.set_xticks(codes, names, rotation=40, ha="right", rotation_mode="anchor")
