@@ -38,7 +38,7 @@ class Page(html.parser.HTMLParser):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
-        assert self.open.pop() == tag
+        assert tag in VOID or self.open.pop() == tag
 
     def handle_data(self, data):
         self.texts.append(data)
@@ -85,12 +85,10 @@ def test_a_report_holds_tables_figures_and_one_page(tmp_path):
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == expected
     assert {str(path.relative_to(folder)) for path in written} == expected
 
-    source = (folder / "index.html").read_text(encoding="utf-8")
-    page = Page(source)
-    inside = [base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) for image in page.attributes("img")]
-    assert inside == [
-        (folder / f"figures/fer2013-{name}.png").read_bytes() for name in figures if name != "against"
-    ] or (sorted(inside) == sorted(path.read_bytes() for path in (folder / "figures").iterdir()))
+    page = Page((folder / "index.html").read_text(encoding="utf-8"))
+    inside = [image["src"].removeprefix("data:image/png;base64,") for image in page.attributes("img")]
+    on_disk = [(folder / f"figures/fer2013-{name}.png").read_bytes() for name in figures]
+    assert [base64.b64decode(image) for image in inside] == on_disk
     markdown = (folder / "report.md").read_text(encoding="utf-8")
     shown = re.findall(r"!\[.*?\]\((.*?)\)", markdown)
     assert sorted(shown) == sorted(f"figures/fer2013-{name}.png" for name in figures)
@@ -206,7 +204,7 @@ def test_a_second_report_replaces_the_first_and_a_failed_one_does_not(tmp_path, 
     assert not list(folder.rglob(".tmp-*"))
 
 
-def test_the_same_runs_give_the_same_report(tmp_path):
+def test_the_same_runs_give_the_same_report(tmp_path, few_pictures):
     rows = [make_row(tmp_path, "CE", [1.0]), make_row(tmp_path, "FD", [1.2])]
     for name in ("one", "two"):
         write_report("r", "Why?", rows, tmp_path / name, COMMAND)
