@@ -116,7 +116,7 @@ def _finding(rows: Sequence[Row], records: Sequence[Record]) -> str:
     low, high = (report_tables.signed(100 * record[f"difference_{side}"]) for side in ("low", "high"))
     return (
         f"{row.name} against {rows[0].name}: {report_tables.signed(100 * record['difference'])} points of accuracy "
-        f"(95% interval over the images {low} to {high}; p over {record['seeds_shared']} shared seeds: {p})."
+        f"(95% interval over the images {low} to {high}; p over seeds, {record['seeds_shared']} shared: {p})."
     )
 
 

@@ -93,7 +93,7 @@ def _save_accuracy(folder: Path, rows: Sequence[Row]) -> Picture:
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_formatter(PercentFormatter(1))
-        axes.xaxis.set_major_locator(MaxNLocator(7))
+        axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
         axes.grid(True, axis="x")
         axes.set_xlabel("Accuracy")
         handles = [
