@@ -5,7 +5,7 @@ Reads run folders only: no weights, no data set, no Keras.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,9 @@ def write_report(name: str, about: str, rows: Sequence[Row], folder: str | Path,
     sections = [section for section, _ in made]
     written = {"results.csv": csv_text([record for row in rows for record in run_records(row)])}
     written |= _table_files(name, sections, [records for _, records in made])
-    written["report.md"] = markdown_page(name, about, command, sections)
-    written["index.html"] = html_page(name, about, command, sections)
+    raw = [file for file in written if file.endswith(".csv")]
+    written["report.md"] = markdown_page(name, about, command, sections, raw)
+    written["index.html"] = html_page(name, about, command, sections, raw)
     for file, text in written.items():
         write_text(folder / file, text)
     return [folder / file for file in written] + [picture.path for section in sections for picture in section.pictures]
@@ -67,16 +68,21 @@ def write_report(name: str, about: str, rows: Sequence[Row], folder: str | Path,
 
 def _make_section(rows: Sequence[Row], folder: Path) -> tuple[Section, dict[str, list[Record]]]:
     """The tables and pictures of one data set, and the tables' records by name."""
-    makers: list[Callable[[Sequence[Row]], Any]] = [report_tables.accuracy_table]
+    accuracy, summaries = report_tables.accuracy_table(rows)
+    tables, records = [accuracy], {accuracy.name: summaries}
+    if len(rows) > 1:
+        tables.append(report_tables.difference_table(rows, summaries))
+    makers = [report_tables.reference_table]
     if any(row.runs for row in rows):
-        makers += [report_tables.recall_table, report_tables.correlation_table]
-    made = [found for make in (*makers, report_tables.reference_table) if (found := make(rows))]
-    tables = [table for table, _ in made]
-    records = {table.name: records for table, records in made}
+        makers = [report_tables.recall_table, report_tables.correlation_table, *makers]
+    for make in makers:
+        if found := make(rows):
+            tables.append(found[0])
+            records[found[0].name] = found[1]
     section = Section(
         dataset=rows[0].dataset,
         title=report_tables.dataset_title(rows[0].dataset),
-        finding=_finding(rows, records["accuracy"]),
+        finding=_finding(rows, summaries),
         facts=_facts(rows),
         tables=tables,
         pictures=report_figures.save_figures(folder / "figures", rows),
@@ -95,8 +101,8 @@ def _table_files(name: str, sections: Sequence[Section], records: Sequence[dict[
             if table.name == kind
         ]
         files[f"{kind}.tex"] = latex_tables([table for table, _ in tables], [label for _, label in tables])
-        lines = [record for group in records for record in group.get(kind, ())]
-        files[f"{_CSV_NAMES.get(kind, kind)}.csv"] = csv_text(lines)
+        if lines := [record for group in records for record in group.get(kind, ())]:
+            files[f"{_CSV_NAMES.get(kind, kind)}.csv"] = csv_text(lines)
     return files
 
 
@@ -110,7 +116,7 @@ def _finding(rows: Sequence[Row], records: Sequence[Record]) -> str:
     low, high = (report_tables.signed(100 * record[f"difference_{side}"]) for side in ("low", "high"))
     return (
         f"{row.name} against {rows[0].name}: {report_tables.signed(100 * record['difference'])} points of accuracy "
-        f"(95% interval over the images {low} to {high}; p over {record['seeds_shared']} shared seeds: {p})."
+        f"(95% interval over the images {low} to {high}; p over seeds, {record['seeds_shared']} shared: {p})."
     )
 
 
@@ -127,14 +133,24 @@ def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
         ("Epochs", _listed(options["epochs"] for options in settings)),
         ("Network", _listed(options["arch"] for options in settings)),
         ("Parameters", _listed((result.get("parameters") for result in results), ",")),
+        ("Mean training time", _minutes(results)),
+        ("Mirror images", "averaged with" if any(result.get("flip") for result in results) else ""),
         ("Commit", _listed(result.get("commit") for result in results)),
         ("Options of all rows", " ".join(config.to_args(shared))),
     ]
     facts += [
-        (f"Options of {row.name}", " ".join(config.to_args({k: v for k, v in row.options.items() if k not in shared})))
+        (
+            f"Options of {row.name}",
+            " ".join(config.to_args({k: v for k, v in row.options.items() if k not in shared})) or "no others",
+        )
         for row in rows
     ]
     return [(title, text) for title, text in facts if text]
+
+
+def _minutes(results: Sequence[dict[str, Any]]) -> str:
+    seconds = [result["train_seconds"] for result in results if result.get("train_seconds")]
+    return f"{sum(seconds) / len(seconds) / 60:.1f} minutes a run" if seconds else ""
 
 
 def _listed(values: Iterable[Any], form: str = "") -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +27,8 @@ _OPTION_TITLES = {
     "num_embeddings": "k, embedding vectors a face",
     "embedding_size": "d, numbers in an embedding vector",
 }
-# Where a run lies and which luck it had: no row differs in these on purpose.
-_NOT_A_CHOICE = {"seed", "run_dir", "data_dir", "debug", "backend"}
+# Where a run lies, on what and with which luck: no row of one data set differs in these on purpose.
+_NOT_A_CHOICE = {"dataset", "seed", "run_dir", "data_dir", "debug", "backend"}
 # Not a term of the loss: the sum of other terms in each row, so that two rows' totals cannot be compared.
 _NOT_A_TERM = {"epoch", "loss", "accuracy", "learning_rate", "seconds"}
 
@@ -64,6 +66,11 @@ def _pair(rows: Sequence[Row]) -> list[Row]:
     return [rows[0]] * (rows[0] is not chosen and bool(rows[0].runs)) + [chosen]
 
 
+def _wrapped(text: str) -> str:
+    """Long names on several lines, or they would run into the next panel."""
+    return textwrap.fill(text, 34)
+
+
 def _seeds_words(row: Row) -> str:
     return "one seed" if len(row.runs) == 1 else f"mean of {len(row.runs)} seeds"
 
@@ -81,12 +88,12 @@ def _save_accuracy(folder: Path, rows: Sequence[Row]) -> Picture:
             axes.plot([low, high], [place, place], color=PALE, linewidth=6, solid_capstyle="round", zorder=1)
             axes.plot([np.mean(values)] * 2, [place - 0.28, place + 0.28], color=ORANGE, linewidth=2.2, zorder=2)
             axes.plot(values, [place] * len(values), color=BLUE, marker="o", markersize=4.5, linestyle="", zorder=3)
-        axes.set_yticks(range(len(rows)), [row.name for row in rows])
+        axes.set_yticks(range(len(rows)), [_wrapped(row.name) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_formatter(PercentFormatter(1))
-        axes.xaxis.set_major_locator(MaxNLocator(7))
+        axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
         axes.grid(True, axis="x")
         axes.set_xlabel("Accuracy")
         handles = [
@@ -95,8 +102,10 @@ def _save_accuracy(folder: Path, rows: Sequence[Row]) -> Picture:
             Line2D([], [], color=PALE, linewidth=6, solid_capstyle="round", label="95% interval over images"),
         ]
         figure.legend(handles=handles, loc="outside upper center", ncols=3)
-    done = "; ".join(f"{row.name}: {seeds_text(row)} seeds" for row in rows)
-    return Picture(path, "Accuracy of every row", f"{done}. The interval is the mean's, by bootstrap over the images.")
+    done = "; ".join(f"{row.name} {seeds_text(row)}" for row in rows)
+    return Picture(
+        path, "Accuracy of every row", f"Seeds: {done}. The interval is the mean's, by bootstrap over the images."
+    )
 
 
 def _save_confusion(folder: Path, rows: Sequence[Row]) -> Picture:
@@ -107,14 +116,14 @@ def _save_confusion(folder: Path, rows: Sequence[Row]) -> Picture:
     for row in chosen:
         shares = row.mean(lambda result: _row_percent(result["confusion_matrix"]))
         accuracy = np.mean([result["accuracy"] for result in row.results])
-        panels.append((f"{row.name}, {percent(accuracy)}%\n{_seeds_words(row)}", shares))
+        panels.append((f"{_wrapped(row.name)}\n{percent(accuracy)}%, {_seeds_words(row)}", shares, ".1f"))
     paper = Paper(rows)
     if paper.ad_corre and set(names) == set(paper.class_order):
         order = [paper.class_order.index(name) for name in names]
         shares = np.array(paper.ad_corre["confusion_percent"])[np.ix_(order, order)]
-        panels.append((f"The paper's Ad-Corre, {percent(paper.ad_corre['accuracy'])}%\nas published", shares))
+        panels.append((f"The paper's Ad-Corre\n{percent(paper.ad_corre['accuracy'])}%, as published", shares, "g"))
     path = _path(folder, rows, "confusion")
-    with _matrix_figure(path, panels, names, "Blues", (0, 100), ".1f") as (figure, panel_axes, image):
+    with _matrix_figure(path, panels, names, "Blues", (0, 100)) as (figure, panel_axes, image):
         for axes in panel_axes:
             axes.set_xlabel("Predicted expression")
         panel_axes[0].set_ylabel("True expression")
@@ -147,7 +156,7 @@ def _save_tsne(folder: Path, rows: Sequence[Row]) -> Picture | None:
             found = runs[seed].predictions
             seen.append(found["labels"][found["tsne_rows"]])
             draw_tsne(axes, seen[-1], found["tsne_places"])
-            axes.set_title(f"{row.name}, {percent(runs[seed].result['accuracy'])}%")
+            axes.set_title(f"{_wrapped(row.name)}, {percent(runs[seed].result['accuracy'])}%")
         expression_legend(figure, np.concatenate(seen), chosen[0].results[0]["class_names"])
     words = (
         f"t-SNE of all embeddings of {len(seen[0]):,} images, seed {seed}. Each picture has its own plane: only what "
@@ -162,13 +171,13 @@ def _save_correlations(folder: Path, rows: Sequence[Row]) -> Picture:
     panels = []
     if all(result.get("correlations_untrained") for result in chosen[0].results):
         untrained = chosen[0].mean(lambda result: result["correlations_untrained"]["class_means"])
-        panels.append((f"Untrained ({chosen[0].name})\n{_off_diagonal(untrained)}", untrained))
+        panels.append((f"{_wrapped(chosen[0].name + ', untrained')}\n{_off_diagonal(untrained)}", untrained, ".2f"))
     for row in chosen:
         trained = row.mean(lambda result: result["correlations"]["class_means"])
-        panels.append((f"{row.name}\n{_off_diagonal(trained)}", trained))
+        panels.append((f"{_wrapped(row.name)}\n{_off_diagonal(trained)}", trained, ".2f"))
     path = _path(folder, rows, "correlations")
     names = chosen[0].results[0]["class_names"]
-    with _matrix_figure(path, panels, names, "RdBu_r", (-1, 1), ".2f") as (figure, panel_axes, image):
+    with _matrix_figure(path, panels, names, "RdBu_r", (-1, 1)) as (figure, panel_axes, image):
         _color_bar(figure, image, panel_axes, "Pearson's correlation", None)
     words = "Correlations between the mean embeddings of the classes, averaged over embeddings and seeds."
     return Picture(path, "Class means before and after training", words)
@@ -180,29 +189,34 @@ def _off_diagonal(matrix: np.ndarray) -> str:
 
 
 def _number(value: float, form: str) -> str:
-    return format(value, form).replace("-", "\u2212")
+    text = format(value, form)
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", "\u2212")
 
 
 @contextlib.contextmanager
 def _matrix_figure(
     path: Path,
-    panels: Sequence[tuple[str, np.ndarray]],
+    panels: Sequence[tuple[str, np.ndarray, str]],
     names: Sequence[str],
     color_map: str,
     limits: tuple[float, float],
-    form: str,
 ) -> Iterator[tuple[Figure, np.ndarray, AxesImage]]:
-    """Draws titled (C, C) matrices side by side on one colour scale; yields figure, axes and the last image."""
+    """Draws (C, C) matrices, each with its title and number format, side by side on one colour scale.
+
+    Yields the figure, the axes and the last image.
+    """
     side = 0.42 * len(names)
-    with new_figure(path, 1.6 + (side + 0.15) * len(panels), side + 1.15) as figure:
+    height = side + 0.75 + 0.17 * (1 + max(title.count("\n") for title, _, _ in panels))
+    with new_figure(path, 1.6 + (side + 0.15) * len(panels), height) as figure:
         panel_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-        for axes, (title, values) in zip(panel_axes, panels, strict=True):
+        for axes, (title, values, form) in zip(panel_axes, panels, strict=True):
             image = axes.imshow(values, cmap=color_map, vmin=limits[0], vmax=limits[1])
             for row, column in zip(*np.nonzero(~np.isnan(values)), strict=True):
                 red, green, blue, _ = image.cmap(image.norm(values[row, column]))
                 ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
                 text = _number(values[row, column], form)
-                axes.text(column, row, text, color=ink, ha="center", va="center", fontsize=6.5)
+                cell = axes.text(column, row, text, color=ink, ha="center", va="center", fontsize=6.5)
+                cell.set_in_layout(False)  # inside anyway, and measuring them all is slow
             axes.set_title(title)
             codes = range(len(names))
             axes.set_xticks(codes, names, rotation=40, ha="right", rotation_mode="anchor")
@@ -215,7 +229,7 @@ def _matrix_figure(
 def _color_bar(
     figure: Figure, image: AxesImage, panel_axes: np.ndarray, label: str, form: PercentFormatter | None
 ) -> None:
-    bar = figure.colorbar(image, ax=list(panel_axes), shrink=0.8, aspect=24, pad=0.02, format=form)
+    bar = figure.colorbar(image, cax=panel_axes[-1].inset_axes([1.05, 0, 0.05, 1]), format=form)
     bar.set_label(label)
     bar.outline.set_visible(False)
 
@@ -226,7 +240,7 @@ def _save_against(folder: Path, rows: Sequence[Row]) -> Picture | None:
     if not found:
         return None
     title, values = found
-    path = _path(folder, rows, "against-" + title.split(",")[0].strip("-").replace(" ", "-"))
+    path = _path(folder, rows, "against-" + "-".join(re.findall(r"\w+", title.split(",")[0])))
     with new_figure(path, 4.8, 3.2) as figure:
         axes = figure.add_subplot()
         points = sorted((value, row) for value, row in zip(values, rows, strict=True) if row.runs)
@@ -235,13 +249,16 @@ def _save_against(folder: Path, rows: Sequence[Row]) -> Picture | None:
             [value for value, _ in points],
             [mean for mean, _ in spread],
             [std or 0 for _, std in spread],
-            **{"color": BLUE, "marker": "o", "markersize": 5, "linewidth": 1.4, "capsize": 3},
+            **{"color": BLUE, "marker": "o", "markersize": 5, "linewidth": 1.4, "capsize": 5},
             label="mean \u00b1 standard deviation",
         )
+        # On top of the bars, which would hide them.
+        seed_style = {"color": ORANGE, "marker": "o", "markersize": 4, "linestyle": "", "zorder": 4}
+        seed_style |= {"markeredgecolor": "white", "markeredgewidth": 0.6}
         for value, row in points:
             accuracies = [result["accuracy"] for result in row.results]
-            axes.plot([value] * len(accuracies), accuracies, color=ORANGE, marker="o", markersize=3, linestyle="")
-        axes.plot([], [], color=ORANGE, marker="o", markersize=3, linestyle="", label="a seed")
+            axes.plot([value] * len(accuracies), accuracies, **seed_style)
+        axes.plot([], [], **seed_style, label="a seed")
         _number_axis(axes, sorted(values))
         axes.set(xlabel=title, ylabel="Accuracy")
         axes.yaxis.set_major_formatter(PercentFormatter(1))
@@ -291,7 +308,10 @@ def _save_curves(folder: Path, rows: Sequence[Row]) -> Picture | None:
     terms = [name for name in found if name not in _NOT_A_TERM and not name.startswith("val_")]
     panels = ["accuracy", *sorted(terms, key=lambda name: list(TERM_TITLES).index(name) if name in TERM_TITLES else 99)]
     path = _path(folder, rows, "curves")
-    with new_figure(path, 0.6 + 2.3 * len(panels), 4.3 + 0.2 * math.ceil(len(there) / 4)) as figure:
+    width = 0.6 + 2.3 * len(panels)
+    # Inches that the longest entry of the legend takes: its line, and some 0.08 a letter.
+    columns = max(1, int(width / (0.6 + 0.08 * max(len(row.name) for row in there))))
+    with new_figure(path, width, 4.1 + 0.2 * math.ceil(len(there) / columns)) as figure:
         grid = figure.subplots(2, len(panels), squeeze=False, sharex=True, sharey="col")
         for number, row in enumerate(rows):
             style = {"color": COLORS[number % len(COLORS)], "linestyle": ("-", "--", ":")[number // len(COLORS) % 3]}
@@ -314,7 +334,7 @@ def _save_curves(folder: Path, rows: Sequence[Row]) -> Picture | None:
             for i, row in enumerate(rows)
             if row.runs
         ]
-        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 5))
+        figure.legend(handles=handles, loc="outside upper center", ncols=columns)
     words = (
         "Mean over seeds, the band one sample standard deviation. A row without a term has no line there; training "
         "images are augmented and dropout is on, so that the upper curves are not comparable with the lower ones."

@@ -50,7 +50,9 @@ def csv_text(records: Sequence[Mapping[str, Any]]) -> str:
 
 def markdown_text(text: str) -> str:
     """Plain text that Markdown shows as it is, on one line, in a table too."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", " ".join(text.split())).replace("&", "&amp;")
+    text = re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", " ".join(text.split())).replace("&", "&amp;")
+    # At the start of a line these would make a list or a rule.
+    return re.sub(r"^(\d*)([-+=.)])(?=[\s=-]|$)", r"\1\\\2", text)
 
 
 def markdown_code(text: str) -> str:
@@ -79,7 +81,11 @@ _LATEX = {
     "<": "$<$",
     ">": "$>$",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",
+    # In braces: at the start of a row they would be an option of the line break before.
+    "[": "{[}",
+    "]": "{]}",
+    "*": "{*}",
     "`": r"\textasciigrave{}",
     DAGGER: r"\textsuperscript{\textdagger}",
     DOUBLE_DAGGER: r"\textsuperscript{\textdaggerdbl}",
@@ -107,7 +113,7 @@ def latex_tables(tables: Sequence[Table], labels: Sequence[str]) -> str:
         tables: usually one a data set.
         labels: what ``\\ref`` calls each.
     """
-    head = "% Written by reproduce.py report. Needs \\usepackage[T1]{fontenc}, textcomp, booktabs and graphicx.\n"
+    head = "% Written by reproduce.py report. Needs \\usepackage{booktabs,graphicx}.\n"
     return head + "\n".join(_latex_table(table, label) for table, label in zip(tables, labels, strict=True))
 
 
@@ -149,8 +155,10 @@ def html_table(table: Table) -> str:
 
     body = "\n".join(row(cells) for cells in table.rows)
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
+    title = html.escape(table.title)  # outside the table: it must not scroll with it
     return (
-        f'<div class="table" tabindex="0" role="region" aria-label="{html.escape(table.title)}"><table>\n'
-        f"<caption>{html.escape(table.title)}</caption>\n<thead>{row(table.columns, head=True)}</thead>\n"
+        f"<h3>{title}</h3>\n"
+        f'<div class="table" tabindex="0" role="region" aria-label="{title}"><table>\n'
+        f"<thead>{row(table.columns, head=True)}</thead>\n"
         f"<tbody>\n{body}\n</tbody></table></div>\n" + (f'<ul class="notes">{notes}</ul>\n' if notes else "")
     )

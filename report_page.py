@@ -30,9 +30,8 @@ nav ul { padding-left: 1.2rem; margin: .3rem 0; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; font-size: .9rem; }
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
-.table { overflow-x: auto; margin: 1.6rem 0 .4rem; }
+.table { overflow-x: auto; margin: 0 0 .4rem; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; min-width: 100%; }
-caption { text-align: left; font-weight: 600; font-size: .95rem; padding-bottom: .4rem; }
 th, td { text-align: right; padding: .35rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 thead th { vertical-align: bottom; font-weight: 600; white-space: normal; min-width: 5rem;
   border-bottom: 2px solid var(--soft); }
@@ -44,7 +43,7 @@ figure { margin: 1rem 0 2rem; }
 figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; background: #fff; border-radius: 6px; }
 figcaption { color: var(--soft); font-size: .85rem; margin-top: .5rem; }
 @media (max-width: 34rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; }
-  tbody th { max-width: 9rem; white-space: normal; } }
+  tbody th { min-width: 7rem; max-width: 9rem; white-space: normal; } }
 @media (prefers-color-scheme: dark) { figure img { padding: .3rem; } }
 """.strip()
 
@@ -70,9 +69,10 @@ class Section:
     pictures: Sequence[Picture]
 
 
-def markdown_page(name: str, about: str, command: str, sections: Sequence[Section]) -> str:
-    """The report as Markdown; its pictures lie in ``figures/`` beside it."""
+def markdown_page(name: str, about: str, command: str, sections: Sequence[Section], raw: Sequence[str]) -> str:
+    """The report as Markdown; its pictures lie in ``figures/`` and the files ``raw`` beside it."""
     blocks = [f"# {markdown_text(name)}", markdown_text(about), "Made with", _markdown_block(command)]
+    blocks.append("Raw numbers: " + ", ".join(f"[{file}]({file})" for file in raw))
     for section in sections:
         blocks += [f"## {markdown_text(section.title)}", markdown_text(section.finding)]
         blocks.append("\n".join(f"- {markdown_text(title)}: {markdown_code(text)}" for title, text in section.facts))
@@ -88,8 +88,9 @@ def _markdown_block(code: str) -> str:
     return "\n".join("    " + line for line in code.splitlines())
 
 
-def html_page(name: str, about: str, command: str, sections: Sequence[Section]) -> str:
-    """The report as one page: style and pictures are inside, nothing is fetched."""
+def html_page(name: str, about: str, command: str, sections: Sequence[Section], raw: Sequence[str]) -> str:
+    """The report as one page: style and pictures are inside, nothing is fetched; links to ``raw`` beside it."""
+    files = ", ".join(f'<a href="{html.escape(file)}">{html.escape(file)}</a>' for file in raw)
     links = "".join(f'<li><a href="#{i}">{html.escape(s.title)}</a></li>' for i, s in enumerate(sections))
     contents = f'<nav aria-label="Data sets"><ul>{links}</ul></nav>\n' if len(sections) > 1 else ""
     body = "".join(_html_section(section, i) for i, section in enumerate(sections))
@@ -98,7 +99,8 @@ def html_page(name: str, about: str, command: str, sections: Sequence[Section]) 
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(name)}</title>\n<style>\n{_STYLE}\n</style>\n</head>\n<body>\n"
         f'<h1>{html.escape(name)}</h1>\n<p class="about">{html.escape(about)}</p>\n'
-        f"<p>Made with</p>\n<pre><code>{html.escape(command)}</code></pre>\n{contents}{body}</body>\n</html>\n"
+        f"<p>Made with</p>\n<pre><code>{html.escape(command)}</code></pre>\n<p>Raw numbers: {files}</p>\n"
+        f"{contents}{body}</body>\n</html>\n"
     )
 
 

@@ -26,10 +26,10 @@ _DATASET_TITLES = {
     "synthetic": "synthetic faces",
 }
 _CORRELATION_TITLES = {
-    "same_class": "Same class (FD: to 1)",
-    "different_classes": "Different classes (FD: to \u22121)",
-    "between_class_means": "Between class means (MD: to \u22121)",
-    "between_embeddings": "Between embeddings (ED: to \u22121)",
+    "same_class": "Same class (FD:\u00a0to\u00a01)",
+    "different_classes": "Different classes (FD:\u00a0to\u00a0\u22121)",
+    "between_class_means": "Between class means (MD:\u00a0to\u00a0\u22121)",
+    "between_embeddings": "Between embeddings (ED:\u00a0to\u00a0\u22121)",
 }
 
 
@@ -116,33 +116,27 @@ def marks(row: Row) -> str:
 
 
 def accuracy_table(rows: Sequence[Row]) -> tuple[Table, list[Record]]:
-    """Every row's accuracy, recall and F1, and its difference to the first row with three tests.
+    """Every row's accuracy, recall and F1 beside the paper's number.
 
     Args:
         rows: of one data set, the reference first.
 
     Returns:
-        The table, and a record a row with the raw numbers.
+        The table, and a record a row with the raw numbers, those of `difference_table` too.
     """
     paper = Paper(rows)
     records = [summary_record(row, rows[0]) | {"paper_accuracy": paper.accuracy_of(row)} for row in rows]
-    reference = rows[0].name
     columns = (
         "Row",
         "Seeds",
-        "Accuracy, %",
+        "Accuracy,\u00a0%",
         "95% interval",
-        "Mean class recall, %",
-        "Macro F1, %",
-        f"Against {reference}, points",
-        "95% interval of it",
-        "p, seeds",
-        "p, images",
-        "p, McNemar, a seed each",
-        "Paper, accuracy %",
+        "Mean class recall,\u00a0%",
+        "Macro F1,\u00a0%",
+        "Paper, accuracy\u00a0%",
     )
     cells = tuple(
-        (row.name + marks(row), seeds_text(row), *_accuracy_cells(row, record, row is rows[0]))
+        (row.name + marks(row), seeds_text(row), *_accuracy_cells(row, record), percent(record["paper_accuracy"]))
         for row, record in zip(rows, records, strict=True)
     )
     title = f"Accuracy on {dataset_title(rows[0].dataset)}{_measured_on(rows)}"
@@ -154,39 +148,20 @@ def _measured_on(rows: Sequence[Row]) -> str:
     return f", {results[0]['split']}: {results[0]['n']:,} images" if results else ""
 
 
-def _accuracy_cells(row: Row, record: Record, is_reference: bool) -> list[str]:
-    paper = percent(record["paper_accuracy"])
+def _accuracy_cells(row: Row, record: Record) -> list[str]:
     if not row.runs:
-        return [*[why_empty(row)] * 9, paper]
-    cells = [
+        return [why_empty(row)] * 4
+    return [
         _with_std(record["accuracy_mean"], record["accuracy_std"]),
         f"{percent(record['accuracy_low'])} to {percent(record['accuracy_high'])}",
         _with_std(record["mean_class_recall_mean"], record["mean_class_recall_std"]),
         _with_std(record["macro_f1_mean"], record["macro_f1_std"]),
     ]
-    if is_reference:
-        return [*cells, "reference", "", "", "", "", paper]
-    if not record["seeds_shared"]:
-        return [*cells, *["no shared seed"] * 5, paper]
-    mcnemar = [p for name, p in record.items() if name.startswith("p_mcnemar_seed")]
-    return [
-        *cells,
-        signed(100 * record["difference"]),
-        f"{signed(100 * record['difference_low'])} to {signed(100 * record['difference_high'])}",
-        p_value(record["p_seeds"]),
-        p_value(record["p_images"]),
-        "; ".join(map(p_value, mcnemar)),
-        paper,
-    ]
 
 
 def _accuracy_notes(rows: Sequence[Row], paper: Paper) -> list[str]:
-    reference = rows[0].name
     notes = [
-        "\u00b1: sample standard deviation over seeds. 95% interval: bootstrap over the images of the mean over seeds.",
-        f"Differences and tests pair each seed with the same seed of {reference}. p, seeds: paired t test over seeds "
-        "(luck of training; empty with fewer than two pairs). p, images: paired bootstrap (luck of the pictures). "
-        "McNemar: exact, in the order of the seeds. p values are not corrected for the number of rows.",
+        "\u00b1: sample standard deviation over seeds. 95% interval: bootstrap over the images, of the mean over seeds."
     ]
     found = "".join(marks(row) for row in rows)
     if DAGGER in found:
@@ -200,6 +175,54 @@ def _accuracy_notes(rows: Sequence[Row], paper: Paper) -> list[str]:
     for row in rows:
         notes += [f"Failed: {row.name}, seed {seed}: {error}" for seed, error in sorted(row.failures.items())]
     return notes
+
+
+def difference_table(rows: Sequence[Row], records: Sequence[Record]) -> Table:
+    """Every other row against the first: the difference in accuracy with three tests (`comparison`).
+
+    Args:
+        rows: of one data set, the reference first; two or more.
+        records: of these rows, from `accuracy_table`.
+    """
+    reference = rows[0]
+    cells = []
+    for row, record in zip(rows[1:], records[1:], strict=True):
+        if not row.runs or not reference.runs:
+            texts = [why_empty(row) if not row.runs else f"{reference.name}: {why_empty(reference)}"] * 6
+        elif not record["seeds_shared"]:
+            texts = ["no shared seed"] * 6
+        else:
+            texts = _difference_cells(record)
+        cells.append((row.name + marks(row), *texts))
+    columns = (
+        "Row",
+        "Shared seeds",
+        "Difference, points",
+        "95% interval",
+        "p, seeds (paired\u00a0t)",
+        "p, images (bootstrap)",
+        "p, McNemar, a seed each",
+    )
+    title = f"Difference in accuracy to {reference.name} on {dataset_title(reference.dataset)}"
+    notes = (
+        f"Each seed is paired with the same seed of {reference.name}. Over seeds: the luck of training; no p with "
+        "fewer than two pairs. Over images (interval, bootstrap): the luck of the pictures, for these networks. "
+        "McNemar: exact, over the images, in the order of the seeds. No p is corrected for the number of rows.",
+    )
+    return Table("differences", title, columns, tuple(cells), notes)
+
+
+def _difference_cells(record: Record) -> list[str]:
+    low, high = (signed(100 * record[f"difference_{side}"]) for side in ("low", "high"))
+    mcnemar = [p for name, p in record.items() if name.startswith("p_mcnemar_seed")]
+    return [
+        str(record["seeds_shared"]),
+        signed(100 * record["difference"]),
+        f"{low} to {high}",
+        p_value(record["p_seeds"]),
+        p_value(record["p_images"]),
+        "; ".join(map(p_value, mcnemar)),
+    ]
 
 
 def recall_table(rows: Sequence[Row]) -> tuple[Table, list[Record]]:
@@ -216,7 +239,7 @@ def recall_table(rows: Sequence[Row]) -> tuple[Table, list[Record]]:
         texts = [_recall_cell(record) for record in classes]
         cells.append((row.name + marks(row), *(texts or [why_empty(row)] * len(class_names))))
     title = f"Recall of each expression on {dataset_title(rows[0].dataset)}, %, and change against {rows[0].name}"
-    columns = ("Row", *(f"{name} (n = {counts[name]['n']:,})" for name in class_names))
+    columns = ("Row", *(f"{name} (n\u00a0=\u00a0{counts[name]['n']:,})" for name in class_names))
     notes = ("Mean over seeds; in brackets the change in points, over the seeds that both rows have.",)
     return Table("recall", title, columns, tuple(cells), notes), [record for group in records for record in group]
 
@@ -259,5 +282,5 @@ def reference_table(rows: Sequence[Row]) -> tuple[Table, list[Record]] | None:
     cells = tuple((method["method"], percent(method["accuracy"]), method["source"]) for method in methods)
     title = f"Published methods on {dataset_title(rows[0].dataset)}"
     notes = ("Read from the sources named, with their own data and protocols; not run here.",)
-    table = Table("references", title, ("Method", "Accuracy, %", "Source"), cells, notes, text_columns=(0, 2))
+    table = Table("references", title, ("Method", "Accuracy,\u00a0%", "Source"), cells, notes, text_columns=(0, 2))
     return table, [method | {"dataset": rows[0].dataset} for method in methods]

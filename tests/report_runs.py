@@ -1,4 +1,4 @@
-"""Run folders as `experiment.py` leaves them, without training: probabilities of a wanted quality, then scored."""
+"""Run folders as `experiment.py` leaves them, without training: probabilities of a wanted quality, scored."""
 
 from __future__ import annotations
 
