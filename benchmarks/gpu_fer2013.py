@@ -70,8 +70,9 @@ def main() -> None:
         print(f"{options.join[1]} is whole; test.py reads it")
     else:
         check(options)
+        splits = [open_share(options, split) for split in ("train", "val")]
         runtime.choose_backend("jax")
-        train_all(options, started)
+        train_all(options, *splits, started)
 
 
 def parse_options() -> argparse.Namespace:
@@ -90,7 +91,9 @@ def parse_options() -> argparse.Namespace:
         "--pretrained", choices=("auto", "none", "imagenet"), default="auto", help="auto tries imagenet"
     )
     parser.add_argument("--learning-rate", type=float, help=f"peak; else by the start, {PEAK_RATE}")
-    parser.add_argument("--mixup", type=float, default=0.2, help="alpha of mixup's Beta distribution; 0: none")
+    parser.add_argument(
+        "--mixup", type=float, default=0.2, help="how much pictures are blended, as mixup's alpha; 0: not at all"
+    )
     parser.add_argument("--share", type=float, default=1.0, help="of the pictures of both splits")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="of the schedule, instead of --minutes")
@@ -190,14 +193,17 @@ def rate(step, total, peak: float, warmup: int):
 
 
 def mixup(key, pixels, labels, num_classes: int, alpha: float):
-    """Blends each image with the batch's at the other end (Zhang et al. 2018), its own share never the smaller.
+    """Blends each image with the batch's at the other end (mixup, Zhang et al. 2018), its own share never the smaller.
+
+    The other's share is ``u^(1 / alpha) / 2``, u uniform. Mixup draws it from Beta(alpha, alpha), which near 0 has the
+    same power of the share; but drawing a Beta number takes loops in the loop, for which a GPU waits.
 
     Args:
         key: JAX random key.
         pixels: float (B, H, W, C).
         labels: int (B,).
         num_classes: number of classes.
-        alpha: of the Beta distribution of the shares; 0 blends nothing.
+        alpha: the larger, the more is blended; 0 blends nothing.
 
     Returns:
         Images like ``pixels``, and targets float (B, num_classes), which `custom_loss.AdCorreLoss` takes as votes:
@@ -208,8 +214,7 @@ def mixup(key, pixels, labels, num_classes: int, alpha: float):
     targets = jax.nn.one_hot(labels, num_classes)
     if not alpha:
         return pixels, targets
-    share = jax.random.beta(key, alpha, alpha, (len(labels),))
-    share = jax.numpy.maximum(share, 1 - share)
+    share = 1 - jax.random.uniform(key, (len(labels),)) ** (1 / alpha) / 2
     targets = share[:, None] * targets + (1 - share[:, None]) * targets[::-1]
     share = share[:, None, None, None]
     return share * pixels + (1 - share) * pixels[::-1], targets
@@ -374,12 +379,11 @@ def loss_options(loss: str) -> dict[str, Any]:
 # --- a run ----------------------------------------------------------------------------------------------------------
 
 
-def train_all(options: argparse.Namespace, started: float) -> None:
+def train_all(options: argparse.Namespace, train: PreparedSplit, val: PreparedSplit, started: float) -> None:
     import jax
 
     device = jax.devices()[0]
     print(f"JAX on {device.device_kind} ({device.platform}){'' if device.platform == 'gpu' else ': no GPU here'}")
-    train, val = (open_share(options, split) for split in ("train", "val"))
     if len(train) < options.batch_size:
         raise UserError(
             f"--batch-size: expected {len(train):,} or less, the pictures of {train.name}, "
