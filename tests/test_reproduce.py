@@ -70,7 +70,7 @@ def test_report_and_the_same_report_from_what_it_kept(place, done, monkeypatch):
     in_process(place, monkeypatch, *words(place, "report", "--keep-results"))
     folder = place / "reports" / "synthetic-mine"
     with open(folder / "results.csv", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["status"] == "finished"]
+        rows = [row for row in csv.DictReader(file) if row["status"] == "done"]
     assert [(row["row"], row["seed"]) for row in rows] == [("CE", "0"), ("CE + FD", "0")]
     results = [json.loads(path.read_text()) for path in place.glob("runs/*/result.json")]
     assert {float(row["accuracy"]) for row in rows} == {result["accuracy"] for result in results}
