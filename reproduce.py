@@ -6,12 +6,12 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import report
+from typing import Any
 
 import config
 import experiments
-from config import DatasetName, GridConfig, ListGridConfig, ReportGridConfig, RunGridConfig
+import report
+from config import DatasetName, GridConfig, ListGridConfig, ReportGridConfig, RunGridConfig, TrainConfig
 from errors import UserError, run_command
 from experiments import Grid
 from files import copy_file
@@ -63,7 +63,7 @@ def make_report(settings: ReportGridConfig) -> None:
     folder = Path(settings.report_dir) / name
     if settings.keep_results:
         _keep(grid, runs, folder)
-    report.write_report(name, grid.about, _rows(runs, grid.seeds), folder, shlex.join(["python", *sys.argv]))
+    report.write_report(name, grid.about, _rows(runs, grid.seeds), folder, "\n".join(_commands(settings)))
     print(f"wrote {folder}/index.html, report.md, tables and figures")
 
 
@@ -85,13 +85,27 @@ def _rows(runs: Sequence[Run], seeds: Sequence[int]) -> list[report.Row]:
             report.Row(
                 name=name,
                 dataset=dataset,
-                options=config.changed_options(same[0].experiment.settings),
+                options=_computed(same[0].experiment.settings),
                 seeds=tuple(seeds),
                 runs={e.settings.seed: report.RunFiles(e.folder) for e in same if e.state() == "finished"},
                 failures={e.settings.seed: e.error() for e in same if e.error()},
             )
         )
     return rows
+
+
+def _commands(settings: ReportGridConfig) -> list[str]:
+    """What to type to get the runs and the report again, with the default folders."""
+    options = {"seeds": settings.seeds, **_computed(settings.training())}
+    return [
+        shlex.join(["python", "reproduce.py", word, settings.experiments, *config.to_args(options)])
+        for word in ("run", "report")
+    ]
+
+
+def _computed(settings: TrainConfig) -> dict[str, Any]:
+    """The options that differ from train.py's defaults and change what is computed."""
+    return {name: value for name, value in config.changed_options(settings).items() if name not in config.PLACES}
 
 
 def _keep(grid: Grid, runs: Sequence[Run], folder: Path) -> None:
