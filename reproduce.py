@@ -15,7 +15,7 @@ from config import DatasetName, GridConfig, ListGridConfig, ReportGridConfig, Ru
 from errors import UserError, run_command
 from experiments import Grid
 from files import copy_file
-from grid import RESULT, Run, run_grid, runs_of, with_data
+from grid import ERROR, RESULT, Run, run_grid, runs_of, with_data
 
 _KEPT = (RESULT, "predictions.npz", "history.csv")
 
@@ -112,8 +112,9 @@ def _keep(grid: Grid, runs: Sequence[Run], folder: Path) -> None:
     """Copies what a report reads of each run beside it, with every option of the experiments spelt out."""
     for each in runs:
         target = folder / "runs" / each.folder.name
-        if each.state() == "finished" and each.folder.resolve() != target.resolve():
-            for name in _KEPT:
+        names = {"finished": _KEPT, "failed": (ERROR,)}.get(each.state(), ())
+        if each.folder.resolve() != target.resolve():
+            for name in names:
                 copy_file(each.folder / name, target / name)
     experiments.write_yaml(folder / "experiments.yaml", grid)
 
