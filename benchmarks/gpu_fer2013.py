@@ -98,13 +98,13 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="of the schedule, instead of --minutes")
     parser.add_argument("--save-seconds", type=float, default=30.0, help="between checkpoints")
-    parser.add_argument("--smoke", action="store_true", help="4 steps of 1%% of the data at a toy size, for a CPU")
+    parser.add_argument("--smoke", action="store_true", help="3 steps of 1%% of the data at a toy size, for a CPU")
     parser.add_argument("--table", nargs="?", const="", metavar="PAGE", help="print the results, or put them in PAGE")
     parser.add_argument("--join", nargs=2, type=Path, metavar=("FOLDER", "TARGET"))
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     options = parser.parse_args()
     if options.smoke:
-        toy = {"steps": 4, "share": 0.01, "size": 71, "batch_size": 16, "precision": "float32", "pretrained": "none"}
+        toy = {"steps": 3, "share": 0.01, "size": 71, "batch_size": 8, "precision": "float32", "pretrained": "none"}
         vars(options).update(toy)
     return options
 
