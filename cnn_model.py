@@ -80,6 +80,20 @@ class UnitVectors(layers.Layer):
         return x * ops.rsqrt(ops.maximum(ops.sum(x * x, axis=-1, keepdims=True), 1e-12))
 
 
+@keras.saving.register_keras_serializable("adcorre")
+class BatchNorm(layers.BatchNormalization):
+    """Keras's layer of the last axis, in one kernel while training where the backend has one."""
+
+    def call(self, inputs, training=None, mask=None):
+        if not (training and self.trainable and runtime.has_fused_batch_norm()):
+            return super().call(inputs, training=training, mask=mask)
+        gamma, beta = ops.cast(self.gamma, "float32"), ops.cast(self.beta, "float32")
+        outputs, mean, variance = runtime.fused_batch_norm(inputs, gamma, beta, self.epsilon)
+        for moving, now in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moving.assign(moving * self.momentum + ops.cast(now, moving.dtype) * (1 - self.momentum))
+        return outputs
+
+
 def resample(x, moves):
     """Moves the pixels of each image by an affine map, bilinearly; beyond the border the border's pixels go on.
 
@@ -180,36 +194,41 @@ class Augmentation(layers.Layer):
         return input_shape
 
 
-def _convolution(x, filters, strides=1, separable=False, activate=True):
-    """3x3 convolution, batch normalisation, ReLU."""
+def _convolution(x, filters, size=3, strides=1, separable=False, activate=True):
+    """Convolution, batch normalisation, ReLU."""
     layer = layers.SeparableConv2D if separable else layers.Conv2D
-    x = layer(filters, 3, strides=strides, padding="same", use_bias=False)(x)
-    x = layers.BatchNormalization(momentum=0.95)(x)
+    x = layer(filters, size, strides=strides, padding="same", use_bias=False)(x)
+    x = BatchNorm(momentum=0.95)(x)
     return layers.ReLU()(x) if activate else x
 
 
 def _residual(x, separable):
-    """Two convolutions beside the identity."""
-    y = _convolution(x, x.shape[-1], separable=separable)
-    y = _convolution(y, x.shape[-1], separable=separable, activate=False)
+    """Two convolutions beside the identity; separable ones with squeeze-and-excitation (Hu et al. 2018)."""
+    channels = x.shape[-1]
+    y = _convolution(x, channels, separable=separable)
+    y = _convolution(y, channels, separable=separable, activate=False)
+    if separable:
+        share = layers.GlobalAveragePooling2D(keepdims=True)(y)
+        share = layers.Dense(channels // 16, activation="relu")(share)
+        y = layers.Multiply()([y, layers.Dense(channels, activation="sigmoid")(share)])
     return layers.ReLU()(layers.Add()([x, y]))
 
 
 def _mini_xception(size: int, weights: str | None) -> keras.Model:
     """Our small network for CPUs, notebooks and browsers: 48 px to (B, 6, 6, 128).
 
-    Plain convolutions where the picture is still large (a depthwise convolution there is all memory
-    traffic: it ran at a seventh of the cores' matrix-product rate), a separable residual block after.
+    The first layer halves the side, since most of the time would go where the picture is large. Plain convolutions
+    follow, which run near the cores' matrix-product rate, and separable residual blocks at 6 x 6, where a depthwise
+    convolution is not yet all memory traffic (docs/performance.md).
     """
     if weights is not None:
         raise UserError(f"mini_xcp: expected no pretrained backbone (there is none), received {weights!r}")
     inputs = x = keras.Input((size, size, 1))
-    x = _convolution(x, 16)
-    x = _convolution(x, 32, strides=2)
-    x = _residual(x, separable=False)
+    x = _convolution(x, 32, size=5, strides=2)
     x = _convolution(x, 64, strides=2)
     x = _residual(x, separable=False)
     x = _convolution(x, 128, strides=2)
+    x = _residual(x, separable=True)
     x = _residual(x, separable=True)
     return keras.Model(inputs, x, name="backbone")
 
@@ -296,6 +315,7 @@ def build_model(
     weights: str | None = None,
     dropout: float = 0.5,
     scaling: str | None = None,
+    logit_scale: float = 1.0,
 ) -> keras.Model:
     """Builds a network with the k-vector embedding head.
 
@@ -311,6 +331,7 @@ def build_model(
         weights: ``"imagenet"`` or a Keras backbone weights file for the backbone's first weights; None draws them.
         dropout: share of the concatenated embeddings dropped in training, 0..1.
         scaling: the range of the backbone's input (see `PixelInput`); None takes the architecture's own.
+        logit_scale: factor of the concatenated unit vectors before the classifier: the inverse of a temperature.
 
     Returns:
         A model of raw pixels (B, H, W, 1 or 3), 0..255, RGB, any H and W (resized inside), with outputs
@@ -342,6 +363,8 @@ def build_model(
     x = layers.Reshape((num_embeddings, embedding_size), name="embedding_split")(x)
     embeddings = UnitVectors(name="embeddings")(x)
     x = layers.Flatten(name="embedding_concatenate")(embeddings)
+    if logit_scale != 1:
+        x = layers.Rescaling(logit_scale, name="logit_scale")(x)
     x = layers.Dropout(dropout, name="dropout")(x)
     logits = layers.Dense(num_classes, dtype="float32", name="logits")(x)
     network = keras.Model(pixels, {"logits": logits, "embeddings": embeddings}, name=arch.replace(":", "_"))

@@ -6,9 +6,15 @@ from them. Imports no Keras, so ``--help`` is instant and the backend can still 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import io
+import json
 import math
+import re
 import sys
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -68,6 +74,8 @@ class ModelConfig:
     """Share of the embedding's numbers dropped before the classifier, 0..1."""
     pretrained: Literal["none", "imagenet"] = "none"
     """Where the backbone's first weights come from."""
+    logit_scale: float = 1.0
+    """Factor of the unit vectors before the classifier, the inverse of the logits' temperature."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +98,14 @@ class LossConfig:
     """Predictions that the adaptive map's confusion matrix looks back on."""
     label_smoothing: float = 0.1
     """Share of the target spread evenly over the classes, 0..1 (labels of expressions are noisy)."""
+    ramp_epochs: float = 0.0
+    """Epochs over which the weights of all terms but the cross-entropy rise linearly from 0."""
+    w_center: float = 0.0
+    """Weight of the center loss, a rival to compare with (rivals.py)."""
+    w_supcon: float = 0.0
+    """Weight of the supervised contrastive loss, a rival."""
+    w_triplet: float = 0.0
+    """Weight of the triplet loss with semi-hard negatives, a rival."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +125,8 @@ class OptimizerConfig:
     """Decoupled weight decay on kernels (adamw only)."""
     accumulate: int = 1
     """Batches whose gradients are averaged before one update (the published "virtual batch")."""
+    average: float = 0.0
+    """Decay a step of the moving average of the weights that is evaluated and saved, 0..1; 0 keeps none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +195,54 @@ RECIPES: dict[str, TrainConfig] = {
 
 
 @dataclasses.dataclass(frozen=True)
+class GridConfig(TrainConfig):
+    """What the commands of reproduce.py share: which experiments, and the options that all of their runs have.
+
+    Options of train.py that are named here hold for every row that does not set them itself.
+    """
+
+    experiments: Annotated[str, tyro.conf.Positional] = "components"
+    """A preset (paper, components, num-embeddings, embedding-size, backbones, loss-weights, rivals) or a .yaml file."""
+    seeds: int = 3
+    """Seeds a row, from --seed on."""
+    run_dir: str = "runs"
+    """Folder of all runs."""
+
+    def training(self) -> TrainConfig:
+        """The options of the runs."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(TrainConfig)}
+        return TrainConfig(**{**own, "run_dir": None})
+
+
+@dataclasses.dataclass(frozen=True)
+class RunGridConfig(GridConfig):
+    """Does every run that is not finished, one progress line for all; a killed one goes on where it stopped."""
+
+    jobs: int = 1
+    """Runs at a time, each on its share of the cores."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ListGridConfig(GridConfig):
+    """Prints one command a run that is not finished, for a cluster's job array, Ray or GNU parallel."""
+
+    all: bool = False
+    """The finished runs too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportGridConfig(GridConfig):
+    """Makes tables, figures and a page of the runs' result files."""
+
+    name: str | None = None
+    """Name of the report; None is the data set's and the experiments', as fer2013-components."""
+    report_dir: str = "reports"
+    """Folder of the reports."""
+    keep_results: bool = False
+    """Copy the result files, predictions and histories beside the report, so that it can be made again from there."""
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
     """Measures a weights file on a prepared split and writes result.json, predictions and figures."""
 
@@ -188,6 +254,8 @@ class EvaluateConfig:
     """Folder of the prepared data sets."""
     run_dir: str | None = None
     """Where the report goes; None is runs/evaluate-<weights>-<dataset>-<split>."""
+    flip: bool = False
+    """Average the probabilities of each picture and its mirror image (test-time augmentation)."""
     batch_size: int = 256
     seed: int = 0
     """Seed of the bootstrap intervals and of the t-SNE picture."""
@@ -388,11 +456,17 @@ def parse_command(commands: dict[str, type], description: str) -> Any:
         commands: sub-command name to config class.
         description: what the program does, for ``--help``.
     """
-    choices = tuple(Annotated[cls, tyro.conf.subcommand(name)] for name, cls in commands.items())
+    return _parse_command({name: (cls, {}) for name, cls in commands.items()}, description)
+
+
+def _parse_command(
+    commands: dict[str, tuple[type, dict[str, Any]]], description: str, args: list[str] | None = None
+) -> Any:
+    choices = tuple(Annotated[cls, tyro.conf.subcommand(name, **extra)] for name, (cls, extra) in commands.items())
     union: Any = choices[0]
     for choice in choices[1:]:
         union = union | choice
-    return tyro.cli(union, description=description, config=_CLI_STYLE)
+    return tyro.cli(union, description=description, config=_CLI_STYLE, args=args)
 
 
 # Lowest and highest value of every number that a training is set up with; None is no bound.
@@ -408,6 +482,12 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "w_fd": (0, None),
     "w_md": (0, None),
     "w_ed": (0, None),
+    "logit_scale": (1e-3, None),
+    "w_center": (0, None),
+    "w_supcon": (0, None),
+    "w_triplet": (0, None),
+    "ramp_epochs": (0, None),
+    "average": (0, 0.99999),
     "weight_floor": (0, None),
     "history": (1, None),
     "label_smoothing": (0, 0.99),
@@ -423,6 +503,14 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
 }
 
 
+_TERM_WEIGHTS = ("w_fd", "w_md", "w_ed", "w_center", "w_supcon", "w_triplet")
+
+
+def option(name: str) -> str:
+    """The command-line option of a field."""
+    return "--" + name.replace("_", "-")
+
+
 def check(settings: TrainConfig) -> None:
     """Checks that every number can be trained with.
 
@@ -436,26 +524,47 @@ def check(settings: TrainConfig) -> None:
                 continue
             low, high = _RANGES[field.name]
             if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
-                option = "--" + field.name.replace("_", "-")
                 expected = f"{low} or more" if high is None else f"{low} to {high}"
-                raise UserError(f"{option}: expected {expected}, received {value}")
+                raise UserError(f"{option(field.name)}: expected {expected}, received {value}")
     loss = settings.loss
-    if not any((loss.w_ce is None or loss.w_ce, loss.w_fd, loss.w_md, loss.w_ed)):
-        raise UserError("--w-ce, --w-fd, --w-md, --w-ed: expected at least one above 0, received only 0")
+    if not any((loss.w_ce is None or loss.w_ce, *(getattr(loss, name) for name in _TERM_WEIGHTS))):
+        raise UserError(
+            f"--w-ce, {', '.join(map(option, _TERM_WEIGHTS))}: expected at least one above 0, received only 0"
+        )
 
 
 def parse_train_options() -> TrainConfig:
     """Makes the training config: ``--recipe NAME`` sets the defaults, the other options override them."""
-    args = sys.argv[1:]
-    recipe = "default"
+    recipe, args = _take_recipe(sys.argv[1:])
+    return parse_options(TrainConfig, RECIPES[recipe or "default"], args)
+
+
+def _take_recipe(args: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of ``--recipe``, and the words without it."""
+    args = list(args)
+    recipe = None
     for place, arg in enumerate(args):
         if arg.split("=")[0] == "--recipe":
             recipe = arg.partition("=")[2] if "=" in arg else "".join(args[place + 1 : place + 2])
             del args[place : place + (1 if "=" in arg else 2)]
             break
-    if recipe not in RECIPES:
+    if recipe is not None and recipe not in RECIPES:
         raise UserError(f"--recipe: expected one of {', '.join(RECIPES)}, received {recipe!r}")
-    return parse_options(TrainConfig, RECIPES[recipe], args)
+    return recipe, args
+
+
+def parse_grid_command(commands: dict[str, type[GridConfig]], description: str, recipe: str) -> GridConfig:
+    """Makes the config of the sub-command named first on the command line (`parse_command` over a recipe).
+
+    Args:
+        commands: sub-command name to config class.
+        description: what the program does, for ``--help``.
+        recipe: where unnamed options come from, unless the command line has a ``--recipe``.
+    """
+    chosen, args = _take_recipe(sys.argv[1:])
+    base = RECIPES[chosen or recipe]
+    own = {field.name: getattr(base, field.name) for field in dataclasses.fields(base) if field.name != "run_dir"}
+    return _parse_command({name: (cls, {"default": cls(**own)}) for name, cls in commands.items()}, description, args)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -463,6 +572,93 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(
         config, dict_factory=lambda items: {k: v.value if isinstance(v, Enum) else v for k, v in items}
     )
+
+
+def options_by_name(settings: Any) -> dict[str, Any]:
+    """Every option by its command-line name, the sections unfolded, enums by value."""
+    options: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            options |= options_by_name(value)
+        else:
+            options[field.name] = value.value if isinstance(value, Enum) else value
+    return options
+
+
+def changed_options(settings: TrainConfig) -> dict[str, Any]:
+    """The options in which ``settings`` differ from train.py's defaults, by their command-line names."""
+    normal = options_by_name(TrainConfig())
+    return {name: value for name, value in options_by_name(settings).items() if value != normal[name]}
+
+
+def to_args(options: Mapping[str, Any]) -> list[str]:
+    """Options by name as command-line words: ``{"w_fd": 0, "adaptive": False}`` is ``--w-fd 0 --no-adaptive``."""
+    args = []
+    for name, value in options.items():
+        if isinstance(value, bool):
+            args.append(option(name if value else f"no-{name}"))
+        else:
+            args += [option(name), str(value)]
+    return args
+
+
+def with_options(settings: TrainConfig, options: Mapping[str, Any], place: str) -> TrainConfig:
+    """Settings with some options changed, each by its command-line name.
+
+    Args:
+        settings: where all others come from.
+        options: name to value, such as ``{"w_fd": 0}``.
+        place: what a message calls the place of the options.
+
+    Raises:
+        UserError: an unknown name, or a value of the wrong type.
+    """
+    screen = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
+            return parse_options(TrainConfig, settings, to_args(options))
+    except SystemExit:
+        reason = " ".join(re.sub("[^\\x20-\\x7e]", " ", screen.getvalue()).split())
+        raise UserError(f"{place}: cannot use the options {dict(options)} ({reason})") from None
+
+
+# What a run may differ in and still be the same run: where things lie, not what is computed.
+PLACES = ("run_dir", "data_dir", "debug")
+
+
+def identity(settings: TrainConfig) -> dict[str, Any]:
+    """All that decides what a run computes, JSON-ready."""
+    return {name: value for name, value in to_dict(settings).items() if name not in PLACES}
+
+
+def settings_of(identity: Mapping[str, Any]) -> TrainConfig | None:
+    """The settings with an `identity`, as a result file keeps it; None when it has options that are not known here.
+
+    Options that it does not have are younger than the file: they have their defaults.
+    """
+    return _filled(TrainConfig(), identity)
+
+
+def _filled(section: Any, values: Mapping[str, Any]) -> Any:
+    fields = {field.name for field in dataclasses.fields(section)}
+    if set(values) - fields:
+        return None
+    changes = {}
+    for name, value in values.items():
+        normal = getattr(section, name)
+        if dataclasses.is_dataclass(normal):
+            value = _filled(normal, value)
+            if value is None:
+                return None
+        changes[name] = type(normal)(value) if isinstance(normal, Enum) else value
+    return dataclasses.replace(section, **changes)
+
+
+def run_id(settings: TrainConfig) -> str:
+    """The run's default folder name: the same options give the same name, so the same command resumes."""
+    digest = hashlib.sha256(json.dumps(identity(settings), sort_keys=True).encode()).hexdigest()[:8]
+    return f"{settings.dataset.value}-{settings.model.arch.replace(':', '_')}-seed{settings.seed}-{digest}"
 
 
 def differences(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> list[str]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import keras
 from keras import ops
 
+import rivals
+
 # Below this squared length a centred vector counts as constant: its correlation with anything is 0.
 EPSILON = 1e-12
 
@@ -171,6 +173,11 @@ class AdCorreLoss(keras.layers.Layer):
         weight_floor: see `feature_discriminator`.
         history: H, the predictions the confusion matrix looks back on.
         label_smoothing: see `cross_entropy`.
+        ramp_steps: training batches over which the weights of all terms but CE rise linearly from 0.
+        w_center: weight of a rival to compare with, `rivals.CenterLoss`; it wants ``embedding_shape``.
+        w_supcon: weight of `rivals.supervised_contrastive`.
+        w_triplet: weight of `rivals.triplet_semihard`.
+        embedding_shape: ``(k, d)``.
     """
 
     def __init__(
@@ -184,6 +191,11 @@ class AdCorreLoss(keras.layers.Layer):
         weight_floor=1.0,
         history=1000,
         label_smoothing=0.0,
+        ramp_steps=0,
+        w_center=0.0,
+        w_supcon=0.0,
+        w_triplet=0.0,
+        embedding_shape=None,
         name="ad_corre_loss",
     ):
         super().__init__(name=name, dtype="float32")
@@ -196,7 +208,17 @@ class AdCorreLoss(keras.layers.Layer):
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing: expected 0 <= share < 1, received {label_smoothing}")
         self.num_classes = num_classes
-        self.weights_by_term = {"ce": 50 / num_classes if w_ce is None else w_ce, "fd": w_fd, "md": w_md, "ed": w_ed}
+        if w_center and embedding_shape is None:
+            raise ValueError("embedding_shape: expected (k, d) for the center loss, received None")
+        self.weights_by_term = {
+            "ce": 50 / num_classes if w_ce is None else w_ce,
+            "fd": w_fd,
+            "md": w_md,
+            "ed": w_ed,
+            "center": w_center,
+            "supcon": w_supcon,
+            "triplet": w_triplet,
+        }
         for term, weight in self.weights_by_term.items():
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"w_{term}: expected a finite weight >= 0, received {weight}")
@@ -204,6 +226,9 @@ class AdCorreLoss(keras.layers.Layer):
         self.weight_floor = weight_floor
         self.history = history
         self.label_smoothing = label_smoothing
+        self.ramp_steps = ramp_steps
+        self.embedding_shape = embedding_shape
+        self.center_loss = rivals.CenterLoss(num_classes, *embedding_shape) if w_center else None
         # One row a prediction, oldest first: (true code, predicted code); -1 until the row is filled.
         self.history_h2 = self.add_weight(
             name="history",
@@ -212,10 +237,11 @@ class AdCorreLoss(keras.layers.Layer):
             initializer=keras.initializers.Constant(-1),
             trainable=False,
         )
+        self.step = self.add_weight(name="step", shape=(), dtype="int32", initializer="zeros", trainable=False)
 
     @property
     def terms(self):
-        """Names of the terms that are computed, a subset of ``("ce", "fd", "md", "ed")``."""
+        """Names of the terms that are computed: of ``ce``, ``fd``, ``md``, ``ed``, and the rivals."""
         return tuple(term for term, weight in self.weights_by_term.items() if weight)
 
     def class_recall(self):
@@ -248,19 +274,32 @@ class AdCorreLoss(keras.layers.Layer):
         targets, labels = labels, majority(labels)
         if training and self.adaptive and "fd" in self.terms:
             self._remember(labels, logits)
-        values = {}
-        for term in self.terms:
-            if term == "ce":
-                values[term] = cross_entropy(targets, logits, self.label_smoothing)
-            elif term == "fd":
-                recall = self.class_recall() if self.adaptive else None
-                values[term] = feature_discriminator(embeddings, labels, recall, self.weight_floor)
-            elif term == "md":
-                values[term] = mean_discriminator(embeddings, labels, self.num_classes)
-            else:
-                values[term] = embedding_discriminator(embeddings)
-        total = sum((self.weights_by_term[term] * value for term, value in values.items()), ops.zeros(()))
+        terms = {
+            "ce": lambda: cross_entropy(targets, logits, self.label_smoothing),
+            "fd": lambda: feature_discriminator(
+                embeddings, labels, self.class_recall() if self.adaptive else None, self.weight_floor
+            ),
+            "md": lambda: mean_discriminator(embeddings, labels, self.num_classes),
+            "ed": lambda: embedding_discriminator(embeddings),
+            "center": lambda: self.center_loss(labels, embeddings, training=training),
+            "supcon": lambda: rivals.supervised_contrastive(embeddings, labels),
+            "triplet": lambda: rivals.triplet_semihard(embeddings, labels),
+        }
+        values = {term: terms[term]() for term in self.terms}
+        ramp = self._ramp(training)
+        total = ops.zeros(())
+        for term, value in values.items():
+            total = total + self.weights_by_term[term] * (value if term == "ce" else ramp * value)
         return {"loss": total, **values}
+
+    def _ramp(self, training):
+        """The share of their weights that all terms but CE have at this step, 0..1."""
+        if not self.ramp_steps:
+            return 1.0
+        share = ops.minimum(ops.cast(self.step, "float32") / self.ramp_steps, 1.0)
+        if training:
+            self.step.assign(self.step + 1)
+        return share
 
     def get_config(self):
         weights = {f"w_{term}": weight for term, weight in self.weights_by_term.items()}
@@ -272,4 +311,6 @@ class AdCorreLoss(keras.layers.Layer):
             "weight_floor": self.weight_floor,
             "history": self.history,
             "label_smoothing": self.label_smoothing,
+            "ramp_steps": self.ramp_steps,
+            "embedding_shape": self.embedding_shape,
         }

@@ -17,13 +17,17 @@ from errors import UserError
 from files import whole_file, write_json
 
 
-def predict(network: keras.Model, images: np.ndarray, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
+def predict(
+    network: keras.Model, images: np.ndarray, batch_size: int = 256, flip: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Runs the network over every image, a batch in memory at a time.
 
     Args:
         network: pixels 0..255 to ``{"logits": (B, C), "embeddings": (B, k, d)}`` (`cnn_model.build_model`).
         images: uint8 or float (N, H, W, 1 or 3) in 0..255; may be a memory map.
         batch_size: images a batch.
+        flip: average the probabilities of each image and its mirror image (test-time augmentation); the
+            embeddings stay the image's own.
 
     Returns:
         Class probabilities float32 (N, C), the softmax of the logits, and embeddings float32 (N, k, d).
@@ -31,6 +35,10 @@ def predict(network: keras.Model, images: np.ndarray, batch_size: int = 256) -> 
     Raises:
         UserError: no images, no batch size, or a network whose outputs are not finite.
     """
+    if flip:
+        probabilities, embeddings = predict(network, images, batch_size)
+        mirrored, _ = predict(network, images[:, :, ::-1], batch_size)
+        return (probabilities + mirrored) / 2, embeddings
     num_images = len(images)
     if not num_images:
         raise UserError("predict: expected at least one image, received none")
@@ -64,6 +72,7 @@ def evaluate(
     *,
     batch_size: int = 256,
     seed: int = 0,
+    flip: bool = False,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measures a network on every image of a split and writes the report.
@@ -75,13 +84,15 @@ def evaluate(
             ``result.json`` go.
         batch_size: images a batch.
         seed: of the bootstrap intervals and of the t-SNE picture.
+        flip: see `predict`.
         extra: more JSON-ready entries of the result, such as ``weights`` and ``selected_on``.
 
     Returns:
-        What ``result.json`` holds: ``dataset``, ``split``, all that `metrics.score` returns, ``class_names``,
-        ``seed``, ``commit`` (of this code; ``-dirty`` when tracked files differ from it, None outside git)
-        and the extra entries. ``predictions.npz`` holds ``labels`` int64 (N,), ``probabilities`` float32 (N, C) and
-        ``class_names`` (C,).
+        What ``result.json`` holds: ``dataset``, ``split``, all that `metrics.score` returns, ``correlations``
+        (`metrics.correlations`), ``class_names``, ``flip``, ``parameters``, ``seed``, ``commit`` (of this code;
+        ``-dirty`` when tracked files differ from it, None outside git) and the extra entries. ``predictions.npz``
+        holds ``labels`` int64 (N,), ``probabilities`` float32 (N, C), ``class_names`` (C,), and of the images in the
+        t-SNE picture ``tsne_rows`` int64 (M,) and ``tsne_places`` float32 (M, 2), both empty where there is none.
 
     Raises:
         UserError: the network has another number of classes than the split; or see `predict`.
@@ -93,21 +104,27 @@ def evaluate(
             f"received one of {num_classes}; choose weights trained on such a data set, or another --dataset"
         )
     folder = Path(folder)
-    probabilities, embeddings = predict(network, split.images, batch_size)
+    probabilities, embeddings = predict(network, split.images, batch_size, flip)
     scores = metrics.score(split.labels, probabilities, split.class_names, seed)
+    tsne_rows, tsne_places = metrics.tsne(embeddings, seed)
     with whole_file(folder / "predictions.npz") as temporary:
         np.savez_compressed(
             temporary,
             labels=split.labels.astype(np.int64),
             probabilities=probabilities,
             class_names=np.array(split.class_names),
+            tsne_rows=tsne_rows,
+            tsne_places=tsne_places,
         )
-    plots.save_figures(folder, split.labels, probabilities, embeddings, split.class_names, scores, seed)
+    plots.save_figures(folder, split.labels, probabilities, split.class_names, scores, tsne_rows, tsne_places)
     result = {
         "dataset": split.meta["dataset"],
         "split": split.meta["split"],
         **scores,
+        "correlations": metrics.correlations(split.labels, embeddings, split.num_classes),
         "class_names": list(split.class_names),
+        "flip": flip,
+        "parameters": network.count_params(),
         "seed": seed,
         "commit": commit(),
         **(extra or {}),
@@ -128,6 +145,8 @@ def format_table(result: Mapping[str, Any]) -> str:
         lines.append("The epoch was selected on the test split (--select-on test), as in the published practice.")
     if selected_on == result["split"]:
         lines.append("The epoch was selected on this same split, so the estimate is too good.")
+    if result.get("flip"):
+        lines.append("Every probability is the mean of the picture's and its mirror image's (--flip).")
     lines.append("")
     for key, title in (("accuracy", "accuracy"), ("mean_class_recall", "mean class recall"), ("macro_f1", "macro F1")):
         low, high = result["intervals"][key]

@@ -6,9 +6,8 @@ A run is a folder: `config.json`, `env.json`, `state.h5` (to go on after a kill)
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import cnn_model
 import config
 import custom_loss
 import evaluation
+import metrics
 import model_file
 import plots
 import runtime
@@ -30,8 +30,7 @@ from files import only_writer, read_json, write_json
 from synthetic_data import write_synthetic_splits
 
 BEST_WEIGHTS = "best.weights.h5"
-# What a run may differ in and still be the same run: where things lie, not what is computed.
-_PLACES = ("run_dir", "data_dir", "debug")
+UNTRAINED = "untrained.json"
 
 
 def train_and_evaluate(settings: TrainConfig) -> dict[str, Any]:
@@ -45,33 +44,23 @@ def train_and_evaluate(settings: TrainConfig) -> dict[str, Any]:
         UserError: data not prepared, unknown architecture, a folder that holds another run, a loss that is not finite.
     """
     config.check(settings)
-    folder = Path(settings.run_dir or Path("runs") / run_id(settings))
+    folder = Path(settings.run_dir or Path("runs") / config.run_id(settings))
     with only_writer(folder):
         _check_same_run(folder, settings)
         if (folder / "result.json").exists():
             print(f"{folder} holds this run, finished; delete it or choose another --run-dir to train again")
             return read_json(folder / "result.json")
         splits = _open_splits(settings)
-        write_json(folder / "config.json", _identity(settings))
+        write_json(folder / "config.json", config.identity(settings))
         print(f"{settings.model.arch} on {splits['train'].name}: {len(splits['train'])} images, in {folder}")
         _fit(settings, folder, splits)
         return _report(settings, folder, splits)
 
 
-def run_id(settings: TrainConfig) -> str:
-    """The run's default folder name: the same options give the same name, so the same command resumes."""
-    digest = hashlib.sha256(json.dumps(_identity(settings), sort_keys=True).encode()).hexdigest()[:8]
-    return f"{settings.dataset.value}-{settings.model.arch.replace(':', '_')}-seed{settings.seed}-{digest}"
-
-
-def _identity(settings: TrainConfig) -> dict[str, Any]:
-    return {name: value for name, value in config.to_dict(settings).items() if name not in _PLACES}
-
-
 def _check_same_run(folder: Path, settings: TrainConfig) -> None:
     """Checks that the run in the folder, if there is one, is the one that ``settings`` describe."""
     path = folder / "config.json"
-    if path.exists() and (changed := config.differences(read_json(path), _identity(settings))):
+    if path.exists() and (changed := config.differences(read_json(path), config.identity(settings))):
         raise UserError(
             f"{folder} holds a run with other options ({'; '.join(changed)}); "
             "repeat its own command to go on with it, or choose another --run-dir"
@@ -98,7 +87,7 @@ def _fit(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit]) 
     network = _build_network(settings, train.num_classes)
     model = training.AdCorreTrainer(
         network,
-        custom_loss.AdCorreLoss(train.num_classes, **dataclasses.asdict(settings.loss)),
+        _build_loss(settings, train.num_classes, len(batches)),
         cnn_model.Augmentation(settings.augmentation, seed=settings.seed),
     )
     optimizer = training.make_optimizer(settings.optimizer, len(batches), settings.epochs)
@@ -106,14 +95,22 @@ def _fit(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit]) 
     model.build((None, *train.images.shape[1:]))
     optimizer.build(model.trainable_variables)
 
+    averaged = training.AveragedWeights() if settings.optimizer.average else None
+
     def save_best(row: dict[str, float]) -> None:
-        metrics = {"split": settings.select_on, "accuracy": row["val_accuracy"], "epoch": row["epoch"]}
-        model_file.save_model(folder / BEST_WEIGHTS, network, _model_info(settings, network, train, metrics))
+        measured = {"split": settings.select_on, "accuracy": row["val_accuracy"], "epoch": row["epoch"]}
+        with averaged.in_place() if averaged else contextlib.nullcontext():
+            model_file.save_model(folder / BEST_WEIGHTS, network, _model_info(settings, network, train, measured))
 
     state = training.RunState(folder, monitor="val_accuracy", save_best=save_best)
     state.restore(model)
     if state.epochs_done:
         print(f"going on after epoch {state.epochs_done} of {settings.epochs}")
+    else:
+        # What the discriminators start from, to be read beside what they reach.
+        _, embeddings = evaluation.predict(network, validation.split.images)
+        before = metrics.correlations(validation.split.labels, embeddings, train.num_classes)
+        write_json(folder / UNTRAINED, before)
     write_json(folder / "env.json", runtime.versions())
     model.fit(
         batches,
@@ -127,9 +124,17 @@ def _fit(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit]) 
             training.StopAtNaN(),
             training.ProgressBar(),
             *runtime.tensorboard(folder / "tensorboard"),
+            *([averaged] if averaged else []),
             state,
         ],
     )
+
+
+def _build_loss(settings: TrainConfig, num_classes: int, steps_per_epoch: int) -> custom_loss.AdCorreLoss:
+    options = dataclasses.asdict(settings.loss)
+    ramp_steps = round(options.pop("ramp_epochs") * steps_per_epoch)
+    shape = (settings.model.num_embeddings, settings.model.embedding_size)
+    return custom_loss.AdCorreLoss(num_classes, ramp_steps=ramp_steps, embedding_shape=shape, **options)
 
 
 def _build_network(settings: TrainConfig, num_classes: int) -> keras.Model:
@@ -148,6 +153,7 @@ def _build_network(settings: TrainConfig, num_classes: int) -> keras.Model:
         weights=None if found or wanted.pretrained == "none" else wanted.pretrained,
         dropout=wanted.dropout,
         scaling=found and found.scaling,
+        logit_scale=wanted.logit_scale,
     )
     if found:
         model_file.load_weights(network, settings.weights)
@@ -157,7 +163,12 @@ def _build_network(settings: TrainConfig, num_classes: int) -> keras.Model:
 def _start(settings: TrainConfig, num_classes: int) -> model_file.ModelInfo:
     """The description of the file to start from, which must be of the network that ``settings`` want."""
     found = model_file.read_info(settings.weights)
-    for name, what in (("arch", "a {} network"), ("num_embeddings", "k = {}"), ("embedding_size", "d = {}")):
+    for name, what in (
+        ("arch", "a {} network"),
+        ("num_embeddings", "k = {}"),
+        ("embedding_size", "d = {}"),
+        ("logit_scale", "logits scaled by {}"),
+    ):
         wanted, has = getattr(settings.model, name), getattr(found, name)
         if wanted != has:
             raise UserError(
@@ -172,7 +183,7 @@ def _start(settings: TrainConfig, num_classes: int) -> model_file.ModelInfo:
 
 
 def _model_info(
-    settings: TrainConfig, network: keras.Model, train: PreparedSplit, metrics: dict[str, Any]
+    settings: TrainConfig, network: keras.Model, train: PreparedSplit, measured: dict[str, Any]
 ) -> model_file.ModelInfo:
     pixels = network.get_layer("pixel_input")
     return model_file.ModelInfo(
@@ -182,8 +193,9 @@ def _model_info(
         embedding_size=settings.model.embedding_size,
         input_size=pixels.size,
         scaling=pixels.scaling,
+        logit_scale=settings.model.logit_scale,
         dataset=train.name,
-        metrics=metrics,
+        metrics=measured,
         versions=runtime.versions(),
         origin=f"train.py, started from {Path(settings.weights).name}" if settings.weights else "train.py",
     )
@@ -193,11 +205,18 @@ def _report(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit
     """Evaluates the best weights and draws the figures; the result file comes last and marks the run as finished."""
     runtime.set_up(precision="float32")
     network, info = model_file.load_model(folder / BEST_WEIGHTS)
-    plots.save_history(folder / "history.png", training.read_history(folder))
+    history = training.read_history(folder)
+    plots.save_history(folder / "history.png", history)
     return evaluation.evaluate(
         network,
         splits["test" if "test" in splits else settings.select_on],
         folder,
         seed=settings.seed,
-        extra={"selected_on": settings.select_on, "best_epoch": info.metrics["epoch"], "config": _identity(settings)},
+        extra={
+            "selected_on": settings.select_on,
+            "best_epoch": info.metrics["epoch"],
+            "train_seconds": sum(row["seconds"] for row in history),
+            "correlations_untrained": read_json(folder / UNTRAINED),
+            "config": config.identity(settings),
+        },
     )

@@ -7,11 +7,16 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from errors import UserError
+
+_LOCK = ".lock"
+_PATIENCE_SECONDS = 0.5  # `is_taken` holds the lock for an instant
 
 
 @contextlib.contextmanager
@@ -41,6 +46,12 @@ def write_text(path: str | Path, text: str) -> None:
     """Writes ``text`` as UTF-8, whole or not at all."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def copy_file(source: str | Path, target: str | Path) -> None:
+    """Copies a file's bytes, whole or not at all."""
+    with whole_file(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -78,11 +89,28 @@ def only_writer(folder: str | Path) -> Iterator[None]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder}: another process is writing there; wait for it or choose another folder"
-            ) from None
+    with open(folder / _LOCK, "w") as file:
+        patience = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > patience:
+                    raise UserError(
+                        f"{folder}: another process is writing there; wait for it or choose another folder"
+                    ) from None
+            time.sleep(0.02)
         yield
+
+
+def is_taken(folder: str | Path) -> bool:
+    """Whether a process, this one or another, holds ``folder`` now (`only_writer`)."""
+    try:
+        with open(Path(folder) / _LOCK) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from threadpoolctl import threadpool_limits
+
+_TSNE_SAMPLES = 1000  # more crowd the picture and take seconds each thousand
+_TSNE_LEAST_SAMPLES = 10
+_TSNE_PCA_SIZE = 50
 
 
 def score(
@@ -69,6 +76,84 @@ def score(
         "per_class": per_class,
         "confusion_matrix": confusion.tolist(),
     }
+
+
+def correlations(labels: np.ndarray, embeddings: np.ndarray, num_classes: int) -> dict[str, Any]:
+    """Pearson's correlations that the three discriminators of Ad-Corre push on, over a whole split.
+
+    Each is the mean over the k embeddings of correlations over the d coordinates (`custom_loss.pearson_correlation`).
+
+    Args:
+        labels: int (N,), codes 0 <= label < C.
+        embeddings: float (N, k, d).
+        num_classes: C.
+
+    Returns:
+        JSON-ready, all -1..1: ``same_class`` and ``different_classes``, the means over pairs of images (the
+        Feature Discriminator drives them to 1 and -1); ``class_means``, C lists of C, of the classes' mean
+        embeddings, and ``between_class_means``, its mean off the diagonal (Mean Discriminator: towards -1);
+        ``between_embeddings``, the mean over an image's pairs of embeddings (Embedding Discriminator: towards -1).
+        None where there is no such pair; an absent class has None in ``class_means``.
+    """
+    u_nkd = _unit_deviations(embeddings)
+    n, k, _ = u_nkd.shape
+    counts = np.bincount(labels, minlength=num_classes)
+    member_nc = np.eye(num_classes)[labels]
+    # A mean over pairs is the squared length of a sum, less the pairs of an image with itself.
+    sum_ckd = np.einsum("nc,nkd->ckd", member_nc, u_nkd, optimize=True)
+    itself = np.sum(u_nkd**2)
+    same = np.sum(sum_ckd**2)
+    everything = np.sum(sum_ckd.sum(axis=0) ** 2)
+    same_pairs = int(np.sum(counts * (counts - 1)))
+    other_pairs = n * (n - 1) - same_pairs
+
+    means_ckd = np.einsum("nc,nkd->ckd", member_nc, embeddings, optimize=True) / np.maximum(counts, 1)[:, None, None]
+    u_ckd = _unit_deviations(means_ckd)
+    means_cc = np.einsum("ckd,ekd->ce", u_ckd, u_ckd) / k
+    absent = counts == 0
+    means_cc[absent] = means_cc[:, absent] = np.nan
+    between_means = means_cc[~np.eye(num_classes, dtype=bool)]
+
+    within = np.sum(u_nkd.sum(axis=1) ** 2) - itself  # of the pairs l != m of each image
+    return {
+        "same_class": float((same - itself) / (k * same_pairs)) if same_pairs else None,
+        "different_classes": float((everything - same) / (k * other_pairs)) if other_pairs else None,
+        "class_means": [[None if np.isnan(value) else float(value) for value in row] for row in means_cc],
+        "between_class_means": None if np.isnan(between_means).all() else float(np.nanmean(between_means)),
+        "between_embeddings": float(within / (n * k * (k - 1))) if k > 1 else None,
+    }
+
+
+def tsne(embeddings: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Places of at most 1,000 images on the plane, by t-SNE (van der Maaten and Hinton 2008) of all their embeddings.
+
+    Args:
+        embeddings: float (N, k, d); an image's k vectors count as one of k * d numbers.
+        seed: of the images drawn and of the start.
+
+    Returns:
+        ``rows`` int64 (M,), the images, in random order, and ``places`` float32 (M, 2). Both are empty for fewer
+        than 10 different images: the picture would show nothing.
+    """
+    rng = np.random.default_rng(seed)
+    rows = rng.choice(len(embeddings), min(len(embeddings), _TSNE_SAMPLES), replace=False)
+    vectors = embeddings[rows].reshape(len(rows), -1)  # (M, k * d)
+    # Equal rows count once: t-SNE's start divides by their spread.
+    if len(np.unique(vectors, axis=0)) < _TSNE_LEAST_SAMPLES:
+        return np.empty(0, np.int64), np.empty((0, 2), np.float32)
+    # One thread: sklearn's many spin at barriers, ten times slower beside another process, and add in varying order.
+    with threadpool_limits(1):
+        vectors = PCA(min(_TSNE_PCA_SIZE, *vectors.shape), random_state=seed).fit_transform(vectors)
+        places = TSNE(perplexity=min(30, (len(rows) - 1) / 3), init="pca", random_state=seed).fit_transform(vectors)
+    return rows, places.astype(np.float32)
+
+
+def _unit_deviations(x: np.ndarray) -> np.ndarray:
+    """Float64: every vector of the last axis less its mean, at length 1; a constant vector becomes 0."""
+    x = np.asarray(x, np.float64)
+    x = x - x[..., :1]  # first, or a constant vector would be left with its mean's rounding
+    x = x - x.mean(axis=-1, keepdims=True)
+    return x / np.sqrt(np.maximum(np.sum(x * x, axis=-1, keepdims=True), 1e-12))
 
 
 def reliability_bins(

@@ -60,6 +60,7 @@ class ModelInfo:
         embedding_size: d.
         input_size: side in pixels that the backbone sees.
         scaling: range of the backbone's input (see `cnn_model.PixelInput`); None is the architecture's own.
+        logit_scale: see `cnn_model.build_model`.
         dataset: what it was trained on, as ``fer2013/train``; empty when unknown.
         metrics: what was measured on which split, free-form and JSON-ready.
         versions: of what trained it (`runtime.versions`).
@@ -72,6 +73,7 @@ class ModelInfo:
     embedding_size: int = 256
     input_size: int | None = None
     scaling: str | None = None
+    logit_scale: float = 1.0
     dataset: str = ""
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -145,6 +147,7 @@ def load_model(path: str | Path) -> tuple[keras.Model, ModelInfo]:
         embedding_size=info.embedding_size,
         input_size=info.input_size,
         scaling=info.scaling,
+        logit_scale=info.logit_scale,
     )
     _fill(network, path, saved)
     return network, info
@@ -228,6 +231,7 @@ def _info_of(saved: SavedModel, path: str | Path) -> ModelInfo:
         embedding_size=saved.embedding_size,
         input_size=saved.input_size,
         scaling=saved.scaling,
+        logit_scale=saved.logit_scale,
         dataset=saved.dataset,
         metrics=saved.metrics,
         versions={"keras": saved.keras_version} if saved.keras_version else {},
@@ -245,6 +249,7 @@ def _check_plausible(info: ModelInfo, path: str | Path) -> None:
         "input_size": info.input_size is None
         or (type(info.input_size) is int and 1 <= info.input_size <= _LARGEST_INPUT),
         "scaling": info.scaling is None or info.scaling in cnn_model.SCALINGS,
+        "logit_scale": type(info.logit_scale) in (int, float) and 0 < info.logit_scale < math.inf,
         "metrics": isinstance(info.metrics, dict),
         "versions": isinstance(info.versions, dict),
     }

@@ -11,22 +11,21 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
-from threadpoolctl import threadpool_limits
 
 from errors import UserError
 from files import whole_file
 from metrics import reliability_bins
 
 # Okabe and Ito's colours, told apart with every common colour blindness; their yellow darkened for white paper.
-_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000", "#c9b800")
-_BLUE, _ORANGE, _GREEN = _COLORS[:3]
-_GRAY = "#8c8c8c"
-_PALE = "#c3cfda"
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000", "#c9b800")
+BLUE, ORANGE, _GREEN = COLORS[:3]
+GRAY = "#8c8c8c"
+PALE = "#c3cfda"
 
 _STYLE = {
     "font.family": "sans-serif",
@@ -42,29 +41,28 @@ _STYLE = {
     "figure.dpi": 160,
 }
 
-_HISTORY_PANELS = {
+TERM_TITLES = {
     "loss": "Total loss",
     "accuracy": "Accuracy",
     "ce": "Cross-entropy",
     "fd": "Feature Discriminator",
     "md": "Mean Discriminator",
     "ed": "Embedding Discriminator",
+    "center": "Center loss",
+    "supcon": "Supervised contrastive",
+    "triplet": "Triplet, semi-hard",
     "learning_rate": "Learning rate",
 }
-
-_TSNE_SAMPLES = 1000  # more crowd the picture and take seconds each thousand
-_TSNE_LEAST_SAMPLES = 10
-_TSNE_PCA_SIZE = 50
 
 
 def save_figures(
     folder: str | Path,
     labels: np.ndarray,
     probabilities: np.ndarray,
-    embeddings: np.ndarray,
     class_names: Sequence[str],
     scores: Mapping[str, Any],
-    seed: int = 0,
+    tsne_rows: np.ndarray,
+    tsne_places: np.ndarray,
 ) -> list[Path]:
     """Draws what an evaluation found.
 
@@ -72,20 +70,21 @@ def save_figures(
         folder: where ``confusion_matrix.png``, ``per_class.png``, ``reliability.png`` and ``tsne.png`` go.
         labels: int (N,).
         probabilities: float (N, C).
-        embeddings: float (N, k, d), each of the k vectors L2-normalised.
         class_names: C names.
         scores: what `metrics.score` says of these labels and probabilities.
-        seed: of the samples that t-SNE shows and of its start.
+        tsne_rows: int (M,), the samples that t-SNE shows (`metrics.tsne`); none, no picture.
+        tsne_places: float (M, 2), their places.
 
     Returns:
-        The pictures written. t-SNE is left out for fewer than 10 different samples: it would show nothing.
+        The pictures written.
     """
     folder = Path(folder)
     _save_confusion_matrix(folder / "confusion_matrix.png", np.array(scores["confusion_matrix"]), class_names)
     _save_per_class(folder / "per_class.png", scores["per_class"])
     _save_reliability(folder / "reliability.png", labels, probabilities, scores["ece"])
     written = [folder / name for name in ("confusion_matrix.png", "per_class.png", "reliability.png")]
-    if _save_tsne(folder / "tsne.png", labels, embeddings, class_names, seed):
+    if len(tsne_rows):
+        _save_tsne(folder / "tsne.png", labels[tsne_rows], tsne_places, class_names)
         written.append(folder / "tsne.png")
     return written
 
@@ -101,21 +100,21 @@ def save_history(path: str | Path, history: Sequence[Mapping[str, float]]) -> No
     Raises:
         ValueError: no epoch, or none of these names.
     """
-    names = [name for name in _HISTORY_PANELS if any({name, f"val_{name}"} & set(epoch) for epoch in history)]
+    names = [name for name in TERM_TITLES if any({name, f"val_{name}"} & set(epoch) for epoch in history)]
     if not names:
-        raise ValueError(f"expected epochs with some of {', '.join(_HISTORY_PANELS)}; received {list(history)}")
+        raise ValueError(f"expected epochs with some of {', '.join(TERM_TITLES)}; received {list(history)}")
     epochs = np.arange(1, len(history) + 1)
     columns = min(len(names), 4)
     rows = math.ceil(len(names) / columns)
-    with _figure(path, 2.4 * columns, 2.0 * rows + 0.3) as figure:
+    with new_figure(path, 2.4 * columns, 2.0 * rows + 0.3) as figure:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, name in zip(panels, names, strict=False):
-            for key, label, color in ((name, "training", _BLUE), (f"val_{name}", "validation", _ORANGE)):
+            for key, label, color in ((name, "training", BLUE), (f"val_{name}", "validation", ORANGE)):
                 values = [epoch.get(key, math.nan) for epoch in history]
                 if not np.isnan(values).all():
                     # A single epoch has no line: the marker shows it.
                     axes.plot(epochs, values, color=color, label=label, marker="o", markersize=2.5, linewidth=1.4)
-            axes.set_title(_HISTORY_PANELS[name])
+            axes.set_title(TERM_TITLES[name])
             axes.grid(True)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, steps=[1, 2, 5, 10], min_n_ticks=1))
             axes.set(xlabel="Epoch", xlim=(0.5, len(history) + 0.5))
@@ -140,11 +139,11 @@ def recognition_png(image: np.ndarray, probabilities: Mapping[str, float]) -> by
     """
     names, values = list(probabilities), np.array(list(probabilities.values()))
     png = io.BytesIO()
-    with _figure(png, 5.6, 2.4) as figure:
+    with new_figure(png, 5.6, 2.4) as figure:
         picture, bars = figure.subplots(1, 2, width_ratios=(2, 3))
         picture.imshow(_as_rgb(image), interpolation="bicubic")
         picture.set_axis_off()
-        drawn = bars.barh(names, values, color=[_BLUE if value == values.max() else _PALE for value in values])
+        drawn = bars.barh(names, values, color=[BLUE if value == values.max() else PALE for value in values])
         bars.bar_label(drawn, [f"{value:.0%}" for value in values], padding=3)
         bars.set_xlim(0, 1.12)  # room for "100%"
         bars.invert_yaxis()
@@ -183,7 +182,7 @@ def save_image_grid(
             canvas[top : top + side_y, left : left + side_x] = _as_rgb(images[row])
     counts = np.bincount(labels, minlength=len(class_names))
     cell = 0.6  # inches
-    with _figure(path, 1.0 + cell * per_class, 0.1 + cell * len(class_names) * step_y / step_x) as figure:
+    with new_figure(path, 1.0 + cell * per_class, 0.1 + cell * len(class_names) * step_y / step_x) as figure:
         axes = figure.add_subplot()
         axes.imshow(canvas)
         axes.set_xticks([])
@@ -205,7 +204,7 @@ def _save_confusion_matrix(path: Path, confusion: np.ndarray, class_names: Seque
     support = confusion.sum(axis=1)
     percent = 100 * confusion / np.maximum(support, 1)[:, None]
     side = 0.62 * num_classes
-    with _figure(path, side + 1.9, side + 0.7) as figure:
+    with new_figure(path, side + 1.9, side + 0.7) as figure:
         axes = figure.add_subplot()
         image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
         for row, column in np.ndindex(confusion.shape):
@@ -230,10 +229,10 @@ def _save_confusion_matrix(path: Path, confusion: np.ndarray, class_names: Seque
 
 
 def _save_per_class(path: Path, per_class: Mapping[str, Mapping[str, Any]]) -> None:
-    measures = {"precision": _BLUE, "recall": _ORANGE, "f1": _GREEN}
+    measures = {"precision": BLUE, "recall": ORANGE, "f1": _GREEN}
     width = 0.27  # of the distance between two classes
     places = np.arange(len(per_class))
-    with _figure(path, 1.0 + 1.0 * len(per_class), 3.0) as figure:
+    with new_figure(path, 1.0 + 1.0 * len(per_class), 3.0) as figure:
         axes = figure.add_subplot()
         for offset, (measure, color) in zip((-width, 0, width), measures.items(), strict=True):
             values = [values[measure] for values in per_class.values()]
@@ -253,51 +252,50 @@ def _save_reliability(path: Path, labels: np.ndarray, probabilities: np.ndarray,
     confidence, accuracy, count = reliability_bins(labels, probabilities)
     edges = np.linspace(0, 1, len(count) + 1)
     full = count > 0
-    with _figure(path, 3.8, 4.6) as figure:
+    with new_figure(path, 3.8, 4.6) as figure:
         curve, histogram = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        curve.plot([0, 1], [0, 1], color=_GRAY, linestyle="--", linewidth=1, label="perfect calibration")
+        curve.plot([0, 1], [0, 1], color=GRAY, linestyle="--", linewidth=1, label="perfect calibration")
         curve.plot(
-            confidence[full], accuracy[full], color=_BLUE, marker="o", markersize=4, clip_on=False, label="this model"
+            confidence[full], accuracy[full], color=BLUE, marker="o", markersize=4, clip_on=False, label="this model"
         )
         curve.set(ylabel="Accuracy", xlim=(0, 1), ylim=(0, 1))
         curve.legend(loc="upper left")
         curve.text(0.97, 0.05, f"ECE = {ece:.3f}", ha="right")
         curve.grid(True)
-        histogram.bar(edges[:-1], count / count.sum(), np.diff(edges), align="edge", color=_BLUE, edgecolor="white")
+        histogram.bar(edges[:-1], count / count.sum(), np.diff(edges), align="edge", color=BLUE, edgecolor="white")
         histogram.set(xlabel="Confidence", ylabel="Samples")
         histogram.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         histogram.yaxis.set_major_locator(MaxNLocator(3))
         histogram.grid(True, axis="y")
 
 
-def _save_tsne(path: Path, labels: np.ndarray, embeddings: np.ndarray, class_names: Sequence[str], seed: int) -> bool:
-    """Draws t-SNE (van der Maaten and Hinton 2008) of the concatenated vectors; False when there are too few."""
-    rng = np.random.default_rng(seed)
-    rows = rng.choice(len(labels), min(len(labels), _TSNE_SAMPLES), replace=False)
-    vectors = embeddings[rows].reshape(len(rows), -1)  # (n, k * d)
-    # Equal rows count once: t-SNE's start divides by their spread.
-    if len(np.unique(vectors, axis=0)) < _TSNE_LEAST_SAMPLES:
-        return False
-    # One thread: sklearn's many spin at barriers, ten times slower beside another process, and add in varying order.
-    with threadpool_limits(1):
-        vectors = PCA(min(_TSNE_PCA_SIZE, *vectors.shape), random_state=seed).fit_transform(vectors)
-        places = TSNE(perplexity=min(30, (len(rows) - 1) / 3), init="pca", random_state=seed).fit_transform(vectors)
-    with _figure(path, 5.4, 4.2) as figure:
-        axes = figure.add_subplot()
-        # In the drawn (random) order: class after class, the last would hide the others.
-        axes.scatter(*places.T, c=[_COLORS[label % len(_COLORS)] for label in labels[rows]], s=9, linewidths=0)
-        axes.set(xticks=[], yticks=[])
-        axes.set_aspect("equal", adjustable="datalim")
-        axes.spines[:].set_visible(False)
-        for code, name in enumerate(class_names):
-            if (labels[rows] == code).any():
-                axes.scatter([], [], color=_COLORS[code % len(_COLORS)], s=24, label=name)
-        figure.legend(loc="outside right center", handletextpad=0.2)
-    return True
+def _save_tsne(path: Path, labels: np.ndarray, places: np.ndarray, class_names: Sequence[str]) -> None:
+    with new_figure(path, 5.4, 4.2) as figure:
+        draw_tsne(figure.add_subplot(), labels, places)
+        expression_legend(figure, labels, class_names)
+
+
+def draw_tsne(axes: Axes, labels: np.ndarray, places: np.ndarray) -> None:
+    """Draws each sample, label (M,), at its place (M, 2), in the colour of its class."""
+    # In the drawn (random) order: class after class, the last would hide the others.
+    axes.scatter(*places.T, c=[COLORS[label % len(COLORS)] for label in labels], s=9, linewidths=0)
+    axes.set(xticks=[], yticks=[])
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.spines[:].set_visible(False)
+
+
+def expression_legend(figure: Figure, labels: np.ndarray, class_names: Sequence[str]) -> None:
+    """Names the colours of the classes that occur in ``labels``, at the right of the figure."""
+    dots = [
+        Line2D([], [], color=COLORS[code % len(COLORS)], marker="o", markersize=5, linestyle="", label=name)
+        for code, name in enumerate(class_names)
+        if (labels == code).any()
+    ]
+    figure.legend(handles=dots, loc="outside right center", handletextpad=0.2)
 
 
 @contextlib.contextmanager
-def _figure(target: str | Path | io.BytesIO, width: float, height: float) -> Iterator[Figure]:
+def new_figure(target: str | Path | io.BytesIO, width: float, height: float) -> Iterator[Figure]:
     """Yields an empty figure of ``width`` x ``height`` inches and writes it to ``target`` as a PNG."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")

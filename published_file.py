@@ -64,6 +64,7 @@ class SavedModel:
         layers: the backbone's layers with arrays in the order of the network, then ``embedding_dense`` (kernel
             (F, k * d)) and ``logits`` (kernel (k * d, C)); None in a `.keras` archive, whose arrays
             `archive_weights` unpacks.
+        logit_scale: see `cnn_model.build_model`.
     """
 
     arch: str
@@ -78,6 +79,7 @@ class SavedModel:
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
     ignored_code: int = 0
     layers: tuple[Layer, ...] | None = None
+    logit_scale: float = 1.0
 
 
 def is_archive(path: str | Path) -> bool:
@@ -288,6 +290,7 @@ def _own_network(settings: dict[str, Any], path: str | Path, version: str, kind:
             num_classes=parts["logits"]["units"],
             input_size=pixels["size"],
             scaling=pixels["scaling"],
+            logit_scale=parts.get("logit_scale", {"scale": 1.0})["scale"],
             origin=f"train.py, Keras {version} {kind}",
             keras_version=version,
             ignored_code=_find(settings, "class_name", "Lambda"),

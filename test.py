@@ -172,6 +172,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         folder,
         batch_size=settings.batch_size,
         seed=settings.seed,
+        flip=settings.flip,
         extra={"weights": str(settings.weights), "trained_on": info.dataset},
     )
     print(evaluation.format_table(result))

@@ -6,6 +6,7 @@ whole state of a run on disk; the other callbacks order the batches, show the pr
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -83,12 +84,42 @@ def make_optimizer(config: OptimizerConfig, steps_per_epoch: int, epochs: int) -
         rate = keras.optimizers.schedules.InverseTimeDecay(config.learning_rate, decay_steps=1, decay_rate=config.decay)
     else:
         rate = config.learning_rate
-    accumulate = config.accumulate if config.accumulate > 1 else None
+    shared = {"gradient_accumulation_steps": config.accumulate if config.accumulate > 1 else None}
+    if config.average:
+        shared |= {"use_ema": True, "ema_momentum": config.average}
     if config.optimizer == "adam":
-        return keras.optimizers.Adam(rate, gradient_accumulation_steps=accumulate)
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, gradient_accumulation_steps=accumulate)
+        return keras.optimizers.Adam(rate, **shared)
+    optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, **shared)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
+
+
+class AveragedWeights(keras.callbacks.Callback):
+    """Puts the optimiser's moving averages in the place of the weights while these are measured or saved."""
+
+    def on_test_begin(self, logs=None):
+        self._swap()
+
+    def on_test_end(self, logs=None):
+        self._swap()
+
+    @contextlib.contextmanager
+    def in_place(self):
+        """Holds the averages in the model while the block runs."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self):
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)  # in a loss-scale optimiser
+        for weight, average in zip(
+            self.model.trainable_variables, optimizer._model_variables_moving_average, strict=True
+        ):
+            value = ops.convert_to_numpy(weight).copy()
+            weight.assign(average)
+            average.assign(value)
 
 
 class EpochOrder(keras.callbacks.Callback):

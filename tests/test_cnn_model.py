@@ -198,6 +198,54 @@ def test_half_precision_stays_inside(bfloat16):
     assert changed.dtype == "float32"
 
 
+def test_the_logit_scale_is_an_inverse_temperature(mini):
+    network = build_model("mini_xcp", logit_scale=4.0)
+    network.set_weights(mini.get_weights())
+    plain, scaled = outputs(mini, pictures(2, 48, 48, 1)), outputs(network, pictures(2, 48, 48, 1))
+    bias = mini.get_layer("logits").get_weights()[1]
+    np.testing.assert_allclose(scaled["logits"] - bias, 4 * (plain["logits"] - bias), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(scaled["embeddings"], plain["embeddings"])
+
+
+# Batch normalisation
+
+
+def normalised(layer, x, upstream, training=True):
+    """Outputs, and the gradients of ``sum(upstream * outputs)`` by the inputs, the scale and the offset."""
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x, training=training)
+        loss = tf.reduce_sum(upstream * y)
+    return [y, *tape.gradient(loss, [x, layer.gamma.value, layer.beta.value])]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_fused_batch_norm_is_keras_own(training):
+    rng = np.random.default_rng(0)
+    x = tf.constant(rng.normal(2, 3, (5, 4, 3, 6)), tf.float32)
+    upstream = tf.constant(rng.normal(size=x.shape), tf.float32)
+    ours, keras_own = cnn_model.BatchNorm(momentum=0.9), keras.layers.BatchNormalization(momentum=0.9)
+    for layer in (ours, keras_own):
+        layer.build(x.shape)
+        layer.set_weights([rng_.normal(1, 0.1, 6) for rng_ in [np.random.default_rng(1)] for _ in range(4)])
+    assert runtime.has_fused_batch_norm()
+    for found, expected in zip(
+        normalised(ours, x, upstream, training), normalised(keras_own, x, upstream, training), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    for found, expected in zip(ours.get_weights(), keras_own.get_weights(), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_frozen_batch_norm_keeps_its_statistics():
+    layer = cnn_model.BatchNorm()
+    layer.build((None, 2, 2, 3))
+    layer.trainable = False
+    x = np.random.default_rng(0).normal(5, 2, (4, 2, 2, 3)).astype(np.float32)
+    np.testing.assert_allclose(layer(x, training=True), x / np.sqrt(1 + layer.epsilon), rtol=1e-5)
+    np.testing.assert_array_equal(layer.moving_mean, np.zeros(3))
+
+
 # The input layer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 
 import pytest
@@ -37,9 +38,9 @@ UNUSUAL = TrainConfig(
     select_on="test",
     precision="mixed_bfloat16",
     backend="jax",
-    model=ModelConfig("keras:MobileNetV2", 3, 66, 96, 0.23, "imagenet"),
-    loss=LossConfig(2.5, 0.0, 0.53, 3.1, False, 0.17, 53, 0.07),
-    optimizer=OptimizerConfig("adam", 0.13, "constant", 0.57, 0.29, 0.19, 4),
+    model=ModelConfig("keras:MobileNetV2", 3, 66, 96, 0.23, "imagenet", 4.5),
+    loss=LossConfig(2.5, 0.0, 0.53, 3.1, False, 0.17, 53, 0.07, 1.7, 0.61, 0.71, 0.81),
+    optimizer=OptimizerConfig("adam", 0.13, "constant", 0.57, 0.29, 0.19, 4, 0.99),
     augmentation=AugmentConfig(False, False, 1.0, 0.21, 0.31, 0.41),
     debug=True,
 )
@@ -47,6 +48,7 @@ UNUSUAL_ARGS = shlex.split("""
     --dataset fer2013 --data-dir /elsewhere --run-dir here --weights some.weights.h5 --epochs 3 --batch-size 7 --seed 5
     --balanced --soft-labels --select-on test --precision mixed_bfloat16 --backend jax
     --arch keras:MobileNetV2 --num-embeddings 3 --embedding-size 66 --input-size 96 --dropout 0.23 --pretrained imagenet
+    --logit-scale 4.5 --ramp-epochs 1.7 --w-center 0.61 --w-supcon 0.71 --w-triplet 0.81 --average 0.99
     --w-ce 2.5 --w-fd 0 --w-md 0.53 --w-ed 3.1 --no-adaptive --weight-floor 0.17 --history 53 --label-smoothing 0.07
     --optimizer adam --learning-rate 0.13 --schedule constant --warmup-epochs 0.57 --decay 0.29
     --weight-decay 0.19 --accumulate 4 --no-augment --no-flip --rotation 1 --shift 0.21 --zoom 0.31 --erase 0.41 --debug
@@ -103,6 +105,56 @@ def test_differences_see_names_that_one_side_lacks():
 
 def test_every_training_option_can_be_set(monkeypatch):
     assert train_options(monkeypatch, *UNUSUAL_ARGS) == UNUSUAL
+
+
+def test_options_come_back_from_the_words_that_say_them(monkeypatch):
+    options = config.changed_options(UNUSUAL)
+    assert len(options) == len(leaves(config.to_dict(UNUSUAL)))  # all of them differ
+    assert train_options(monkeypatch, *config.to_args(options)) == UNUSUAL
+    assert config.to_args({"w_fd": 0.5, "adaptive": False, "augment": True, "w_ce": None}) == [
+        *("--w-fd", "0.5", "--no-adaptive", "--augment", "--w-ce", "None")
+    ]
+    assert config.changed_options(TrainConfig()) == {}
+
+
+def test_with_options_changes_those_and_keeps_the_others():
+    changed = config.with_options(UNUSUAL, {"w_fd": 0.25, "epochs": 9}, "here")
+    assert changed == dataclasses.replace(UNUSUAL, epochs=9, loss=dataclasses.replace(UNUSUAL.loss, w_fd=0.25))
+    with pytest.raises(UserError, match=r"here: cannot use the options {'epoch_count': 3} \(.*epoch-count"):
+        config.with_options(UNUSUAL, {"epoch_count": 3}, "here")
+
+
+def test_a_run_is_named_after_what_it_computes():
+    name = config.run_id(UNUSUAL)
+    assert re.fullmatch("fer2013-keras_MobileNetV2-seed5-[0-9a-f]{8}", name)
+    assert name == config.run_id(dataclasses.replace(UNUSUAL, run_dir="there", data_dir="moved", debug=False))
+    assert name != config.run_id(dataclasses.replace(UNUSUAL, epochs=4))
+    assert config.settings_of(config.identity(UNUSUAL)) == dataclasses.replace(
+        UNUSUAL, run_dir=None, data_dir="data", debug=False
+    )
+
+
+# The commands of reproduce.py
+
+
+def grid_options(monkeypatch, *args, recipe="default"):
+    monkeypatch.setattr("sys.argv", ["reproduce.py", *args])
+    commands = {"run": config.RunGridConfig, "list": config.ListGridConfig, "report": config.ReportGridConfig}
+    return config.parse_grid_command(commands, "", recipe)
+
+
+def test_a_grid_takes_all_options_of_a_training(monkeypatch):
+    args = [word for word in UNUSUAL_ARGS if word not in ("--run-dir", "here")]
+    settings = grid_options(monkeypatch, "run", "mine.yaml", "--seeds", "5", "--jobs", "3", "--run-dir", "all", *args)
+    assert (settings.experiments, settings.seeds, settings.jobs, settings.run_dir) == ("mine.yaml", 5, 3, "all")
+    assert settings.training() == dataclasses.replace(UNUSUAL, run_dir=None)
+
+
+@pytest.mark.parametrize(("words", "recipe"), [((), "published"), (("--recipe", "published"), "default")])
+def test_a_grid_starts_from_a_recipe(monkeypatch, words, recipe):
+    settings = grid_options(monkeypatch, "list", "paper", "--epochs", "4", *words, recipe=recipe)
+    assert settings.training() == dataclasses.replace(RECIPES["published"], epochs=4)
+    assert (settings.experiments, settings.seeds, settings.run_dir) == ("paper", 3, "runs")
 
 
 def test_no_options_are_the_default_recipe(monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 import custom_loss
+import rivals
 from custom_loss import (
     AdCorreLoss,
     cross_entropy,
@@ -416,6 +417,41 @@ def test_a_term_of_weight_0_is_absent_and_never_computed(off, monkeypatch):
     terms = AdCorreLoss(NUM_CLASSES, **{f"w_{off}": 0.0})(*batch(6), training=True)
     assert set(terms) == {"loss", *FUNCTIONS} - {off}
     assert sorted(calls) == sorted(set(FUNCTIONS) - {off})
+
+
+def test_rivals_are_terms_like_the_others(monkeypatch):
+    options = {"w_fd": 0.0, "w_md": 0.0, "w_ed": 0.0, "w_center": 2.0, "w_supcon": 3.0, "w_triplet": 5.0}
+    labels, logits, embeddings = batch(12)
+    layer = AdCorreLoss(NUM_CLASSES, embedding_shape=tuple(embeddings.shape[1:]), **options)
+    assert layer.terms == ("ce", "center", "supcon", "triplet")
+    first = layer(labels, logits, embeddings, training=True)
+    length = np.mean(np.sum(np.square(embeddings), axis=(1, 2))) / embeddings.shape[1]
+    np.testing.assert_allclose(first["center"], length / 2, rtol=1e-5)  # every center is 0 still
+    np.testing.assert_allclose(first["supcon"], rivals.supervised_contrastive(embeddings, labels), rtol=1e-6)
+    np.testing.assert_allclose(first["triplet"], rivals.triplet_semihard(embeddings, labels), rtol=1e-6)
+    weighted = 50 / NUM_CLASSES * first["ce"] + 2 * first["center"] + 3 * first["supcon"] + 5 * first["triplet"]
+    np.testing.assert_allclose(first["loss"], weighted, rtol=1e-6)
+    assert layer(labels, logits, embeddings)["center"] < first["center"], "the centers have moved, and are in the state"
+    assert any("centers" in weight.path for weight in layer.non_trainable_weights)
+    twin = AdCorreLoss.from_config(layer.get_config())
+    assert twin.get_config() == layer.get_config()
+
+
+def test_a_center_loss_wants_to_know_the_embeddings():
+    with pytest.raises(ValueError, match=r"embedding_shape: expected \(k, d\)"):
+        AdCorreLoss(NUM_CLASSES, w_center=1.0)
+
+
+def test_a_ramp_lifts_all_terms_but_cross_entropy_in_training():
+    """Weights 0, 1/4, 2/4, 3/4, 1, 1 at the first six steps; an evaluation moves nothing."""
+    labels, logits, embeddings = batch(9)
+    layer = AdCorreLoss(NUM_CLASSES, ramp_steps=4, adaptive=False)
+    for share in (0, 0.25, 0.5, 0.75, 1, 1):
+        evaluated = layer(labels, logits, embeddings, training=False)
+        terms = layer(labels, logits, embeddings, training=True)
+        others = sum(terms[name] for name in ("fd", "md", "ed"))
+        np.testing.assert_allclose(terms["loss"], 50 / NUM_CLASSES * terms["ce"] + share * others, rtol=1e-6)
+        np.testing.assert_allclose(evaluated["loss"], terms["loss"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])

@@ -15,6 +15,7 @@ import pytest
 from keras import ops
 
 import evaluation
+import metrics
 import plots
 from data_helper import PreparedSplit
 from errors import UserError
@@ -120,6 +121,39 @@ VALUES = (0, 10, 20, 90, 100, 110, 190, 200, 210, 120)
 LABELS = (0, 0, 0, 1, 1, 1, 2, 2, 2, 2)
 
 
+@pytest.fixture(scope="module")
+def brighter_side():
+    """Logits (mean of the left half, mean of the right half, 0) / 50: flipping swaps the first two classes."""
+    pixels = keras.Input((4, 4, 1))
+    half = keras.layers.AveragePooling2D((4, 2))(pixels)  # (B, 1, 2, 1)
+    sides = ops.reshape(half, (-1, 2)) / 50
+    logits = ops.pad(sides, ((0, 0), (0, 1)))
+    return keras.Model(
+        pixels, {"logits": logits, "embeddings": ops.reshape(ops.pad(sides, ((0, 0), (0, 1))), (-1, 1, 3))}
+    )
+
+
+def test_flip_averages_each_image_with_its_mirror_image(brighter_side):
+    images = np.zeros((5, 4, 4, 1), np.uint8)
+    images[:, :, :2] = np.array([0, 50, 100, 150, 200], np.uint8)[:, None, None, None]
+    plain, embeddings = evaluation.predict(brighter_side, images, batch_size=2)
+    flipped, same = evaluation.predict(brighter_side, images, batch_size=2, flip=True)
+    exponentials = np.exp(np.stack([np.arange(5.0), np.zeros(5), np.zeros(5)], axis=1))
+    expected = exponentials / exponentials.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(plain, expected, rtol=1e-5)
+    np.testing.assert_allclose(flipped, (expected + expected[:, [1, 0, 2]]) / 2, rtol=1e-5)
+    np.testing.assert_array_equal(same, embeddings)
+
+
+def test_a_flipped_evaluation_says_so(network, tmp_path):
+    split = prepared(VALUES, LABELS)
+    result = evaluation.evaluate(network, split, tmp_path, flip=True)
+    assert result["flip"] is True and "mirror image" in evaluation.format_table(result)
+    plain = evaluation.evaluate(network, split, tmp_path)
+    assert plain["flip"] is False and "mirror image" not in evaluation.format_table(plain)
+    assert plain["accuracy"] == result["accuracy"]  # flat images are their own mirror images
+
+
 def test_evaluate_writes_what_it_returns(network, tmp_path):
     split = prepared(VALUES, LABELS)
     result = evaluation.evaluate(network, split, tmp_path / "run", batch_size=4, seed=5, extra={"selected_on": "val"})
@@ -131,6 +165,8 @@ def test_evaluate_writes_what_it_returns(network, tmp_path):
     assert result["confusion_matrix"] == [[3, 0, 0], [0, 3, 0], [0, 1, 3]]
     names = {"macro_f1", "ece", "per_class", "intervals", "commit"}
     assert names <= set(result)
+    assert result["correlations"] == metrics.correlations(split.labels, expected_outputs(VALUES)[1].astype("f4"), 3)
+    assert result["parameters"] == 0  # this network has none
     assert {"confusion_matrix.png", "per_class.png", "reliability.png"} <= {
         path.name for path in (tmp_path / "run").iterdir()
     }
@@ -140,9 +176,11 @@ def test_saved_predictions_reproduce_the_result(network, tmp_path):
     result = evaluation.evaluate(network, prepared(VALUES, LABELS), tmp_path)
     with np.load(tmp_path / "predictions.npz", allow_pickle=False) as saved:
         labels, probabilities, names = saved["labels"], saved["probabilities"], saved["class_names"]
+        rows, places = saved["tsne_rows"], saved["tsne_places"]
     assert (labels.dtype, probabilities.dtype) == (np.int64, np.float32)
     assert tuple(names) == NAMES
     np.testing.assert_allclose(probabilities, expected_outputs(VALUES)[0], rtol=1e-5)
+    assert sorted(rows) == list(range(10)) and places.shape == (10, 2)
     assert (probabilities.argmax(axis=1) == labels).mean() == pytest.approx(result["accuracy"])
 
 
@@ -155,7 +193,8 @@ def test_evaluate_is_the_same_every_time(network, tmp_path):
 
 def test_evaluate_passes_its_seed_on(network, tmp_path, monkeypatch):
     drawn_with = []
-    monkeypatch.setattr(plots, "save_figures", lambda *args: drawn_with.append(args[-1]))
+    monkeypatch.setattr(metrics, "tsne", lambda embeddings, seed: drawn_with.append(seed) or ((), ()))
+    monkeypatch.setattr(plots, "save_figures", lambda *args: None)
     split = prepared(np.arange(100) * 2, np.arange(100) // 34)
     intervals = [evaluation.evaluate(network, split, tmp_path, seed=seed)["intervals"] for seed in (0, 1)]
     assert intervals[0] != intervals[1]

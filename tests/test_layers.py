@@ -13,8 +13,8 @@ LAYERS = (
     {"errors"},
     {"config", "files", "images", "safe_hdf5"},
     {"sources", "split_writer", "annotations"},
-    {"decoding"},
-    {"runtime", "data_helper", "metrics", "synthetic", "published_file"},
+    {"decoding", "experiments"},
+    {"runtime", "data_helper", "metrics", "comparison", "synthetic", "published_file", "report_formats", "rivals"},
     {
         "dataset_class",
         "cnn_model",
@@ -26,16 +26,19 @@ LAYERS = (
         "affectnet",
         "published",
         "duplicates",
+        "report_rows",
     },
-    {"model_file", "trainer", "ferplus"},
-    {"evaluation"},
-    {"experiment"},
-    {"train", "test", "prepare_data"},
+    {"model_file", "trainer", "ferplus", "report_tables"},
+    {"evaluation", "report_figures", "grid"},
+    {"experiment", "report_page"},
+    {"report"},
+    {"train", "test", "prepare_data", "reproduce"},
 )
 LAYER_OF = {module: number for number, modules in enumerate(LAYERS) for module in modules}
 ON_DISK = sorted(path.stem for path in ROOT.glob("*.py"))
 WITHOUT_KERAS = ("errors", "config", "files", "images", "safe_hdf5", "data_helper", "metrics", "synthetic", "plots")
-WITHOUT_KERAS += ("published_file", "sources", "split_writer", "decoding")
+WITHOUT_KERAS += ("published_file", "sources", "split_writer", "decoding", "experiments", "comparison", "report_rows")
+WITHOUT_KERAS += ("report_formats", "report_tables", "report_figures", "report_page", "report")
 
 
 def imported(source: str) -> set[str]:

@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from metrics import expected_calibration_error, reliability_bins, score
+import metrics
+from metrics import correlations, expected_calibration_error, reliability_bins, score, tsne
 
 # Worked by hand. Rows are true classes, columns predictions:
 #        a  b  c
@@ -241,3 +242,110 @@ def test_class_names_must_fit():
         ValueError, match="expected 2 class names, one a column of the probabilities, received 3: a, b, c"
     ):
         score(np.zeros(2, int), GOOD, ["a", "b", "c"])
+
+
+def pearson(u, v):
+    """By its definition; 0 for a constant vector."""
+    u = [x - sum(u) / len(u) for x in u]
+    v = [x - sum(v) / len(v) for x in v]
+    norm = math.sqrt(sum(x * x for x in u) * sum(x * x for x in v))
+    return sum(x * y for x, y in zip(u, v, strict=True)) / norm if norm else 0.0
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values) if values else None
+
+
+def correlations_by_loops(labels, embeddings, num_classes):
+    n, k, _ = embeddings.shape
+    pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
+
+    def over(chosen):
+        return mean(pearson(embeddings[i, m], embeddings[j, m]) for i, j in pairs if chosen(i, j) for m in range(k))
+
+    means = {c: embeddings[labels == c].mean(axis=0) for c in range(num_classes) if (labels == c).any()}
+    between = {
+        (c, e): mean(pearson(means[c][m], means[e][m]) for m in range(k)) for c in means for e in means
+    }  # fmt: skip
+    return {
+        "same_class": over(lambda i, j: labels[i] == labels[j]),
+        "different_classes": over(lambda i, j: labels[i] != labels[j]),
+        "class_means": [[between.get((c, e)) for e in range(num_classes)] for c in range(num_classes)],
+        "between_class_means": mean(value for (c, e), value in between.items() if c != e),
+        "between_embeddings": mean(
+            pearson(embeddings[i, a], embeddings[i, b]) for i in range(n) for a in range(k) for b in range(k) if a != b
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    ("labels", "num_classes", "k"),
+    [
+        ([0, 1, 2, 0, 1, 2, 0, 0], 3, 3),
+        ([0, 0, 2, 2, 2], 4, 2),  # classes 1 and 3 are absent
+        ([1, 1, 1], 3, 2),  # one class
+        ([0, 1, 2], 3, 2),  # no two images of a class
+        ([2], 3, 2),  # one image
+        ([0, 1, 1, 0], 2, 1),  # one embedding
+    ],
+)
+def test_correlations_equal_plain_loops(labels, num_classes, k):
+    labels = np.array(labels)
+    embeddings = np.random.default_rng(3).normal(size=(len(labels), k, 6)) + 1
+    found, expected = (
+        correlations(labels, embeddings, num_classes),
+        correlations_by_loops(labels, embeddings, num_classes),
+    )
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if name == "class_means":
+            assert [[v is None for v in row] for row in found[name]] == [[v is None for v in row] for row in value]
+            np.testing.assert_allclose(np.array(found[name], float), np.array(value, float), atol=1e-12)
+        else:
+            assert found[name] == (None if value is None else pytest.approx(value, abs=1e-12)), name
+    json.dumps(found, allow_nan=False)
+
+
+def test_correlations_of_a_simplex():
+    """The centred unit vectors of 3 classes, a class each: rho = -1/2 between any two, (2/3 - 1) / (1 - 1/3)."""
+    embeddings = np.eye(3)[[0, 1, 2, 0, 1, 2], None]
+    found = correlations(np.array([0, 1, 2, 0, 1, 2]), embeddings, 3)
+    assert found["same_class"] == pytest.approx(1)
+    assert found["different_classes"] == pytest.approx(-0.5)
+    assert found["between_class_means"] == pytest.approx(-0.5)
+    np.testing.assert_allclose(found["class_means"], 1.5 * np.eye(3) - 0.5, atol=1e-12)
+    assert found["between_embeddings"] is None
+
+
+def test_correlations_of_constant_vectors_are_zero():
+    found = correlations(np.array([0, 0, 1]), np.full((3, 2, 4), 0.1, np.float32), 2)
+    assert (found["same_class"], found["different_classes"], found["between_embeddings"]) == (0, 0, 0)
+
+
+def test_tsne_separates_what_is_separate_and_follows_its_seed():
+    rng = np.random.default_rng(0)
+    labels = np.arange(80) % 2
+    embeddings = rng.normal(size=(80, 2, 8)) + 6 * labels[:, None, None]
+    rows, places = tsne(embeddings, seed=1)
+    assert sorted(rows) == list(range(80)) and places.shape == (80, 2) and places.dtype == np.float32
+    groups = [places[labels[rows] == label] for label in (0, 1)]
+    distance = np.linalg.norm(groups[0].mean(axis=0) - groups[1].mean(axis=0))
+    assert distance > 2 * max(group.std(axis=0).max() for group in groups)
+    again, other = tsne(embeddings, seed=1), tsne(embeddings, seed=2)
+    np.testing.assert_array_equal(again[0], rows)
+    np.testing.assert_array_equal(again[1], places)
+    assert not np.array_equal(other[0], rows)
+
+
+def test_tsne_takes_a_share_of_many_samples(monkeypatch):
+    monkeypatch.setattr(metrics, "_TSNE_SAMPLES", 30)
+    rows, places = tsne(np.random.default_rng(0).normal(size=(100, 2, 4)))
+    assert len(set(rows.tolist())) == 30 == len(places)
+
+
+@pytest.mark.parametrize("case", ["few", "equal"])
+def test_tsne_of_too_little_is_empty(case):
+    embeddings = np.random.default_rng(0).normal(size=(9, 2, 4)) if case == "few" else np.ones((40, 2, 4))
+    rows, places = tsne(embeddings)
+    assert (rows.shape, places.shape) == ((0,), (0, 2))

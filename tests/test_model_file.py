@@ -108,6 +108,7 @@ def test_the_description_is_one_json_attribute(tiny_weights):
         "embedding_size": 8,
         "input_size": 24,
         "scaling": None,
+        "logit_scale": 1.0,
         "dataset": "synthetic/train",
         "metrics": {"split": "val", "accuracy": 0.5},
         "versions": {"keras": keras.__version__},
@@ -215,6 +216,8 @@ DESCRIPTIONS = {
     "k of nothing": (describe(num_embeddings=0), "cannot read the description.*num_embeddings is 0"),
     "an input of a billion": (describe(input_size=10**9), "cannot read the description.*input_size is 1000000000"),
     "an unknown scaling": (describe(scaling="half"), "cannot read the description.*scaling is 'half'"),
+    "a logit scale of nothing": (describe(logit_scale=0), "cannot read the description.*logit_scale is 0"),
+    "a logit scale in words": (describe(logit_scale="4"), "cannot read the description.*logit_scale is '4'"),
     "classes in numbers": (describe(class_names=[1, 2, 3]), "cannot read the description.*class_names"),
     "another k": (describe(num_embeddings=3), "arrays do not fit a mini_xcp network"),
     "fewer classes": (describe(class_names=["Happy", "Sad"]), "arrays do not fit a mini_xcp network"),
@@ -324,6 +327,20 @@ def test_networks_of_model_save_come_back_bit_for_bit(saved):
     assert model_file.describe(path)["origin"].startswith(f"train.py, Keras {keras.__version__} ")
 
 
+@pytest.mark.parametrize("name", ["a.weights.h5", "a.keras", "a.h5"])
+def test_the_logit_scale_comes_back(tmp_path, name):
+    network = cnn_model.build_model("mini_xcp", num_embeddings=2, embedding_size=8, input_size=24, logit_scale=5.0)
+    info = ModelInfo("mini_xcp", CLASS_NAMES[:7], 2, 8, 24, logit_scale=5.0)
+    if name.endswith(".weights.h5"):
+        save_model(tmp_path / name, network, info)
+    else:
+        network.save(tmp_path / name)
+    again, found = load_model(tmp_path / name)
+    assert found.logit_scale == 5.0
+    picture = np.random.default_rng(0).integers(0, 256, (3, 24, 24, 1), np.uint8)
+    np.testing.assert_array_equal(again(picture)["logits"], network(picture)["logits"])
+
+
 def test_nothing_of_model_save_is_deserialised(saved, monkeypatch):
     for owner, name in ((keras.saving, "deserialize_keras_object"), (keras.saving, "load_model")):
         monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("made something from the file"))
@@ -364,7 +381,7 @@ ARCHIVES = {
     ),
     "k in words": (in_config(b'"target_shape": [2, 8]', b'"target_shape": ["2", 8]'), "num_embeddings is '2'"),
     "another k": (in_config(b'"target_shape": [2, 8]', b'"target_shape": [3, 8]'), "do not fit a mini_xcp network"),
-    "arrays cut off": ({"model": lambda data: data[:-9]}, "cut off: expected 1,0.* bytes, found"),
+    "arrays cut off": ({"model": lambda data: data[:-9]}, "cut off: expected 1,1.* bytes, found"),
     "a bomb": ({"model": lambda data: bytes(50_000_000)}, "refused: model.weights.h5 unpacks to 50,000,000 bytes"),
     "no HDF5": ({"model": lambda data: b"text"}, "expected an HDF5 weights file"),
 }

@@ -71,13 +71,52 @@ def test_accumulated_gradients_are_averaged_before_one_update():
     assert float(variable[0]) == pytest.approx(0.1, rel=1e-4)
 
 
-def small_trainer(embedding_size=8):
+class FirstWeight(keras.callbacks.Callback):
+    """Notes one weight after each step, and what the validation after each epoch sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps, self.measured = [], []
+
+    def _now(self):
+        return np.array(self.model.trainable_variables[0]).copy()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps.append(self._now())
+
+    def on_test_batch_begin(self, batch, logs=None):
+        self.measured.append(self._now())
+
+
+def test_the_average_of_the_weights_is_what_is_measured_and_saved():
+    """average <- 0.5 average + 0.5 weight after every step but the first, which starts it."""
+    model = small_trainer(config=OptimizerConfig(learning_rate=0.01, warmup_epochs=0, average=0.5))
+    images = np.random.default_rng(0).integers(0, 256, (14, 48, 48, 1), np.uint8)
+    labels = np.arange(14, dtype=np.int32) % 7
+    watch, averaged = FirstWeight(), training.AveragedWeights()
+    model.fit(
+        images, labels, batch_size=7, epochs=2, validation_data=(images, labels), validation_batch_size=14, verbose=0,
+        callbacks=[averaged, watch],
+    )  # fmt: skip
+    average = (watch.steps[0] + watch.steps[1]) / 2
+    np.testing.assert_allclose(watch.measured[0], average, rtol=1e-5, atol=1e-7)
+    for weight in watch.steps[2:]:
+        average = (average + weight) / 2
+    np.testing.assert_allclose(watch.measured[1], average, rtol=1e-5, atol=1e-7)
+    assert not np.allclose(watch.steps[1], watch.measured[0], rtol=1e-3)
+    before = np.array(model.trainable_variables[0]).copy()
+    with averaged.in_place():
+        np.testing.assert_allclose(model.trainable_variables[0], average, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(model.trainable_variables[0], before)
+
+
+def small_trainer(embedding_size=8, config=OptimizerConfig()):  # noqa: B008 - frozen
     model = training.AdCorreTrainer(
         cnn_model.build_model("mini_xcp", num_embeddings=2, embedding_size=embedding_size),
         custom_loss.AdCorreLoss(7, history=20),
         cnn_model.Augmentation(AugmentConfig(), seed=0),
     )
-    model.compile(training.make_optimizer(OptimizerConfig(), 10, 1), jit_compile=False)
+    model.compile(training.make_optimizer(config, 10, 1), jit_compile=False)
     model.build((None, 48, 48, 1))
     model.optimizer.build(model.trainable_variables)
     return model

@@ -1,0 +1,56 @@
+"""Runs a grid on a Ray cluster: ``python docs/ray_grid.py --cpus 4 components --dataset fer2013 --seeds 3``.
+
+Every machine sees the project, the data and ``--run-dir`` under the same paths (a shared folder). What follows the
+options of this script goes to ``python reproduce.py list``, and each command that this prints becomes one Ray task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import ray
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--address", help="of a running cluster (auto); without it Ray starts one on this machine")
+    parser.add_argument("--cpus", type=float, default=1, help="cores a run")
+    parser.add_argument("--gpus", type=float, default=0, help="GPUs a run; 0.5 puts two runs on one")
+    options, grid = parser.parse_known_args()
+    listed = subprocess.run(
+        [sys.executable, "reproduce.py", "list", *grid], cwd=PROJECT, check=True, stdout=subprocess.PIPE, text=True
+    )
+    commands = [line for line in listed.stdout.splitlines() if line.startswith("python ")]
+    ray.init(address=options.address, log_to_driver=False)
+    # A lost machine's runs are started again elsewhere, and go on after their last whole epoch.
+    train = ray.remote(num_cpus=options.cpus, num_gpus=options.gpus, max_retries=3)(run_one)
+    waiting = {train.remote(command): command for command in commands}
+    failed = 0
+    while waiting:
+        (done,), _ = ray.wait(list(waiting), num_returns=1)
+        code, last_line = ray.get(done)
+        failed += code != 0
+        print(f"{'done' if code == 0 else f'failed ({last_line})'}: {waiting.pop(done)}", flush=True)
+    print(f"{len(commands) - failed} of {len(commands)} runs done")
+    raise SystemExit(2 if failed else 0)
+
+
+def run_one(command: str) -> tuple[int, str]:
+    """One run on whichever machine Ray chose: its exit code and the last line that it printed on standard error."""
+    words = [sys.executable, *shlex.split(command)[1:]]
+    # Ray sets the number of cores in OMP_NUM_THREADS; TensorFlow reads its own names.
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
+    environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads}
+    done = subprocess.run(words, cwd=PROJECT, env=environment, capture_output=True, text=True)
+    return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]
+
+
+if __name__ == "__main__":
+    main()
