@@ -60,11 +60,11 @@ class ModelInfo:
         embedding_size: d.
         input_size: side in pixels that the backbone sees.
         scaling: range of the backbone's input (see `cnn_model.PixelInput`); None is the architecture's own.
-        logit_scale: see `cnn_model.build_model`.
         dataset: what it was trained on, as ``fer2013/train``; empty when unknown.
         metrics: what was measured on which split, free-form and JSON-ready.
         versions: of what trained it (`runtime.versions`).
         origin: where the arrays come from, in words.
+        logit_scale: see `cnn_model.build_model`.
     """
 
     arch: str
@@ -73,11 +73,11 @@ class ModelInfo:
     embedding_size: int = 256
     input_size: int | None = None
     scaling: str | None = None
-    logit_scale: float = 1.0
     dataset: str = ""
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     origin: str = "train.py"
+    logit_scale: float = 1.0
 
 
 def save_model(path: str | Path, network: keras.Model, info: ModelInfo) -> None:
