@@ -43,13 +43,14 @@ def main() -> None:
 
 
 def run_one(command: str) -> tuple[int, str]:
-    """One run on whichever machine Ray chose: its exit code and the last line that it printed on standard error."""
+    """One run on whichever machine Ray chose: its exit code and the error that it told, or its last line."""
     words = [sys.executable, *shlex.split(command)[1:]]
     # Ray sets the number of cores in OMP_NUM_THREADS; TensorFlow reads its own names.
     threads = os.environ.get("OMP_NUM_THREADS", "1")
     environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads}
     done = subprocess.run(words, cwd=PROJECT, env=environment, capture_output=True, text=True)
-    return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]
+    lines = done.stderr.splitlines()
+    return done.returncode, ([line for line in lines if line.startswith("error: ")] or lines or [""])[-1]
 
 
 if __name__ == "__main__":
