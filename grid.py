@@ -216,7 +216,8 @@ class Job:
             text = file.read().decode("utf-8", "replace")
         # A progress bar writes over itself with \r: only what it left on the screen counts.
         lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
-        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        # A message may stand behind what a bar left there.
+        errors = [line.partition("error: ")[2] for line in lines if "error: " in line]
         return errors[-1] if errors else "\n".join([line for line in lines if line.strip()][-_MESSAGE_LINES:])
 
 

@@ -50,7 +50,8 @@ def run_one(command: str) -> tuple[int, str]:
     environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads}
     done = subprocess.run(words, cwd=PROJECT, env=environment, capture_output=True, text=True)
     lines = done.stderr.splitlines()
-    return done.returncode, ([line for line in lines if line.startswith("error: ")] or lines or [""])[-1]
+    errors = [line.partition("error: ")[2] for line in lines if "error: " in line]
+    return done.returncode, (errors or lines or [""])[-1]
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ try:
         with open(folder / "starts", "a") as file:
             print(os.getpid(), sorted(os.sched_getaffinity(0)), file=file)
         if options.get("--seed") == "1" and not (folder / "error.json").exists():
-            print("\\repoch 1\\rerror: the loss is nan")
+            print("\\repoch 1: 2%| [md=1.623]error: the loss is nan\\r\\nsome notice")
             sys.exit(2)
         if options.get("--seed") == "2":
             os.abort()
