@@ -121,7 +121,7 @@ class Row:
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
         """Every option of train.py by its command-line name: as run, or as wanted where nothing has run."""
-        default = _unfolded(config.to_dict(config.TrainConfig())) | dict(self.options)
+        default = config.options_by_name(config.TrainConfig()) | dict(self.options)
         return default | (_unfolded(self.results[0]["config"]) if self.runs else {})
 
     def correct(self, seeds: Sequence[int]) -> np.ndarray:

@@ -14,6 +14,7 @@ import pytest
 import rival_oracle as oracle
 import tensorflow as tf
 from conftest import ROOT
+from test_custom_loss import value_and_gradient
 from test_custom_loss_jax import BATCHES, PLAIN, STEP_SIZES, assert_close
 
 import rivals
@@ -66,14 +67,6 @@ def draw(size=9, k=3, d=7, seed=0, num_classes=NUM_CLASSES):
     embeddings, labels = rng.normal(size=(size, k, d)), rng.integers(0, num_classes, size)
     labels[-1] = labels[0]
     return embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True), labels
-
-
-def value_and_gradient(function, x):
-    x = tf.convert_to_tensor(x)
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        value = function(x)
-    return value, tape.gradient(value, x)
 
 
 # Against the loops
