@@ -577,3 +577,10 @@ def test_mixup_keeps_at_least_half_of_each_image(compiled):
     expected = [s * pixels[i] + (1 - s) * pixels[i - 1] for i, s in enumerate(shares)]
     np.testing.assert_allclose(blended, expected, atol=1e-3)
     assert not np.allclose(layer(pixels)[1], layer(pixels)[1])
+
+
+def test_mixup_shares_are_those_of_the_folded_beta():
+    """Beta(1, 1) is uniform: folded, uniform over 0.5..1, so that its mean is 0.75 and its deviation 0.5 / sqrt(12)."""
+    _, shares = cnn_model.Mixup(1.0, seed=0)(np.zeros((20_000, 1, 1, 1), "float32"))
+    assert np.mean(shares) == pytest.approx(0.75, abs=0.005)
+    assert np.std(shares) == pytest.approx(0.5 / 12**0.5, abs=0.005)
