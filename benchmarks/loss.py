@@ -6,16 +6,17 @@ of a batch would need: (B, k d) x (k d, B), without a gradient. From batch 16,38
 product is left out.
 
 Time: the two take turns in one process; medians. Memory: each in a process of its own, by how much the highest
-resident set (``ru_maxrss``) rises over the inputs, the backend and a first run with 2 faces. On JAX beside it what the
-compiled program takes besides inputs and outputs (`temp_size_in_bytes`), which has no noise. Prints a table and one
-JSON line.
+resident set (Linux's ``VmHWM``, reset before the run) rises in one run over the backend, the inputs and a first run
+with 2 faces; the results count. On JAX beside it what the compiled program takes besides inputs and results
+(``temp_size_in_bytes``), which has no noise. Prints a table and one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
+import re
 import subprocess
 import sys
 import time
@@ -39,14 +40,17 @@ SIDES = ("terms", "product")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="tensorflow", choices=("tensorflow", "jax"))
-    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES), metavar="B")
+    parser.add_argument("--batches", type=int, nargs="+", metavar="B", help=f"default {BATCHES}")
     parser.add_argument("--seconds", type=float, default=4.0, help="of measuring a row's time, three rounds at least")
-    parser.add_argument("--quick", action="store_true", help="two small rows, a tenth of a second each")
+    parser.add_argument("--quick", action="store_true", help="one small batch, k = 7, a tenth of a second")
     # How the benchmark calls itself: one side's memory, printed as JSON.
     parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if min(options.batches) < 2:
-        raise UserError(f"--batches: expected 2 faces or more, received {min(options.batches)}")
+    batches, ks, seconds = options.batches or BATCHES, EMBEDDINGS, options.seconds
+    if options.quick:
+        batches, ks, seconds = options.batches or (64,), EMBEDDINGS[:1], 0.1
+    if min(batches) < 2:
+        raise UserError(f"--batches: expected 2 faces or more, received {min(batches)}")
     if not 0 < options.seconds < float("inf"):
         raise UserError(f"--seconds: expected a number above 0, received {options.seconds}")
     runtime.choose_backend(options.backend)
@@ -54,9 +58,6 @@ def main() -> None:
         side, batch_size, k = options.memory_of
         print(json.dumps(measure_memory(side, int(batch_size), int(k))))
         return
-    batches, ks, seconds = options.batches, EMBEDDINGS, options.seconds
-    if options.quick:
-        batches, ks, seconds = (8, 64), EMBEDDINGS[:1], 0.1
     import evaluation
 
     rows = []
@@ -72,7 +73,7 @@ def measure(backend: str, batch_size: int, k: int, seconds: float) -> dict:
     """One row: median seconds of each side, their ratio, and bytes."""
     sides = SIDES if batch_size <= PRODUCT_UP_TO else SIDES[:1]
     arrays = make_arrays(batch_size, k)
-    steps = {side: compiled(side) for side in sides}
+    steps = {side: compiled(program(side, k)) for side in sides}
     for step in steps.values():
         step(*arrays)
     times = {side: [] for side in sides}
@@ -137,7 +138,7 @@ def make_arrays(batch_size: int, k: int) -> tuple:
     return ops.convert_to_tensor(embeddings), ops.convert_to_tensor(labels)
 
 
-def program(side: str):
+def program(side: str, k: int):
     """The side as the backend's compiled function of embeddings and labels; the terms come with their gradient."""
     import keras
 
@@ -153,14 +154,15 @@ def program(side: str):
             value = terms(embeddings, labels)
         return value, tape.gradient(value, embeddings)
 
-    return tf.function(with_gradient if side == "terms" else product, jit_compile=runtime.jit_compile())
+    signature = tf.TensorSpec((None, k, SIZE)), tf.TensorSpec((None,), tf.int32)
+    function = with_gradient if side == "terms" else product
+    return tf.function(function, input_signature=signature, jit_compile=runtime.jit_compile())
 
 
-def compiled(side: str):
-    """`program` that returns when its result is there."""
+def compiled(run):
+    """A `program` that returns when its result is there."""
     import keras
 
-    run = program(side)
     if keras.backend.backend() == "jax":
         import jax
 
@@ -169,7 +171,7 @@ def compiled(side: str):
     def step(*arrays):
         result = run(*arrays)
         # One number: a GPU returns before it is done, and a whole result would have to be copied.
-        (result[0] if side == "terms" else result[0, 0]).numpy()
+        (result[0] if isinstance(result, tuple) else result[0, 0]).numpy()
         return result
 
     return step
@@ -181,35 +183,38 @@ def compiled(side: str):
 def memory_of(backend: str, side: str, batch_size: int, k: int) -> dict[str, int]:
     """`measure_memory` in a process of its own: what one case took would hide what the next one takes."""
     arguments = ["--backend", backend, "--memory-of", side, str(batch_size), str(k)]
-    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
+    # glibc gives large blocks back at once, so that none freed before the run serves it unseen.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, env=environment)
     if done.returncode:
         raise UserError(f"batch {batch_size}, k {k}: the process that measures memory failed:\n{done.stderr.strip()}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure_memory(side: str, batch_size: int, k: int) -> dict[str, int]:
-    """By how many bytes one run raises the highest resident set, its results included; on JAX the program's own too."""
+    """By how many bytes one run raises the highest resident set (not off Linux); on JAX the program's own too."""
     import keras
 
-    compiled(side)(*make_arrays(2, k))  # threads, kernels' own buffers, what compiling loads
+    run, sizes = program(side, k), {}
+    compiled(run)(*make_arrays(2, k))  # threads, buffers that stay, what compiling loads
     arrays = make_arrays(batch_size, k)
-    step, sizes = compiled(side), {}
     if keras.backend.backend() == "jax":
-        step = program(side).lower(*arrays).compile()
-        sizes["compiled_bytes"] = int(step.memory_analysis().temp_size_in_bytes)
-    before = highest_resident_set()
-    result = step(*arrays)
-    if keras.backend.backend() == "jax":
-        import jax
-
-        jax.block_until_ready(result)
-    return {"bytes": highest_resident_set() - before, **sizes}
+        run = run.lower(*arrays).compile()
+        sizes["compiled_bytes"] = int(run.memory_analysis().temp_size_in_bytes)
+    step = compiled(run)
+    if sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
+        before = highest_resident_set()
+        result = step(*arrays)
+        sizes["bytes"] = highest_resident_set() - before
+        del result  # held until here: it counts
+    return sizes
 
 
 def highest_resident_set() -> int:
-    """Bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    """Bytes since the last reset. Not `getrusage`'s: a process inherits that of the one which started it."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)[1]) * 1024
 
 
 if __name__ == "__main__":
