@@ -19,6 +19,7 @@ from custom_loss import (
 )
 
 NUM_CLASSES, HISTORY = 5, 12
+LARGE_BATCH = 2048
 VOTES = (0.6 * np.eye(NUM_CLASSES) + 0.4 * np.eye(NUM_CLASSES)[::-1]).astype(np.float32)  # on a picture of each label
 # Term: (embeddings (B, k, d), logits (B, C), labels (B,), recall (C,)) -> scalar
 TERMS = {
@@ -49,6 +50,18 @@ def term_outputs(inputs, names) -> dict[str, np.ndarray]:
         for term, (value, gradients) in values_and_gradients(*arrays, inputs["recall"]).items():
             outputs[f"{name}/{term}"] = value
             outputs[f"{name}/{term}/embeddings"], outputs[f"{name}/{term}/logits"] = gradients
+    return outputs
+
+
+def temporary_bytes() -> dict[str, np.ndarray]:
+    """What the compiled FD and its gradient take besides inputs and outputs, for `LARGE_BATCH` faces."""
+    import jax
+
+    shapes = jax.ShapeDtypeStruct((LARGE_BATCH, 2, 8), "float32"), jax.ShapeDtypeStruct((LARGE_BATCH,), "int32")
+    recall, outputs = np.linspace(0, 1, NUM_CLASSES, dtype=np.float32), {}
+    for name, arguments in (("fd", ()), ("fd_adaptive", (recall,))):
+        step = jax.value_and_grad(lambda e, y, arguments=arguments: feature_discriminator(e, y, *arguments))
+        outputs[f"{name}/temporary"] = jax.jit(step).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
     return outputs
 
 
@@ -88,6 +101,7 @@ def main() -> None:
     steps = [name for name in names if name.startswith("step")]
     outputs = term_outputs(inputs, [name for name in names if name not in steps])
     outputs |= layer_outputs(inputs, len(steps))
+    outputs |= temporary_bytes()
     if "tensorflow" in sys.modules:
         sys.exit("expected no TensorFlow in the JAX process, but something imported it")
     np.savez(sys.argv[2], **outputs)

@@ -194,6 +194,69 @@ def test_cross_entropy_of_a_wildly_wrong_logit_is_the_logit():
     np.testing.assert_allclose(gradient, [[1.0, -1.0]])
 
 
+# FD without pairs, in batches that are too large for loops
+
+
+def pairwise_feature_discriminator(embeddings, labels, recall=None, floor=1.0):
+    """The formula in float64 with every pair's absolute value in memory."""
+    e = tf.cast(embeddings, "float64")
+    e = e - tf.reduce_mean(e, axis=-1, keepdims=True)
+    e = e / tf.norm(e, axis=-1, keepdims=True)
+    corr = tf.einsum("ild,jld->lij", e, e)
+    weight = np.ones((len(labels), len(labels)))
+    if recall is not None:
+        weight = floor + (1 - recall[labels])[:, None] + (1 - recall[labels])[None, :]
+    omega = np.where(labels[:, None] == labels[None, :], 1.0, -1.0)
+    np.fill_diagonal(weight, 0.0)
+    return tf.reduce_mean(weight * tf.abs(omega - corr))
+
+
+def large_batch(kind, size=130, k=3, d=32):
+    """Labels (size,), and embeddings (size, k, d) float32 of length 1, at random or around one point or one a class."""
+    noise, labels = draw(size, k, d, num_classes=1 if kind == "one_class" else NUM_CLASSES)
+    centers, _ = draw(NUM_CLASSES, k, d, seed=1)
+    embeddings = {
+        "random": noise,
+        "collapsed": centers[0] + 1e-3 * noise,
+        "one_class": centers[0] + 1e-3 * noise,
+        "trained": (centers - centers.mean(axis=0))[labels] + 0.1 * noise,
+    }[kind]
+    return (embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True)).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("recall", [None, RECALL], ids=["plain", "adaptive"])
+@pytest.mark.parametrize("kind", ["random", "collapsed", "one_class", "trained"])
+def test_feature_discriminator_is_the_sum_of_its_pairs(kind, recall):
+    """In float32. The gradient's yardstick is the largest that a vector can have, 2 max W / (k B |e'|)."""
+    embeddings, labels = large_batch(kind)
+    value, gradient = value_and_gradient(lambda e: feature_discriminator(e, labels, recall), embeddings)
+    expected, expected_gradient = value_and_gradient(
+        lambda e: pairwise_feature_discriminator(e, labels, recall), embeddings
+    )
+    np.testing.assert_allclose(value, expected, rtol=0, atol=1e-6)
+    size, k, _ = embeddings.shape
+    largest = 2 * (1 if recall is None else 3) / (k * size * embeddings.std(axis=-1).min() * math.sqrt(32))
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=0, atol=1e-6 * largest)
+
+
+def test_num_classes_changes_nothing_but_the_way():
+    embeddings, labels = draw(12)
+    expected = value_and_gradient(lambda e: feature_discriminator(e, labels), embeddings)
+    known = value_and_gradient(lambda e: feature_discriminator(e, labels, num_classes=NUM_CLASSES), embeddings)
+    np.testing.assert_allclose(known[0], expected[0], rtol=1e-12)
+    np.testing.assert_allclose(known[1], expected[1], rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("recall", [None, RECALL], ids=["plain", "adaptive"])
+def test_nothing_in_the_step_is_larger_than_the_embeddings(recall):
+    size, k, d = 2048, 2, 8
+    step = tf.function(lambda e, y: value_and_gradient(lambda x: feature_discriminator(x, y, recall), e))
+    graph = step.get_concrete_function(tf.TensorSpec((size, k, d)), tf.TensorSpec((size,), tf.int32)).graph
+    shapes = [tensor.shape for operation in graph.get_operations() for tensor in operation.outputs]
+    assert all(shape.rank is not None for shape in shapes)
+    assert max(math.prod(side or size for side in shape) for shape in shapes) == size * k * d
+
+
 # The published values
 
 

@@ -92,6 +92,12 @@ def test_term_and_gradients(term, name, on_jax):
         assert any(np.any(gradient) for gradient in gradients)
 
 
+@pytest.mark.parametrize("term", ["fd", "fd_adaptive"])
+def test_no_matrix_of_pairs_is_held(term, on_jax):
+    """One of bytes would be larger than all that the compiled program takes."""
+    assert 0 < on_jax[f"{term}/temporary"] < jax_losses.LARGE_BATCH**2 / 4
+
+
 def test_layer_over_a_training_and_an_evaluation(on_jax):
     layer, recalls = jax_losses.make_layer(), []
     for number in range(len(STEP_SIZES)):
