@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import keras
 import numpy as np
 
-import metrics
-import plots
+import runtime
 from data_helper import PreparedSplit
 from errors import UserError
 from files import whole_file, write_json
+
+# Networks that ran one batch uncompiled (see `_outputs`).
+_RAN_ONCE: weakref.WeakSet[keras.Model] = weakref.WeakSet()
 
 
 def predict(
@@ -51,10 +54,11 @@ def predict(
         batch = np.asarray(images[start : start + batch_size])
         rows = slice(start, start + len(batch))
         # The short last batch is filled up and its surplus cut off: a second shape would be compiled a second time.
-        full = np.pad(batch, ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)))
-        outputs = network.predict_on_batch(full)
-        logits[rows] = outputs["logits"][: len(batch)]
-        embeddings[rows] = outputs["embeddings"][: len(batch)]
+        if len(batch) < batch_size:
+            batch = np.pad(batch, ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)))
+        outputs = _outputs(network, batch, once=batch_size == num_images)
+        logits[rows] = outputs["logits"][: len(logits[rows])]
+        embeddings[rows] = outputs["embeddings"][: len(logits[rows])]
     finite = np.isfinite(logits).all(axis=1)
     if not finite.all():
         raise UserError(
@@ -63,6 +67,14 @@ def predict(
             "train again with a smaller --learning-rate or --precision float32"
         )
     return _softmax(logits), embeddings
+
+
+def _outputs(network: keras.Model, batch: np.ndarray, once: bool) -> dict[str, np.ndarray]:
+    """One batch's outputs; a network's first, when it comes alone, is not worth compiling for where eager is cheap."""
+    if once and network not in _RAN_ONCE and runtime.eager_is_cheap():
+        _RAN_ONCE.add(network)
+        return {name: np.asarray(value) for name, value in network(batch, training=False).items()}
+    return network.predict_on_batch(batch)
 
 
 def evaluate(
@@ -97,6 +109,10 @@ def evaluate(
     Raises:
         UserError: the network has another number of classes than the split; or see `predict`.
     """
+    # scikit-learn and Matplotlib take half a second to import, and `predict` alone needs neither.
+    import metrics
+    import plots
+
     num_classes = network.output["logits"].shape[-1]
     if num_classes != split.num_classes:
         raise UserError(
