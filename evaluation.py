@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,13 @@ from typing import Any
 import keras
 import numpy as np
 
-import runtime
 from data_helper import PreparedSplit
 from errors import UserError
 from files import whole_file, write_json
 
-# Networks that ran one batch uncompiled (see `_outputs`).
-_RAN_ONCE: weakref.WeakSet[keras.Model] = weakref.WeakSet()
-
 
 def predict(
-    network: keras.Model, images: np.ndarray, batch_size: int = 256, flip: bool = False
+    network: keras.Model, images: np.ndarray, batch_size: int = 256, flip: bool = False, compiled: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Runs the network over every image, a batch in memory at a time.
 
@@ -31,6 +26,8 @@ def predict(
         batch_size: images a batch.
         flip: average the probabilities of each image and its mirror image (test-time augmentation); the
             embeddings stay the image's own.
+        compiled: False runs the layers one by one, which saves the compilation of a network that runs but once
+            (`runtime.eager_is_cheap`); equal to rounding.
 
     Returns:
         Class probabilities float32 (N, C), the softmax of the logits, and embeddings float32 (N, k, d).
@@ -39,8 +36,8 @@ def predict(
         UserError: no images, no batch size, or a network whose outputs are not finite.
     """
     if flip:
-        probabilities, embeddings = predict(network, images, batch_size)
-        mirrored, _ = predict(network, images[:, :, ::-1], batch_size)
+        probabilities, embeddings = predict(network, images, batch_size, compiled=compiled)
+        mirrored, _ = predict(network, images[:, :, ::-1], batch_size, compiled=compiled)
         return (probabilities + mirrored) / 2, embeddings
     num_images = len(images)
     if not num_images:
@@ -56,9 +53,9 @@ def predict(
         # The short last batch is filled up and its surplus cut off: a second shape would be compiled a second time.
         if len(batch) < batch_size:
             batch = np.pad(batch, ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)))
-        outputs = _outputs(network, batch, once=batch_size == num_images)
-        logits[rows] = outputs["logits"][: len(logits[rows])]
-        embeddings[rows] = outputs["embeddings"][: len(logits[rows])]
+        outputs = network.predict_on_batch(batch) if compiled else network(batch, training=False)
+        for array, name in ((logits, "logits"), (embeddings, "embeddings")):
+            array[rows] = keras.ops.convert_to_numpy(outputs[name])[: rows.stop - rows.start]
     finite = np.isfinite(logits).all(axis=1)
     if not finite.all():
         raise UserError(
@@ -67,14 +64,6 @@ def predict(
             "train again with a smaller --learning-rate or --precision float32"
         )
     return _softmax(logits), embeddings
-
-
-def _outputs(network: keras.Model, batch: np.ndarray, once: bool) -> dict[str, np.ndarray]:
-    """One batch's outputs; a network's first, when it comes alone, is not worth compiling for where eager is cheap."""
-    if once and network not in _RAN_ONCE and runtime.eager_is_cheap():
-        _RAN_ONCE.add(network)
-        return {name: np.asarray(value) for name, value in network(batch, training=False).items()}
-    return network.predict_on_batch(batch)
 
 
 def evaluate(

@@ -80,6 +80,7 @@ class TestModels:
             print("no GPU found: running on the CPU", file=sys.stderr)
         self.network, self.info = model_file.load_model(h5_address or DEFAULT_WEIGHTS)
         self.input_size = self.info.input_size or cnn_model.architecture(self.info.arch).input_size
+        self._has_run = False
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -141,7 +142,10 @@ class TestModels:
             return self.network.predict(np.stack(faces), batch_size)
         import evaluation
 
-        return evaluation.predict(self.network, np.stack(faces), batch_size)
+        # The first faces, when they are but one batch, are not worth the compilation: most often no others follow.
+        compiled = self._has_run or len(faces) > batch_size or not runtime.eager_is_cheap()
+        self._has_run = True
+        return evaluation.predict(self.network, np.stack(faces), batch_size, compiled=compiled)
 
 
 def _is_onnx(path: str | Path | None) -> bool:
