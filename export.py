@@ -79,7 +79,7 @@ def export_network(network: keras.Model, info: ModelInfo, path: str | Path, form
                 "nothing was kept; try another --format, or --debug for the whole story"
             ) from error
         differences = compare(run, network, size)
-        if not max(differences.values()) <= TOLERANCE:  # NaN too
+        if not all(value <= TOLERANCE for value in differences.values()):  # NaN too
             raise UserError(
                 f"{path}: the {format} file does not agree with the network, so it was not kept: expected a difference "
                 f"of at most {TOLERANCE:g}, found {differences['probabilities']:.2g} in the probabilities and "
@@ -141,7 +141,7 @@ def compare(run: Run, network: keras.Model, size: int, seed: int = 0) -> dict[st
         seed: of the pictures: coarse random patterns, because pure noise looks alike to a network.
 
     Returns:
-        ``probabilities`` and ``embeddings``; infinite where the shapes differ.
+        ``probabilities`` and ``embeddings``; infinite where the shapes differ, NaN where a number is.
     """
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (_NUM_PICTURES, 6, 6, 3), np.uint8)
@@ -150,7 +150,7 @@ def compare(run: Run, network: keras.Model, size: int, seed: int = 0) -> dict[st
     pixels = pictures.astype(np.float32)
     all_found, first_found = run(pixels), run(pixels[:1])
     return {
-        name: max(_difference(all_found[i], expected[i]), _difference(first_found[i], expected[i][:1]))
+        name: float(np.max((_difference(all_found[i], expected[i]), _difference(first_found[i], expected[i][:1]))))
         for i, name in enumerate(("probabilities", "embeddings"))
     }
 
