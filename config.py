@@ -16,7 +16,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
@@ -277,7 +277,7 @@ class RecognizeConfig:
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Picture files."""
     weights: str | None = None
-    """Model file, as for evaluate; None is trained_models/fer2013_mini_xcp.weights.h5."""
+    """Model file, as for evaluate, or an exported .onnx; None is trained_models/fer2013_mini_xcp.weights.h5."""
     detect_face: bool = True
     """Find the largest face first; a picture that is a face already is used whole."""
     json: bool = False
@@ -299,6 +299,24 @@ class ConvertConfig:
     backend: Backend = "tensorflow"
     debug: bool = False
     """Show tracebacks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """Writes a network for another runtime, and keeps the file only if it agrees with the network to 1e-4.
+
+    Input: pixels, float32 (N, S, S, 3), RGB in 0..255; outputs: probabilities (N, C) and embeddings (N, k, d).
+    """
+
+    weights: str | None = None
+    """Model file, as for evaluate; None is trained_models/fer2013_mini_xcp.weights.h5."""
+    format: Literal["onnx", "tflite", "saved_model"] = "onnx"
+    """onnx (ONNX Runtime), tflite (LiteRT, phones) or saved_model (TensorFlow Serving)."""
+    output: str | None = None
+    """File or folder to write; None is <weights>.onnx, <weights>.tflite or <weights>_saved_model, here."""
+    debug: bool = False
+    """Show tracebacks."""
+    backend: ClassVar[Backend] = "tensorflow"  # all converters are TensorFlow's; weights files are the same on each
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,15 +10,13 @@ from typing import Any
 import keras
 import numpy as np
 
-import metrics
-import plots
 from data_helper import PreparedSplit
 from errors import UserError
 from files import whole_file, write_json
 
 
 def predict(
-    network: keras.Model, images: np.ndarray, batch_size: int = 256, flip: bool = False
+    network: keras.Model, images: np.ndarray, batch_size: int = 256, flip: bool = False, compiled: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Runs the network over every image, a batch in memory at a time.
 
@@ -28,6 +26,8 @@ def predict(
         batch_size: images a batch.
         flip: average the probabilities of each image and its mirror image (test-time augmentation); the
             embeddings stay the image's own.
+        compiled: False runs the layers one by one, which saves the compilation of a network that runs but once
+            (`runtime.eager_is_cheap`); equal to rounding.
 
     Returns:
         Class probabilities float32 (N, C), the softmax of the logits, and embeddings float32 (N, k, d).
@@ -36,8 +36,8 @@ def predict(
         UserError: no images, no batch size, or a network whose outputs are not finite.
     """
     if flip:
-        probabilities, embeddings = predict(network, images, batch_size)
-        mirrored, _ = predict(network, images[:, :, ::-1], batch_size)
+        probabilities, embeddings = predict(network, images, batch_size, compiled=compiled)
+        mirrored, _ = predict(network, images[:, :, ::-1], batch_size, compiled=compiled)
         return (probabilities + mirrored) / 2, embeddings
     num_images = len(images)
     if not num_images:
@@ -51,10 +51,11 @@ def predict(
         batch = np.asarray(images[start : start + batch_size])
         rows = slice(start, start + len(batch))
         # The short last batch is filled up and its surplus cut off: a second shape would be compiled a second time.
-        full = np.pad(batch, ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)))
-        outputs = network.predict_on_batch(full)
-        logits[rows] = outputs["logits"][: len(batch)]
-        embeddings[rows] = outputs["embeddings"][: len(batch)]
+        if len(batch) < batch_size:
+            batch = np.pad(batch, ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)))
+        outputs = network.predict_on_batch(batch) if compiled else network(batch, training=False)
+        for array, name in ((logits, "logits"), (embeddings, "embeddings")):
+            array[rows] = keras.ops.convert_to_numpy(outputs[name])[: rows.stop - rows.start]
     finite = np.isfinite(logits).all(axis=1)
     if not finite.all():
         raise UserError(
@@ -97,6 +98,10 @@ def evaluate(
     Raises:
         UserError: the network has another number of classes than the split; or see `predict`.
     """
+    # scikit-learn and Matplotlib take half a second to import, and `predict` alone needs neither.
+    import metrics
+    import plots
+
     num_classes = network.output["logits"].shape[-1]
     if num_classes != split.num_classes:
         raise UserError(

@@ -32,14 +32,14 @@ def choose_backend(name: str) -> None:
     os.environ["KERAS_BACKEND"] = name
     # TensorFlow leaves oneDNN off on a CPU without AVX-512, where it is 1.3 times faster too.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    with _start_up_notices_hidden():
+    with notices_hidden():
         import keras  # noqa: F401
 
         has_gpu()
 
 
 @contextlib.contextmanager
-def _start_up_notices_hidden() -> Iterator[None]:
+def notices_hidden() -> Iterator[None]:
     """Keeps TensorFlow's notices about GPU libraries off the screen, on a machine without a GPU's driver.
 
     They are written by compiled code straight to file descriptor 2, and would bury our own output. Where there
@@ -101,6 +101,16 @@ def has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def eager_is_cheap() -> bool:
+    """Whether one batch runs sooner operation by operation than compiled: tracing costs TensorFlow several batches.
+
+    JAX would compile every operation by itself.
+    """
+    import keras
+
+    return keras.backend.backend() == "tensorflow"
 
 
 def jit_compile() -> bool:

@@ -1,4 +1,4 @@
-"""Recognise expressions, measure and convert models: ``python test.py {recognize,evaluate,convert,describe}``."""
+"""Recognise expressions, measure, convert and export models: ``python test.py --help`` lists the commands."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 import config
+import onnx_network
 import runtime
-from config import ConvertConfig, DescribeConfig, EvaluateConfig, RecognizeConfig
+from config import ConvertConfig, DescribeConfig, EvaluateConfig, ExportConfig, RecognizeConfig
 from errors import UserError, run_command
 from images import largest_face, read_image, resize_image
 
@@ -47,12 +48,13 @@ class TestModels:
 
     Args:
         h5_address: a model file: one that `train.py` wrote, a published one (``AffectNet_6336.h5``), or a ``.keras``
-            or ``.h5`` file that `keras.Model.save` wrote of a network of ours; None is the one that comes with the
+            or ``.h5`` file that `keras.Model.save` wrote of a network of ours; or an ``.onnx`` file that
+            `python test.py export` wrote, which ONNX Runtime runs without Keras. None is the one that comes with the
             project. Nothing in the file is executed.
         GPU: False keeps off the GPU; True uses one where there is one.
 
     Raises:
-        UserError: the file is missing, damaged or not a model file.
+        UserError: the file is missing, damaged or not a model file; an ``.onnx`` file without ONNX Runtime here.
 
     Example:
         >>> model = TestModels(h5_address="trained_models/fer2013_mini_xcp.weights.h5")
@@ -64,6 +66,11 @@ class TestModels:
     __test__ = False  # pytest: a class of ours, not of tests
 
     def __init__(self, h5_address: str | Path | None = None, GPU: bool = True):
+        if _is_onnx(h5_address):
+            self.network = onnx_network.OnnxNetwork(h5_address, gpu=GPU)
+            self.info = self.network.info
+            self.input_size = self.info.input_size
+            return
         # Keras is imported late: `--help` stays instant, and the backend can be chosen until here.
         import cnn_model
         import model_file
@@ -73,6 +80,7 @@ class TestModels:
             print("no GPU found: running on the CPU", file=sys.stderr)
         self.network, self.info = model_file.load_model(h5_address or DEFAULT_WEIGHTS)
         self.input_size = self.info.input_size or cnn_model.architecture(self.info.arch).input_size
+        self._has_run = False
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -125,14 +133,23 @@ class TestModels:
         Raises:
             UserError: no images, or one that is not uint8 of such a shape.
         """
-        import evaluation
-
         if isinstance(images, np.ndarray) and images.ndim != 4:
             raise UserError(f"images: expected an array (N, H, W, 3) or a list of images, received {images.shape}")
         faces = [_as_face(image, self.input_size, i) for i, image in enumerate(images)]
         if not faces:
             raise UserError("images: expected one or more, received none")
-        return evaluation.predict(self.network, np.stack(faces), batch_size)
+        if isinstance(self.network, onnx_network.OnnxNetwork):
+            return self.network.predict(np.stack(faces), batch_size)
+        import evaluation
+
+        # The first faces, when they are but one batch, are not worth the compilation: most often no others follow.
+        compiled = self._has_run or len(faces) > batch_size or not runtime.eager_is_cheap()
+        self._has_run = True
+        return evaluation.predict(self.network, np.stack(faces), batch_size, compiled=compiled)
+
+
+def _is_onnx(path: str | Path | None) -> bool:
+    return str(path).endswith(".onnx")
 
 
 def _as_face(image: np.ndarray, size: int, index: int) -> np.ndarray:
@@ -182,7 +199,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
 
 def recognize(settings: RecognizeConfig) -> None:
     """Prints the expression in each picture, as a table or as a JSON object a line."""
-    model = TestModels(settings.weights, GPU=runtime.has_gpu())
+    model = TestModels(settings.weights, GPU=_is_onnx(settings.weights) or runtime.has_gpu())
     found = model.recognize(settings.images, settings.detect_face, settings.batch_size)
     if settings.json:
         for path, face in zip(settings.images, found, strict=True):
@@ -209,6 +226,30 @@ def convert(settings: ConvertConfig) -> None:
     print(f"wrote {settings.target}: {info.arch}, {len(info.class_names)} classes")
 
 
+def export(settings: ExportConfig) -> None:
+    """Writes a network for another runtime, whole or not at all, and prints how far the file differs from it.
+
+    Raises:
+        UserError: see `model_file.load_model` and `export.export_network`.
+    """
+    import model_file
+    from export import check_target, default_path, export_network
+
+    weights = settings.weights or DEFAULT_WEIGHTS
+    output = Path(settings.output) if settings.output else default_path(weights, settings.format)
+    check_target(output, settings.format)
+    network, info = model_file.load_model(weights)
+    differences = export_network(network, info, output, settings.format)
+    print(f"wrote {output}: {info.arch}, {len(info.class_names)} classes, {_size(output):,} bytes")
+    for name, value in differences.items():
+        print(f"largest difference from Keras: {value:.1e} in the {name}")
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+
+
 def describe(settings: DescribeConfig) -> None:
     """Prints what a model file is, a line a fact or one JSON object."""
     import model_file
@@ -226,6 +267,7 @@ _COMMANDS = {
     "recognize": (RecognizeConfig, recognize),
     "evaluate": (EvaluateConfig, evaluate),
     "convert": (ConvertConfig, convert),
+    "export": (ExportConfig, export),
     "describe": (DescribeConfig, describe),
 }
 
@@ -234,7 +276,8 @@ def main() -> None:
     settings = config.parse_command({name: cls for name, (cls, _) in _COMMANDS.items()}, description=__doc__)
     if isinstance(settings, RecognizeConfig) and not settings.images:
         raise UserError("recognize: expected one or more picture files, received none")
-    runtime.choose_backend(settings.backend)
+    if not (isinstance(settings, RecognizeConfig) and _is_onnx(settings.weights)):
+        runtime.choose_backend(settings.backend)
     run = next(run for cls, run in _COMMANDS.values() if isinstance(settings, cls))
     run(settings)
 

@@ -132,6 +132,19 @@ def test_a_batch_size_below_1_is_refused(model, batch_size):
             predict(faces, batch_size)
 
 
+def test_the_first_batch_alone_is_not_compiled_for(tiny_weights):
+    """Most often no others follow; the same faces again are, and give the same."""
+    model, faces = TestModels(tiny_weights), picture(3, 24, 24, 1)
+    first = model.predict(faces)
+    assert model.network.predict_function is None
+    for found, expected in zip(model.predict(faces), first, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert model.network.predict_function is not None
+    several = TestModels(tiny_weights)
+    several.predict(faces, batch_size=2)
+    assert several.network.predict_function is not None
+
+
 # Pictures to a label
 
 

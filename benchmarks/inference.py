@@ -1,0 +1,240 @@
+"""How fast is recognition: a batch, a picture file, and the first label after ``python``?
+
+``python benchmarks/inference.py [--quick]`` measures, for one weights file (mini_xcp as it comes with the project):
+
+- the network alone, faces in memory to probabilities: ours, a plain ``model.predict``, ONNX Runtime and TensorFlow Lite
+  on the exported files;
+- a face file of the network's size to its label, and a photograph in which the face is looked for first;
+- the first label from ``python`` on, beside ``import keras`` alone, with each process's peak memory.
+
+What is compared takes turns in one process, or process by process for the cold starts. Prints two tables and one JSON
+line. What is not installed (``pip install -r requirements-export.txt``) is left out and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import runtime
+from errors import UserError, run_command
+
+ROOT = Path(__file__).parents[1]
+PHOTOGRAPH = ROOT / "examples" / "astronaut.png"
+ONNX_PACKAGES = ("tf2onnx", "onnx", "onnxruntime")
+
+# A process begins with its parent's peak memory, so the one that is measured gets a small parent.
+LAUNCHER = """
+import json, os, sys, time
+start = time.perf_counter()
+nowhere = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+process = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=nowhere)
+_, status, usage = os.wait4(process, 0)
+print(json.dumps([time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss]))
+sys.exit(os.waitstatus_to_exitcode(status) != 0)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", help="model file; default: the one that comes with the project")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=(1, 64))
+    parser.add_argument("--rounds", type=int, default=200, help="calls of each side that count, of batch 1")
+    parser.add_argument("--starts", type=int, default=7, help="cold starts of each command")
+    parser.add_argument("--quick", action="store_true", help="2 rounds and 1 start: does it run?")
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.starts = 2, 1
+    if min(options.rounds, options.starts, *options.batch_sizes) < 1:
+        raise UserError("--rounds, --starts, --batch-sizes: expected 1 or more")
+    runtime.choose_backend("tensorflow")  # the exported files come from there
+    import evaluation
+
+    with tempfile.TemporaryDirectory() as folder:
+        exported = export_all(options.weights, Path(folder))
+        warm = measure_warm(options.weights, exported, options.batch_sizes, options.rounds, Path(folder))
+        print_warm(warm)
+        cold = measure_cold(options.weights, exported.get("onnx"), options.starts)
+        print_cold(cold)
+    versions = runtime.versions()
+    if "onnx" in exported:
+        versions["onnxruntime"] = sys.modules["onnxruntime"].__version__
+    facts = {"weights": options.weights or "default", "rounds": options.rounds, "starts": options.starts}
+    print(json.dumps({"warm": warm, "cold": cold, **facts, "commit": evaluation.commit(), **versions}))
+
+
+def export_all(weights: str | None, folder: Path) -> dict[str, Path]:
+    """The exported files by format; those whose packages are not here are named and left out."""
+    import export
+    import model_file
+    from test import DEFAULT_WEIGHTS
+
+    network, info = model_file.load_model(weights or DEFAULT_WEIGHTS)
+    exported = {}
+    for format in ("onnx", "tflite"):
+        if format == "onnx" and any(importlib.util.find_spec(name) is None for name in ONNX_PACKAGES):
+            print("onnx: not measured (pip install -r requirements-export.txt)", file=sys.stderr)
+            continue
+        exported[format] = folder / f"network.{format}"
+        export.export_network(network, info, exported[format], format)
+    return exported
+
+
+# Warm: calls that take turns in one process
+
+
+def measure_warm(
+    weights: str | None, exported: dict[str, Path], batch_sizes: list[int], rounds: int, folder: Path
+) -> list[dict]:
+    """A row a task, batch size and side: seconds a call (mean, p50, p99) and images a second."""
+    import cv2
+
+    from images import largest_face, read_image, resize_image
+    from test import TestModels
+
+    keras_model = TestModels(weights, GPU=runtime.has_gpu())
+    onnx_model = TestModels(exported["onnx"]) if "onnx" in exported else None
+    face = resize_image(largest_face(read_image(PHOTOGRAPH)), keras_model.input_size)
+    file = folder / "face.png"
+    cv2.imwrite(str(file), face[..., ::-1])
+    rows = []
+    for batch_size in batch_sizes:
+        faces = np.repeat(face[None], batch_size, axis=0)
+        calls = max(2, round(rounds / batch_size**0.5))
+        sides = model_sides(keras_model, onnx_model, exported.get("tflite"), faces)
+        rows += take_turns("network alone", batch_size, sides, calls)
+        sides = file_sides(keras_model, onnx_model, [file] * batch_size, detect_face=False)
+        rows += take_turns("face file", batch_size, sides, calls)
+    sides = file_sides(keras_model, onnx_model, [PHOTOGRAPH], detect_face=True)
+    return rows + take_turns("photograph", 1, sides, max(2, rounds // 4))
+
+
+def model_sides(keras_model, onnx_model, tflite: Path | None, faces: np.ndarray) -> dict[str, Callable[[], object]]:
+    """What takes uint8 faces (B, S, S, 3) to probabilities, by name."""
+    import evaluation
+    import export
+
+    size = len(faces)
+    sides = {
+        "model.predict": lambda: keras_model.network.predict(faces, batch_size=size, verbose=0),
+        "ours": lambda: evaluation.predict(keras_model.network, faces, size),
+    }
+    if onnx_model is not None:
+        sides["onnx"] = lambda: onnx_model.network.predict(faces, size)
+    if tflite is not None:
+        run = export.open_export(tflite, "tflite")
+        sides["tflite"] = lambda: run(faces.astype(np.float32))
+    return sides
+
+
+def file_sides(keras_model, onnx_model, paths: list[Path], detect_face: bool) -> dict[str, Callable[[], object]]:
+    """What takes picture files to labels, by name; the plain way reads, cuts, stacks and calls ``model.predict``."""
+    from images import largest_face, read_image, resize_image
+
+    def plain():
+        faces = [read_image(path) for path in paths]
+        faces = [largest_face(face) for face in faces] if detect_face else faces
+        faces = [resize_image(face, keras_model.input_size) for face in faces]
+        logits = keras_model.network.predict(np.stack(faces), batch_size=len(paths), verbose=0)["logits"]
+        return [keras_model.class_names[code] for code in np.argmax(logits, axis=1)]
+
+    sides = {"model.predict": plain, "ours": lambda: keras_model.recognize(paths, detect_face, len(paths))}
+    if onnx_model is not None:
+        sides["onnx"] = lambda: onnx_model.recognize(paths, detect_face, len(paths))
+    return sides
+
+
+def take_turns(task: str, batch_size: int, sides: dict[str, Callable[[], object]], calls: int) -> list[dict]:
+    """Times every side ``calls`` times, in turns, after three calls each that do not count (they compile)."""
+    seconds = {name: [] for name in sides}
+    for turn in range(-3, calls):
+        for name, call in sides.items():
+            start = time.perf_counter()
+            call()
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return [
+        {
+            "task": task,
+            "batch_size": batch_size,
+            "side": name,
+            "calls": calls,
+            "mean_s": float(np.mean(values)),
+            "p50_s": float(np.percentile(values, 50)),
+            "p99_s": float(np.percentile(values, 99)),
+            "images_per_s": batch_size / float(np.mean(values)),
+            "speed_over_predict": float(np.median(seconds["model.predict"]) / np.median(values)),
+        }
+        for name, values in seconds.items()
+    ]
+
+
+def print_warm(rows: list[dict]) -> None:
+    head = f"{'':<15}{'batch':>6}  {'by':<14}{'mean ms':>9}{'p50 ms':>9}{'p99 ms':>9}{'images/s':>10}{'x predict':>11}"
+    print(head)
+    for row in rows:
+        times = "".join(f"{1e3 * row[name]:>9.2f}" for name in ("mean_s", "p50_s", "p99_s"))
+        print(
+            f"{row['task']:<15}{row['batch_size']:>6}  {row['side']:<14}{times}{row['images_per_s']:>10.0f}"
+            f"{row['speed_over_predict']:>11.2f}"
+        )
+
+
+# Cold: from `python` to the first label
+
+
+def measure_cold(weights: str | None, onnx: Path | None, starts: int) -> list[dict]:
+    """A row a command: median seconds of its wall clock and of its processor, and peak resident bytes."""
+    recognize = [str(ROOT / "test.py"), "recognize", str(PHOTOGRAPH)]
+    commands = {
+        "python alone": ["-c", "pass"],
+        "import keras": ["-c", "import keras"],
+        "first label, keras": recognize + (["--weights", weights] if weights else []),
+    }
+    if onnx is not None:
+        commands["first label, onnx"] = [*recognize, "--weights", str(onnx)]
+    found = {name: [] for name in commands}
+    for start in range(-1, starts):  # the first round fills the disk's cache
+        for name, args in commands.items():
+            if start >= 0 or starts > 1:
+                outcome = run_once(args)
+                if start >= 0:
+                    found[name].append(outcome)
+    rows = []
+    for name, outcomes in found.items():
+        wall, processor, memory = (float(np.median(values)) for values in zip(*outcomes, strict=True))
+        rows.append({"command": name, "wall_s": wall, "cpu_s": processor, "peak_bytes": int(memory), "starts": starts})
+    return rows
+
+
+def run_once(args: list[str]) -> tuple[float, float, int]:
+    """Seconds of wall clock, of processor, and peak resident bytes of one Python process."""
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
+    command = [sys.executable, "-c", LAUNCHER, sys.executable, *args]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"python {' '.join(args)}: failed; run it to see why ({done.stderr[-400:].strip()})")
+    wall, processor, memory = json.loads(done.stdout)
+    return wall, processor, memory * (1 if sys.platform == "darwin" else 1024)
+
+
+def print_cold(rows: list[dict]) -> None:
+    print(f"\n{'':<22}{'seconds':>9}{'of CPU':>9}{'peak MB':>9}")
+    for row in rows:
+        print(f"{row['command']:<22}{row['wall_s']:>9.2f}{row['cpu_s']:>9.2f}{row['peak_bytes'] / 1e6:>9.0f}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
