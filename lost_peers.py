@@ -22,10 +22,15 @@ _LOST = re.compile(
     rb"Terminating process because the JAX distributed service detected fatal errors"
 )
 
+_FAILED = b"exchange failed: "
+
 
 def translate(lines: Iterable[bytes], message: str) -> Iterator[bytes]:
-    """The lines up to JAX's page about a lost process, then ``message``, and nothing of what follows."""
+    """The lines up to JAX's page about a lost process or `tell`, then ``message``, and nothing of what follows."""
     for line in lines:
+        if line.startswith(_FAILED):
+            yield message.encode() + b" (" + line[len(_FAILED) :].strip() + b")\n"
+            break
         if _LOST.search(line):
             yield message.encode() + b"\n"
             break
@@ -42,6 +47,11 @@ def put_in_words(message: str) -> None:
     os.dup2(words.stdin.fileno(), 2)
     words.stdin.close()
     sys.stderr = open(screen, "w", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - for good
+
+
+def tell(reason: str) -> None:
+    """Makes the message of `put_in_words` appear, with a reason, unless JAX is just doing so."""
+    os.write(2, _FAILED + " ".join(reason.split()).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +23,8 @@ from team import Team
 
 # JAX ends the others of a process that has sent no sign of life for so long; its own default is 100.
 _HEARTBEAT_SECONDS = 20
+# Whose words an exchange between processes fails with when one is gone: JAX has no exception of its own for it.
+_EXCHANGE = re.compile("gloo|nccl|coordination", re.IGNORECASE)
 _START_SECONDS = 300  # the processes of a team may start so far apart
 
 
@@ -41,6 +43,8 @@ def choose_backend(name: str) -> None:
     os.environ["KERAS_BACKEND"] = name
     # TensorFlow leaves oneDNN off on a CPU without AVX-512, where it is 1.3 times faster too.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    if name != "tensorflow":  # Keras imports it all the same, when it likes; its notices are of no use then
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     with _start_up_notices_hidden():
         import keras  # noqa: F401
 
@@ -145,10 +149,10 @@ def together(team: Team) -> Iterator[None]:
         )
         _claim_devices(team)
         _meet(team)
+        _speak_for_all(team)
         keras.distribution.set_distribution(_data_parallel(team))
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if team.leads else nowhere):
-            yield
-            told(None)  # nobody leaves before process 0 has written its report
+        yield
+        told(None)  # nobody leaves before process 0 has written its report
     except BaseException as error:
         _leave_at_once(error)
 
@@ -181,6 +185,16 @@ def _meet(team: Team) -> None:
             f"{team.processes - 1} there within {_START_SECONDS} seconds ({' '.join(str(error).split())[:300]}); start "
             f"all {team.processes}, with one free port of process 0's machine, or one alone with --processes 1"
         ) from None
+
+
+def _speak_for_all(team: Team) -> None:
+    """Standard output is for Python in process 0; Gloo, which links the processes' CPUs, writes there as it likes."""
+    sys.stdout.flush()
+    screen = os.dup(1)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    if team.leads:
+        sys.stdout = open(screen, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - for good
 
 
 def _data_parallel(team: Team) -> Any:
@@ -216,11 +230,9 @@ def _data_parallel(team: Team) -> Any:
 
 def _leave_at_once(error: BaseException) -> NoReturn:
     """Tells what went wrong and ends this process of several, without the farewell that JAX would wait for."""
-    import jax
-
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        # Most likely an exchange with a process that is gone. JAX will know soon, and end this process with our words.
-        time.sleep(2 * _HEARTBEAT_SECONDS)
+    if _EXCHANGE.search(str(error)) and not isinstance(error, UserError):
+        lost_peers.tell(str(error)[:300])
+        os._exit(2)
 
     def fail() -> NoReturn:
         raise error
