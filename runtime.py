@@ -143,7 +143,8 @@ def together(team: Team) -> Iterator[None]:
         return
     try:
         lost_peers.put_in_words(
-            f"error: process {team.process_id} of {team.processes} ends: another process of this run has stopped or "
+            ("\n" if team.leads else "")  # below its progress bar
+            + f"error: process {team.process_id} of {team.processes} ends: another process of this run has stopped or "
             "cannot be reached any more (killed, out of memory, its machine lost, or an error that it told itself); "
             "start the processes again as before, and the run goes on after its last whole epoch"
         )
