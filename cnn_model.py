@@ -6,13 +6,16 @@ import dataclasses
 from collections.abc import Callable
 
 import keras
+import numpy as np
 from keras import layers, ops
+from scipy.special import betaincinv
 
 import runtime
 from config import AugmentConfig
 from errors import UserError
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what OpenCV's gray conversion uses too
+_QUANTILES = 1024  # of mixup's table of shares
 SCALINGS = ("tf", "unit", "caffe", "torch", "image", "raw")  # see `PixelInput`
 
 
@@ -192,6 +195,35 @@ class Augmentation(layers.Layer):
 
     def compute_output_shape(self, input_shape):
         return input_shape
+
+
+class Mixup(layers.Layer):
+    """Blends each image of a batch with its neighbour (Zhang et al. 2018, arXiv 1710.09412).
+
+    Args:
+        alpha: shares come from Beta(alpha, alpha), an image's own and at least a half, so that its label stays the
+            larger part of its target.
+        seed: of the shares; their state is a variable, so a resumed run goes on where it stopped.
+    """
+
+    def __init__(self, alpha: float, seed: int, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.generator = keras.random.SeedGenerator(seed)
+        # From a table, for XLA on TensorFlow cannot compile keras.random.beta.
+        levels = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
+        self.quantiles = betaincinv(alpha, alpha, 0.5 + levels / 2).astype(np.float32)
+
+    def call(self, pixels):
+        """Float (B, H, W, C) to the blended images of the same shape and each image's own share, float32 (B,)."""
+        place = keras.random.randint((ops.shape(pixels)[0],), 0, _QUANTILES, seed=self.generator)
+        shares = ops.take(ops.convert_to_tensor(self.quantiles), place)
+        return blend(pixels, shares), shares
+
+
+def blend(x, shares):
+    """Each row of ``x``, float (B, ...), weighted with its share, float (B,), and the row before it with the rest."""
+    shares = ops.reshape(shares, (-1, *(1,) * (len(x.shape) - 1)))
+    return shares * x + (1 - shares) * ops.roll(x, 1, axis=0)
 
 
 def _convolution(x, filters, size=3, strides=1, separable=False, activate=True):

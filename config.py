@@ -145,6 +145,8 @@ class AugmentConfig:
     """Largest change of size, share."""
     erase: float = 0.5
     """Probability of erasing one random rectangle."""
+    mixup: float = 0.0
+    """Alpha of mixup: each picture is blended with another, shares from Beta(alpha, alpha); 0 blends none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +164,10 @@ class TrainConfig:
     """Folder of this run; None is runs/<id>, the same for the same options, so that it resumes."""
     weights: str | None = None
     """Weights file to start from."""
+    teacher: str | None = None
+    """Model file whose probabilities on the training images are blended into the targets (distillation)."""
+    teacher_share: float = 0.5
+    """Share of the teacher in the targets, 0..1."""
     epochs: int = 12
     batch_size: int = 128
     seed: int = 0
@@ -511,6 +517,8 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "shift": (0, 1),
     "zoom": (0, 0.9),
     "erase": (0, 1),
+    "mixup": (0, None),
+    "teacher_share": (0, 1),
 }
 
 

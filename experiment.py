@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 import cnn_model
 import config
@@ -96,15 +97,18 @@ def _fit(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit], 
     """Trains from the folder's saved state, or from the start, to the last epoch; leaves the best weights there."""
     runtime.set_up(settings.seed, settings.precision)
     train = splits["train"]
-    shared = {"batch_size": settings.batch_size, "seed": settings.seed, "soft_labels": settings.soft_labels}
-    shared["team"] = team
-    batches = Batches(train, **shared, balanced=settings.balanced)
-    validation = Batches(splits[settings.select_on], **shared, training=False)
+    shared = {"batch_size": settings.batch_size, "seed": settings.seed, "team": team}
+    soft = settings.soft_labels
+    validation = Batches(splits[settings.select_on], **shared, soft_labels=soft, training=False)
+    if settings.teacher:
+        train, soft = _taught(train, settings, team), True
+    batches = Batches(train, **shared, soft_labels=soft, balanced=settings.balanced)
     network = _build_network(settings, train.num_classes)
     model = training.AdCorreTrainer(
         network,
         _build_loss(settings, train.num_classes, len(batches)),
         cnn_model.Augmentation(settings.augmentation, seed=settings.seed),
+        cnn_model.Mixup(settings.augmentation.mixup, seed=settings.seed + 1) if settings.augmentation.mixup else None,
     )
     optimizer = training.make_optimizer(settings.optimizer, len(batches), settings.epochs)
     model.compile(optimizer=optimizer, jit_compile=runtime.jit_compile())
@@ -153,6 +157,20 @@ def _fit(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit], 
             state,
         ],
     )
+
+
+def _taught(train: PreparedSplit, settings: TrainConfig, team: Team) -> PreparedSplit:
+    """The split with targets blended of its labels (or votes) and what the teacher, with flip, says of each image."""
+    teacher, info = model_file.load_model(settings.teacher)
+    if info.class_names != train.class_names:
+        raise UserError(
+            f"{settings.teacher}: expected a teacher of the classes {', '.join(train.class_names)}, found one of "
+            f"{', '.join(info.class_names)}"
+        )
+    said, _ = evaluation.predict(teacher, train.images, flip=True, team=team)
+    known = train.votes if settings.soft_labels else np.eye(train.num_classes, dtype=np.float32)[train.labels]
+    share = np.float32(settings.teacher_share)
+    return dataclasses.replace(train, votes=(1 - share) * known + share * said)
 
 
 def _build_loss(settings: TrainConfig, num_classes: int, steps_per_epoch: int) -> custom_loss.AdCorreLoss:

@@ -22,6 +22,7 @@ from keras import ops
 from tqdm import tqdm
 
 import runtime
+from cnn_model import Mixup, blend
 from config import OptimizerConfig
 from custom_loss import AdCorreLoss, majority
 from dataset_class import Batches
@@ -36,13 +37,21 @@ class AdCorreTrainer(keras.Model):
         network: raw pixels to ``{"logits", "embeddings"}`` (`cnn_model.build_model`).
         loss_layer: what is minimised.
         augmentation: a layer of raw pixels, active in training; None changes nothing.
+        mixup: blends images and targets in training; None blends none.
     """
 
-    def __init__(self, network: keras.Model, loss_layer: AdCorreLoss, augmentation: keras.layers.Layer | None = None):
+    def __init__(
+        self,
+        network: keras.Model,
+        loss_layer: AdCorreLoss,
+        augmentation: keras.layers.Layer | None = None,
+        mixup: Mixup | None = None,
+    ):
         super().__init__(name="ad_corre_trainer")
         self.network = network
         self.loss_layer = loss_layer
         self.augmentation = augmentation
+        self.mixup = mixup
         self.total = keras.metrics.Mean(name="total")
         self.term_means = [keras.metrics.Mean(name=term) for term in loss_layer.terms]
         self.accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
@@ -53,10 +62,16 @@ class AdCorreTrainer(keras.Model):
     def call(self, pixels, training=False):
         if self.augmentation is not None:
             pixels = self.augmentation(pixels, training=training)
-        return self.network(pixels, training=training)
+        if self.mixup is None or not training:
+            return self.network(pixels, training=training)
+        pixels, shares = self.mixup(pixels)
+        return {**self.network(pixels, training=training), "shares": shares}
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         y_pred = _seen_by_the_loss(y, y_pred)
+        if "shares" in y_pred:
+            votes = y if len(y.shape) == 2 else ops.one_hot(y, self.loss_layer.num_classes, dtype="float32")
+            y = blend(votes, y_pred["shares"])
         values = self.loss_layer(y, y_pred["logits"], y_pred["embeddings"], training=training)
         self.total.update_state(values["loss"], sample_weight=ops.shape(y)[0])
         for mean in self.term_means:

@@ -192,34 +192,6 @@ def rate(step, total, peak: float, warmup: int):
 # --- what runs on the device ----------------------------------------------------------------------------------------
 
 
-def mixup(key, pixels, labels, num_classes: int, alpha: float):
-    """Blends each image with the batch's at the other end (mixup, Zhang et al. 2018), its own share never the smaller.
-
-    The other's share is ``u^(1 / alpha) / 2``, u uniform. Mixup draws it from Beta(alpha, alpha), which near 0 has the
-    same power of the share; but drawing a Beta number takes loops in the loop, for which a GPU waits.
-
-    Args:
-        key: JAX random key.
-        pixels: float (B, H, W, C).
-        labels: int (B,).
-        num_classes: number of classes.
-        alpha: the larger, the more is blended; 0 blends nothing.
-
-    Returns:
-        Images like ``pixels``, and targets float (B, num_classes), which `custom_loss.AdCorreLoss` takes as votes:
-        cross-entropy aims at the blend, the discriminators take the larger share's class.
-    """
-    import jax
-
-    targets = jax.nn.one_hot(labels, num_classes)
-    if not alpha:
-        return pixels, targets
-    share = 1 - jax.random.uniform(key, (len(labels),)) ** (1 / alpha) / 2
-    targets = share[:, None] * targets + (1 - share[:, None]) * targets[::-1]
-    share = share[:, None, None, None]
-    return share * pixels + (1 - share) * pixels[::-1], targets
-
-
 class Program:
     """Network, loss, optimiser and data on the device, and the two compiled functions that use them.
 
@@ -250,6 +222,7 @@ class Program:
             logit_scale=model.logit_scale,
         )
         self.augmentation = cnn_model.Augmentation(AUGMENTATION, seed=options.seed)
+        self.mixup = cnn_model.Mixup(options.mixup, seed=options.seed + 1) if options.mixup else None
         self.loss_layer = custom_loss.AdCorreLoss(train.num_classes, **loss_options(loss))
         self.peak = options.learning_rate or PEAK_RATE[start]
         constant = config.OptimizerConfig(schedule="constant", learning_rate=self.peak, weight_decay=WEIGHT_DECAY)
@@ -258,14 +231,14 @@ class Program:
         # `rate` sets it every step.
         self.rate_place = [v.path for v in self.optimizer.variables].index(self.optimizer._learning_rate.path)
 
-        self.batch_size, self.mixup = options.batch_size, options.mixup
+        self.batch_size = options.batch_size
         self.num_classes = train.num_classes
         self.steps_per_epoch = len(train) // self.batch_size
         self.warmup = WARMUP_EPOCHS * self.steps_per_epoch
-        self.order_key, self.mixup_key = jax.random.split(jax.random.key(options.seed))
+        self.order_key = jax.random.key(options.seed)
 
         self.trained = self.network.trainable_variables
-        parts = (self.network, self.augmentation, self.loss_layer)
+        parts = (self.network, self.augmentation, self.loss_layer, *([self.mixup] if self.mixup else []))
         self.others = [v for part in parts for v in part.non_trainable_variables]
         place = {id(v): i for i, v in enumerate([*self.trained, *self.others])}
         self.averaged = [place[id(v)] for v in self.network.weights]
@@ -334,12 +307,16 @@ class Program:
         import jax.numpy as jnp
         import keras
 
+        from cnn_model import blend
+
         def loss(weights):
             values = zip([*self.trained, *self.others], [*weights, *state["others"]], strict=True)
             with keras.StatelessScope(state_mapping=values) as scope:
                 changed = self.augmentation(pixels, training=True)
-                key = jax.random.fold_in(self.mixup_key, step)
-                changed, targets = mixup(key, changed, labels, self.num_classes, self.mixup)
+                targets = labels
+                if self.mixup:
+                    changed, shares = self.mixup(changed)
+                    targets = blend(jax.nn.one_hot(labels, self.num_classes), shares)
                 outputs = self.network(changed, training=True)
                 terms = self.loss_layer(targets, outputs["logits"], outputs["embeddings"], training=True)
             hits = jnp.mean(jnp.argmax(outputs["logits"], axis=-1) == labels)

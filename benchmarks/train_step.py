@@ -80,8 +80,15 @@ def measure(arch: str, size: int, batch_size: int, steps: int) -> dict:
     }
 
 
-def make_trainer(arch: str, size: int, loss_options: dict):
-    """A compiled trainer with augmentation, as train.py makes it."""
+def make_trainer(
+    arch: str,
+    size: int,
+    loss_options: dict,
+    augment: bool = True,
+    optimizer: str | None = None,
+    steps_per_execution: int = 1,
+):
+    """A compiled trainer, as train.py makes it but for what the arguments change."""
     import cnn_model
     import custom_loss
     import trainer
@@ -90,9 +97,13 @@ def make_trainer(arch: str, size: int, loss_options: dict):
     model = trainer.AdCorreTrainer(
         cnn_model.build_model(arch, input_size=size),
         custom_loss.AdCorreLoss(7, **loss_options),
-        cnn_model.Augmentation(config.AugmentConfig(), seed=0),
+        cnn_model.Augmentation(config.AugmentConfig(augment=augment), seed=0),
     )
-    model.compile(optimizer=trainer.make_optimizer(config.OptimizerConfig(), 100, 1), jit_compile=runtime.jit_compile())
+    model.compile(
+        optimizer=optimizer or trainer.make_optimizer(config.OptimizerConfig(), 100, 1),
+        jit_compile=runtime.jit_compile(),
+        steps_per_execution=steps_per_execution,
+    )
     return model
 
 

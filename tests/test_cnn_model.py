@@ -555,3 +555,32 @@ def test_augmentation_and_network_compile_with_xla(mini, monkeypatch):
     changed, logits = step(picture)
     assert changed.shape == (2, 20, 20, 1)
     np.testing.assert_allclose(logits, outputs(mini, picture)["logits"], rtol=1e-4, atol=1e-4)
+
+
+def test_blend_is_the_weighted_mean_with_the_row_before():
+    """Rows 0, 10, 20 with shares 1, 0.5, 0.75: 0; 0.5 * 10 + 0.5 * 0 = 5; 0.75 * 20 + 0.25 * 10 = 17.5."""
+    rows = np.array([[0.0], [10.0], [20.0]], "float32")
+    found = cnn_model.blend(rows, np.array([1.0, 0.5, 0.75], "float32"))
+    np.testing.assert_allclose(found, [[0.0], [5.0], [17.5]])
+
+
+@pytest.mark.parametrize("compiled", (False, True))
+def test_mixup_keeps_at_least_half_of_each_image(compiled):
+    """Beta(0.4, 0.4) folded at a half: the own shares lie in 0.5..1, differ, and blend the images as they say."""
+    import tensorflow as tf
+
+    layer = cnn_model.Mixup(0.4, seed=3)
+    pixels = np.random.default_rng(0).uniform(0, 255, (64, 2, 2, 1)).astype("float32")
+    blended, shares = tf.function(layer.call, jit_compile=compiled)(pixels)
+    shares = np.asarray(shares)
+    assert shares.min() >= 0.5 and shares.max() <= 1 and np.std(shares) > 0.1
+    expected = [s * pixels[i] + (1 - s) * pixels[i - 1] for i, s in enumerate(shares)]
+    np.testing.assert_allclose(blended, expected, atol=1e-3)
+    assert not np.allclose(layer(pixels)[1], layer(pixels)[1])
+
+
+def test_mixup_shares_are_those_of_the_folded_beta():
+    """Beta(1, 1) is uniform: folded, uniform over 0.5..1, so that its mean is 0.75 and its deviation 0.5 / sqrt(12)."""
+    _, shares = cnn_model.Mixup(1.0, seed=0)(np.zeros((20_000, 1, 1, 1), "float32"))
+    assert np.mean(shares) == pytest.approx(0.75, abs=0.005)
+    assert np.std(shares) == pytest.approx(0.5 / 12**0.5, abs=0.005)

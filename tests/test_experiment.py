@@ -325,6 +325,64 @@ def test_soft_labels_want_votes(data_dir, tmp_path):
         experiment.train_and_evaluate(settings(data_dir, tmp_path / "run", soft_labels=True))
 
 
+# --- blended targets ------------------------------------------------------------------------------------------------
+
+
+def test_mixup_blends_images_and_targets(data_dir):
+    """Shares of a half from a stand-in: the cross-entropy is that of the half-and-half votes on the blended images."""
+    import keras
+
+    import cnn_model
+    import custom_loss
+    from data_helper import open_split
+
+    class Halves(cnn_model.Mixup):
+        def call(self, pixels):
+            shares = np.full(pixels.shape[0], 0.5, "float32")
+            return cnn_model.blend(pixels, shares), shares
+
+    split = open_split(data_dir, "synthetic", "train")
+    images, labels = np.asarray(split.images[:14], "float32"), split.labels[:14].astype(np.int32)
+    network = cnn_model.build_model("mini_xcp", num_embeddings=3, embedding_size=16, dropout=0.0)
+    model = training.AdCorreTrainer(network, custom_loss.AdCorreLoss(7, w_fd=0, w_md=0, w_ed=0), mixup=Halves(1, 0))
+    model.compile(keras.optimizers.SGD(0.0), jit_compile=False, run_eagerly=True)
+    hot = np.eye(7)[labels]
+    votes = 0.5 * hot + 0.5 * np.roll(hot, 1, axis=0)
+    logits = np.asarray(network(0.5 * images + 0.5 * np.roll(images, 1, axis=0), training=True)["logits"], np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    for targets in (labels, hot.astype(np.float32)):
+        step = model.train_on_batch(images, targets, return_dict=True)
+        assert float(step["ce"]) == pytest.approx(-(votes * log_p).sum(axis=1).mean(), rel=1e-4)
+    assert "shares" not in model(images, training=False)
+
+
+def test_a_teacher_blends_what_it_says_into_the_targets(whole_run, data_dir, tmp_path):
+    """Target = 0.75 of the label and 0.25 of the mean of the teacher's probabilities on image and mirror image."""
+    from data_helper import open_split
+
+    teacher = whole_run / "best.weights.h5"
+    taught = settings(data_dir, tmp_path / "run", epochs=1, teacher=str(teacher), teacher_share=0.25)
+    train = open_split(data_dir, "synthetic", "train")
+    network, _ = model_file.load_model(teacher)
+    said = 0.0
+    for images in (train.images, train.images[:, :, ::-1]):
+        logits = np.asarray(network.predict_on_batch(np.asarray(images))["logits"], np.float64)
+        said += np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True) / 2
+    expected = 0.75 * np.eye(7)[train.labels] + 0.25 * said
+    np.testing.assert_allclose(experiment._taught(train, taught).votes, expected, atol=1e-4)
+    blended = dataclasses.replace(taught, augmentation=config.AugmentConfig(mixup=0.2))
+    assert experiment.train_and_evaluate(blended)["n"] == 35
+
+
+def test_a_teacher_of_other_classes_is_refused(whole_run, data_dir, tmp_path):
+    write_synthetic_splits(
+        PrepareSyntheticConfig(data_dir=str(tmp_path), num_train=16, num_val=8, num_test=8, num_classes=8)
+    )
+    wanted = settings(tmp_path, tmp_path / "run", teacher=str(whole_run / "best.weights.h5"))
+    with pytest.raises(UserError, match=r"best.weights.h5: expected a teacher of the classes .*Contempt"):
+        experiment.train_and_evaluate(wanted)
+
+
 def test_votes_for_one_class_train_as_its_label(data_dir):
     """The same step from labels and from votes that all went to the label: same terms, same accuracy, same weights."""
     import keras

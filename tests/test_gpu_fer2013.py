@@ -157,7 +157,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
             gpu.Run._read_state(run)
 
 
-# --- the schedule and mixup -----------------------------------------------------------------------------------------
+# --- the schedule -----------------------------------------------------------------------------------------------
 
 
 def test_the_schedule_ends_within_the_time(monkeypatch):
@@ -183,27 +183,6 @@ def test_the_rate_warms_up_and_falls_to_zero():
     assert float(gpu.rate(500, gpu.UNDECIDED, 0.5, 10)) == pytest.approx(0.5)
     short = [float(gpu.rate(step, 4, 0.5, 10)) for step in range(4)]
     np.testing.assert_allclose(short, [0.25, 0.5, 0.5, 0.25], atol=1e-6)
-
-
-def test_mixup_blends_pictures_and_targets_alike():
-    import jax
-
-    pixels, labels = np.arange(6, dtype=np.float32).reshape(6, 1, 1, 1), np.arange(6)
-    same, targets = gpu.mixup(jax.random.key(0), pixels, labels, 7, 0.0)
-    np.testing.assert_array_equal(same, pixels)
-    np.testing.assert_array_equal(targets, np.eye(7)[:6])
-    mixed, targets = gpu.mixup(jax.random.key(0), pixels, labels, 7, 0.4)
-    targets = np.asarray(targets)
-    np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-6)
-    np.testing.assert_array_equal(targets.argmax(axis=1), labels)
-    # Picture i is filled with i, so a blend is the targets' mean.
-    np.testing.assert_allclose(np.ravel(mixed), targets @ np.arange(7), rtol=1e-5)
-    assert 0.5 <= targets.max(axis=1).min() < 0.999, "something was blended"
-    assert all(targets[i, 5 - i] == pytest.approx(1 - targets[i, i], abs=1e-6) for i in range(6))
-    # The mean of 1 - u^(1 / alpha) / 2 is 1 - alpha / (1 + alpha) / 2: for 0.25 it is 0.9.
-    many, zeros = np.zeros((4000, 1, 1, 1), np.float32), np.arange(4000) % 2 * 6
-    _, targets = gpu.mixup(jax.random.key(1), many, zeros, 7, 0.25)
-    assert np.asarray(targets).max(axis=1).mean() == pytest.approx(0.9, abs=0.01)
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------
