@@ -179,6 +179,14 @@ class TrainConfig:
     """Split that chooses the best epoch; test imitates the published practice and is marked in every report."""
     precision: Precision = "float32"
     backend: Backend = "tensorflow"
+    devices: int = 1
+    """Devices that each process trains on (--backend jax): GPUs, or where there is none shares of the processor."""
+    processes: int | None = None
+    """Processes that train one network together (--backend jax); None is Slurm's tasks under srun, else 1."""
+    process_id: int | None = None
+    """Which of them this one is, 0..processes-1; None is Slurm's."""
+    coordinator: str | None = None
+    """HOST:PORT where process 0 can be reached; None is made of Slurm's first host."""
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -497,6 +505,9 @@ def _parse_command(
 _RANGES: dict[str, tuple[float | None, float | None]] = {
     "epochs": (1, None),
     "batch_size": (1, None),
+    "devices": (1, None),
+    "processes": (1, None),
+    "process_id": (0, None),
     "seed": (0, None),
     "num_embeddings": (1, None),
     "embedding_size": (3, None),
@@ -649,8 +660,8 @@ def with_options(settings: TrainConfig, options: Mapping[str, Any], place: str) 
         raise UserError(f"{place}: cannot use the options {dict(options)} ({reason})") from None
 
 
-# What a run may differ in and still be the same run: where things lie, not what is computed.
-PLACES = ("run_dir", "data_dir", "debug")
+# What a run may differ in and still be the same run: where things lie and are done, not what is computed.
+PLACES = ("run_dir", "data_dir", "debug", "devices", "processes", "process_id", "coordinator")
 
 
 def identity(settings: TrainConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from data_helper import PreparedSplit
 from errors import UserError
+from team import ALONE, Team
 
 
 class Batches(keras.utils.PyDataset):
@@ -24,9 +25,10 @@ class Batches(keras.utils.PyDataset):
             loss compares the images of a batch and releases are often sorted by class.
         balanced: draw every class that is there equally often (with repetition); an epoch keeps its length.
         soft_labels: give the votes on each image instead of its label.
+        team: who shares the batches. This process reads its own share of the images of each batch, and all targets.
 
     Raises:
-        UserError: soft labels of a split without votes.
+        UserError: soft labels of a split without votes, or training images too few for a batch that can be shared out.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Batches(keras.utils.PyDataset):
         training: bool = True,
         balanced: bool = False,
         soft_labels: bool = False,
+        team: Team = ALONE,
     ):
         super().__init__()
         if soft_labels and split.votes is None:
@@ -47,9 +50,15 @@ class Batches(keras.utils.PyDataset):
             )
         self.split = split
         self.batch_size = min(batch_size, len(split))
+        if training and self.batch_size % team.all_devices:
+            raise UserError(
+                f"--batch-size {batch_size}: expected a multiple of {team.all_devices}, the devices of all processes, "
+                f"and at most {len(split)}, the images of {split.name}"
+            )
         self.seed = seed
         self.training = training
         self.balanced = balanced
+        self.team = team
         self.targets = split.votes if soft_labels else split.labels.astype(np.int32)
         self.epoch = 0
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
@@ -59,9 +68,12 @@ class Batches(keras.utils.PyDataset):
         return full + (not self.training and rest > 0)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Batch ``index`` of this epoch: uint8 images (B, H, W, C), and int32 labels (B,) or float32 votes (B, C)."""
+        """Batch ``index`` of this epoch: uint8 images (B, H, W, C), and int32 labels (B,) or float32 votes (B, C).
+
+        In a team the images are this process's share of the batch (`Team.share`), black ones where it was filled up.
+        """
         rows = self.order()[index * self.batch_size : (index + 1) * self.batch_size]
-        return self.split.images[rows], self.targets[rows]
+        return self.team.take(self.split.images, rows), self.targets[rows]
 
     def order(self) -> np.ndarray:
         """The rows of this epoch in the order they are seen, int64 (N,)."""

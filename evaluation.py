@@ -10,13 +10,20 @@ from typing import Any
 import keras
 import numpy as np
 
+import runtime
 from data_helper import PreparedSplit
 from errors import UserError
 from files import whole_file, write_json
+from team import ALONE, Team
 
 
 def predict(
-    network: keras.Model, images: np.ndarray, batch_size: int = 256, flip: bool = False, compiled: bool = True
+    network: keras.Model,
+    images: np.ndarray,
+    batch_size: int = 256,
+    flip: bool = False,
+    compiled: bool = True,
+    team: Team = ALONE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Runs the network over every image, a batch in memory at a time.
 
@@ -27,7 +34,8 @@ def predict(
         flip: average the probabilities of each image and its mirror image (test-time augmentation); the
             embeddings stay the image's own.
         compiled: False runs the layers one by one, which saves the compilation of a network that runs but once
-            (`runtime.eager_is_cheap`); equal to rounding.
+            (`runtime.eager_is_cheap`); equal to rounding. A team compiles always.
+        team: who shares the images: every process calls this, reads its share and gets everything.
 
     Returns:
         Class probabilities float32 (N, C), the softmax of the logits, and embeddings float32 (N, k, d).
@@ -36,8 +44,8 @@ def predict(
         UserError: no images, no batch size, or a network whose outputs are not finite.
     """
     if flip:
-        probabilities, embeddings = predict(network, images, batch_size, compiled=compiled)
-        mirrored, _ = predict(network, images[:, :, ::-1], batch_size, compiled=compiled)
+        probabilities, embeddings = predict(network, images, batch_size, compiled=compiled, team=team)
+        mirrored, _ = predict(network, images[:, :, ::-1], batch_size, compiled=compiled, team=team)
         return (probabilities + mirrored) / 2, embeddings
     num_images = len(images)
     if not num_images:
@@ -47,15 +55,13 @@ def predict(
     batch_size = min(batch_size, num_images)
     logits = np.empty((num_images, *network.output["logits"].shape[1:]), np.float32)
     embeddings = np.empty((num_images, *network.output["embeddings"].shape[1:]), np.float32)
+    outputs_of = runtime.predictor(network, compiled)
     for start in range(0, num_images, batch_size):
-        batch = np.asarray(images[start : start + batch_size])
-        rows = slice(start, start + len(batch))
+        rows = np.arange(start, min(start + batch_size, num_images))
         # The short last batch is filled up and its surplus cut off: a second shape would be compiled a second time.
-        if len(batch) < batch_size:
-            batch = np.pad(batch, ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)))
-        outputs = network.predict_on_batch(batch) if compiled else network(batch, training=False)
-        for array, name in ((logits, "logits"), (embeddings, "embeddings")):
-            array[rows] = keras.ops.convert_to_numpy(outputs[name])[: rows.stop - rows.start]
+        outputs = outputs_of(team.take(images, rows, batch_size))
+        logits[rows] = outputs["logits"][: len(rows)]
+        embeddings[rows] = outputs["embeddings"][: len(rows)]
     finite = np.isfinite(logits).all(axis=1)
     if not finite.all():
         raise UserError(
@@ -75,6 +81,7 @@ def evaluate(
     seed: int = 0,
     flip: bool = False,
     extra: Mapping[str, Any] | None = None,
+    team: Team = ALONE,
 ) -> dict[str, Any]:
     """Measures a network on every image of a split and writes the report.
 
@@ -87,6 +94,7 @@ def evaluate(
         seed: of the bootstrap intervals and of the t-SNE picture.
         flip: see `predict`.
         extra: more JSON-ready entries of the result, such as ``weights`` and ``selected_on``.
+        team: see `predict`; process 0 alone writes the report, the others return an empty result.
 
     Returns:
         What ``result.json`` holds: ``dataset``, ``split``, all that `metrics.score` returns, ``correlations``
@@ -109,7 +117,9 @@ def evaluate(
             f"received one of {num_classes}; choose weights trained on such a data set, or another --dataset"
         )
     folder = Path(folder)
-    probabilities, embeddings = predict(network, split.images, batch_size, flip)
+    probabilities, embeddings = predict(network, split.images, batch_size, flip, team)
+    if not team.leads:
+        return {}
     scores = metrics.score(split.labels, probabilities, split.class_names, seed)
     tsne_rows, tsne_places = metrics.tsne(embeddings, seed)
     with whole_file(folder / "predictions.npz") as temporary:

@@ -29,6 +29,7 @@ from dataset_class import Batches
 from errors import UserError
 from files import only_writer, read_json, write_json
 from synthetic_data import write_synthetic_splits
+from team import Team, team_of
 
 BEST_WEIGHTS = "best.weights.h5"
 UNTRAINED = "untrained.json"
@@ -45,17 +46,31 @@ def train_and_evaluate(settings: TrainConfig) -> dict[str, Any]:
         UserError: data not prepared, unknown architecture, a folder that holds another run, a loss that is not finite.
     """
     config.check(settings)
+    team = team_of(settings)
     folder = Path(settings.run_dir or Path("runs") / config.run_id(settings))
-    with only_writer(folder):
+    with runtime.together(team), only_writer(folder) if team.leads else contextlib.nullcontext():
+        return runtime.told(_run(settings, folder, team))
+
+
+def _run(settings: TrainConfig, folder: Path, team: Team) -> dict[str, Any]:
+    """`train_and_evaluate` in one process of a team; the result of process 0 is the one that counts."""
+    splits = None
+    if team.leads:
         _check_same_run(folder, settings)
-        if (folder / "result.json").exists():
-            print(f"{folder} holds this run, finished; delete it or choose another --run-dir to train again")
-            return read_json(folder / "result.json")
-        splits = _open_splits(settings)
+        splits = None if (folder / "result.json").exists() else _open_splits(settings)
+    start = {"options": config.identity(settings), "finished": splits is None}
+    led = runtime.told(start)  # by now the synthetic set is drawn
+    if changed := config.differences(led["options"], start["options"]):
+        raise UserError(f"expected the options of process 0 in every process, received others ({'; '.join(changed)})")
+    if led["finished"]:
+        print(f"{folder} holds this run, finished; delete it or choose another --run-dir to train again")
+        return read_json(folder / "result.json")
+    splits = splits or _open_splits(settings)
+    if team.leads:
         write_json(folder / "config.json", config.identity(settings))
-        print(f"{settings.model.arch} on {splits['train'].name}: {len(splits['train'])} images, in {folder}")
-        _fit(settings, folder, splits)
-        return _report(settings, folder, splits)
+    print(f"{settings.model.arch} on {splits['train'].name}: {len(splits['train'])} images, in {folder}")
+    _fit(settings, folder, splits, team)
+    return _report(settings, folder, splits, team)
 
 
 def _check_same_run(folder: Path, settings: TrainConfig) -> None:
@@ -78,15 +93,15 @@ def _open_splits(settings: TrainConfig) -> dict[str, PreparedSplit]:
     return {split: open_split(settings.data_dir, name, split) for split in sorted(wanted)}
 
 
-def _fit(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit]) -> None:
+def _fit(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit], team: Team) -> None:
     """Trains from the folder's saved state, or from the start, to the last epoch; leaves the best weights there."""
     runtime.set_up(settings.seed, settings.precision)
     train = splits["train"]
-    shared = {"batch_size": settings.batch_size, "seed": settings.seed}
+    shared = {"batch_size": settings.batch_size, "seed": settings.seed, "team": team}
     soft = settings.soft_labels
     validation = Batches(splits[settings.select_on], **shared, soft_labels=soft, training=False)
     if settings.teacher:
-        train, soft = _taught(train, settings), True
+        train, soft = _taught(train, settings, team), True
     batches = Batches(train, **shared, soft_labels=soft, balanced=settings.balanced)
     network = _build_network(settings, train.num_classes)
     model = training.AdCorreTrainer(
@@ -104,19 +119,29 @@ def _fit(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit]) 
 
     def save_best(row: dict[str, float]) -> None:
         measured = {"split": settings.select_on, "accuracy": row["val_accuracy"], "epoch": row["epoch"]}
-        with averaged.in_place() if averaged else contextlib.nullcontext():
+        with averaged.in_place() if averaged else contextlib.nullcontext():  # in every process, as all must agree
+            if not team.leads:
+                return
             model_file.save_model(folder / BEST_WEIGHTS, network, _model_info(settings, network, train, measured))
 
-    state = training.RunState(folder, monitor="val_accuracy", save_best=save_best)
+    state = training.RunState(folder, monitor="val_accuracy", save_best=save_best, writes=team.leads)
     state.restore(model)
+    if (led := runtime.told(state.epochs_done)) != state.epochs_done:
+        raise UserError(
+            f"{state.path}: expected the state after epoch {led}, as process 0 finds it, found {state.epochs_done}; "
+            "every process must see one shared --run-dir"
+        )
     if state.epochs_done:
         print(f"going on after epoch {state.epochs_done} of {settings.epochs}")
     else:
         # What the discriminators start from, to be read beside what they reach.
-        _, embeddings = evaluation.predict(network, validation.split.images)
+        _, embeddings = evaluation.predict(network, validation.split.images, team=team)
         before = metrics.correlations(validation.split.labels, embeddings, train.num_classes)
-        write_json(folder / UNTRAINED, before)
-    write_json(folder / "env.json", runtime.versions())
+        if team.leads:
+            write_json(folder / UNTRAINED, before)
+    if team.leads:
+        write_json(folder / "env.json", runtime.versions())
+    spoken = [training.ProgressBar(), *runtime.tensorboard(folder / "tensorboard")] if team.leads else []
     model.fit(
         batches,
         validation_data=validation,
@@ -127,15 +152,14 @@ def _fit(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit]) 
         callbacks=[
             training.EpochOrder(batches),
             training.StopAtNaN(),
-            training.ProgressBar(),
-            *runtime.tensorboard(folder / "tensorboard"),
+            *spoken,
             *([averaged] if averaged else []),
             state,
         ],
     )
 
 
-def _taught(train: PreparedSplit, settings: TrainConfig) -> PreparedSplit:
+def _taught(train: PreparedSplit, settings: TrainConfig, team: Team) -> PreparedSplit:
     """The split with targets blended of its labels (or votes) and what the teacher, with flip, says of each image."""
     teacher, info = model_file.load_model(settings.teacher)
     if info.class_names != train.class_names:
@@ -143,7 +167,7 @@ def _taught(train: PreparedSplit, settings: TrainConfig) -> PreparedSplit:
             f"{settings.teacher}: expected a teacher of the classes {', '.join(train.class_names)}, found one of "
             f"{', '.join(info.class_names)}"
         )
-    said, _ = evaluation.predict(teacher, train.images, flip=True)
+    said, _ = evaluation.predict(teacher, train.images, flip=True, team=team)
     known = train.votes if settings.soft_labels else np.eye(train.num_classes, dtype=np.float32)[train.labels]
     share = np.float32(settings.teacher_share)
     return dataclasses.replace(train, votes=(1 - share) * known + share * said)
@@ -220,22 +244,26 @@ def _model_info(
     )
 
 
-def _report(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit]) -> dict[str, Any]:
+def _report(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit], team: Team) -> dict[str, Any]:
     """Evaluates the best weights and draws the figures; the result file comes last and marks the run as finished."""
     runtime.set_up(precision="float32")
+    runtime.told(None)  # the weights are there once process 0 is here
     network, info = model_file.load_model(folder / BEST_WEIGHTS)
-    history = training.read_history(folder)
-    plots.save_history(folder / "history.png", history)
-    return evaluation.evaluate(
-        network,
-        splits["test" if "test" in splits else settings.select_on],
-        folder,
-        seed=settings.seed,
-        extra={
+    if (led := runtime.told(info.metrics)) != info.metrics:
+        raise UserError(
+            f"{folder / BEST_WEIGHTS}: expected the weights of epoch {led['epoch']}, as process 0 finds them, found "
+            f"those of epoch {info.metrics['epoch']}; every process must see one shared --run-dir"
+        )
+    extra = {}
+    if team.leads:
+        history = training.read_history(folder)
+        plots.save_history(folder / "history.png", history)
+        extra = {
             "selected_on": settings.select_on,
             "best_epoch": info.metrics["epoch"],
             "train_seconds": sum(row["seconds"] for row in history),
             "correlations_untrained": read_json(folder / UNTRAINED),
             "config": config.identity(settings),
-        },
-    )
+        }
+    split = splits["test" if "test" in splits else settings.select_on]
+    return evaluation.evaluate(network, split, folder, seed=settings.seed, extra=extra, team=team)

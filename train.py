@@ -10,6 +10,7 @@ import runtime
 from config import DatasetName, DatasetType, TrainConfig
 from data_helper import open_split
 from errors import UserError, run_command
+from team import team_of
 
 
 class TrainModel:
@@ -75,13 +76,15 @@ def _train(settings: TrainConfig) -> dict[str, Any]:
     import experiment
 
     result = experiment.train_and_evaluate(settings)
-    print(evaluation.format_table(result))
+    if team_of(settings).leads:
+        print(evaluation.format_table(result))
     return result
 
 
 def main() -> None:
     settings = config.parse_train_options()
     config.check(settings)  # before Keras is imported: a slip is told at once
+    team_of(settings)
     runtime.choose_backend(settings.backend)
     _train(settings)
 

@@ -21,6 +21,7 @@ import keras
 from keras import ops
 from tqdm import tqdm
 
+import runtime
 from cnn_model import Mixup, blend
 from config import OptimizerConfig
 from custom_loss import AdCorreLoss, majority
@@ -51,6 +52,7 @@ class AdCorreTrainer(keras.Model):
         self.loss_layer = loss_layer
         self.augmentation = augmentation
         self.mixup = mixup
+        self.total = keras.metrics.Mean(name="total")
         self.term_means = [keras.metrics.Mean(name=term) for term in loss_layer.terms]
         self.accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
 
@@ -66,17 +68,38 @@ class AdCorreTrainer(keras.Model):
         return {**self.network(pixels, training=training), "shares": shares}
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        y_pred = _seen_by_the_loss(y, y_pred)
         if "shares" in y_pred:
             votes = y if len(y.shape) == 2 else ops.one_hot(y, self.loss_layer.num_classes, dtype="float32")
             y = blend(votes, y_pred["shares"])
         values = self.loss_layer(y, y_pred["logits"], y_pred["embeddings"], training=training)
+        self.total.update_state(values["loss"], sample_weight=ops.shape(y)[0])
         for mean in self.term_means:
             mean.update_state(values[mean.name], sample_weight=ops.shape(y)[0])
         return values["loss"]
 
+    def get_metrics_result(self):
+        result = super().get_metrics_result()
+        # Keras's own mean of the loss counts the images of a batch, those that fill it up included.
+        return {"loss": result.pop("total"), **{name: value for name, value in result.items() if name != "loss"}}
+
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        y_pred = _seen_by_the_loss(y, y_pred)
         self.accuracy.update_state(majority(y), y_pred["logits"])
         return self.get_metrics_result()
+
+
+def _seen_by_the_loss(targets, outputs):
+    """The outputs of the images that have targets, on every device.
+
+    The loss is then computed everywhere as on one device, from one exchange of the embeddings, and its gradient needs
+    none. Behind the images there are black ones where a short batch was filled up for a team (`Batches`).
+    """
+    outputs = runtime.everywhere(outputs)
+    size = keras.tree.flatten(targets)[0].shape[0]
+    if size is None or size == outputs["logits"].shape[0]:
+        return outputs
+    return {name: values[:size] for name, values in outputs.items()}
 
 
 def make_optimizer(config: OptimizerConfig, steps_per_epoch: int, epochs: int) -> keras.optimizers.Optimizer:
@@ -209,10 +232,14 @@ class RunState(keras.callbacks.Callback):
         monitor: the history's column whose highest value marks the best epoch.
         save_best: called with the history's row of a new best epoch, before the state is written: a process killed
             between the two repeats the epoch and writes the same best weights again.
+        writes: whether this process writes the files; of several that train together one does.
     """
 
-    def __init__(self, folder: str | Path, monitor: str, save_best: Callable[[dict[str, float]], None]):
+    def __init__(
+        self, folder: str | Path, monitor: str, save_best: Callable[[dict[str, float]], None], writes: bool = True
+    ):
         super().__init__()
+        self.writes = writes
         self.path = Path(folder) / "state.h5"
         self.monitor = monitor
         self.save_best = save_best
@@ -240,7 +267,8 @@ class RunState(keras.callbacks.Callback):
         self.history.append(row)
         if best is None or row[self.monitor] > best[self.monitor]:
             self.save_best(row)
-        self._save()
+        if self.writes:
+            self._save()
 
     def _variables(self, model: keras.Model) -> list[Any]:
         return [*model.variables, *model.optimizer.variables]

@@ -10,10 +10,10 @@ import pytest
 from conftest import ROOT, run_python
 
 LAYERS = (
-    {"errors"},
+    {"errors", "lost_peers"},
     {"config", "files", "images", "safe_hdf5"},
     {"sources", "split_writer", "annotations"},
-    {"decoding", "experiments"},
+    {"decoding", "experiments", "team"},
     {
         "onnx_network",
         "runtime",
@@ -49,6 +49,7 @@ ON_DISK = sorted(path.stem for path in ROOT.glob("*.py"))
 WITHOUT_KERAS = ("errors", "config", "files", "images", "safe_hdf5", "data_helper", "metrics", "synthetic", "plots")
 WITHOUT_KERAS += ("published_file", "sources", "split_writer", "decoding", "experiments", "comparison", "report_rows")
 WITHOUT_KERAS += ("onnx_network", "report_formats", "report_tables", "report_figures", "report_page", "report")
+WITHOUT_KERAS += ("team", "lost_peers")
 
 
 def imported(source: str) -> set[str]:
