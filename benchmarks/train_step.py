@@ -80,17 +80,17 @@ def measure(arch: str, size: int, batch_size: int, steps: int) -> dict:
     }
 
 
-def make_trainer(arch: str, size: int, loss_options: dict):
-    """A compiled trainer with augmentation, as train.py makes it."""
+def make_trainer(arch: str, size: int, loss_options: dict, precision: str | None = None, augment: bool = True):
+    """A compiled trainer, as train.py makes it."""
     import cnn_model
     import custom_loss
     import trainer
 
-    runtime.set_up(seed=0)
+    runtime.set_up(0, precision)
     model = trainer.AdCorreTrainer(
         cnn_model.build_model(arch, input_size=size),
         custom_loss.AdCorreLoss(7, **loss_options),
-        cnn_model.Augmentation(config.AugmentConfig(), seed=0),
+        cnn_model.Augmentation(config.AugmentConfig(augment=augment), seed=0),
     )
     model.compile(optimizer=trainer.make_optimizer(config.OptimizerConfig(), 100, 1), jit_compile=runtime.jit_compile())
     return model
