@@ -2,15 +2,15 @@
 
 ``python benchmarks/input.py [--backend jax]`` measures three things:
 
-- reading: images a second of `dataset_class.Batches` in random order, 48 px gray and 224 px RGB, cold and warm, with 1 to
-  N workers of Keras's queue (one worker reads without a queue), through the memory map and with ``pread``
+- reading: images a second of `dataset_class.Batches` in random order, 48 px gray and 224 px RGB, cold and warm, with 1
+  to N workers of Keras's queue (one worker reads without a queue), through the memory map and with ``pread``
   (`dataset_class.MAPPED_BYTES` chooses between them);
-- waiting: the share of the steps of ``fit`` (mini_xcp at 48 px) that the training loop stands still in ``next`` for a batch;
+- waiting: the share of ``fit``'s time (mini_xcp at 48 px) that the training loop stands still in ``next`` for a batch;
 - memory: a sparse file as large as AffectNet's training part (43 GB; it takes no disk) is opened, read in random
   order and trained on, in a process of its own; its resident set, and how much of that is mapped file.
 
-Cold means that the pages of the file were dropped from this machine's page cache (fsync, then POSIX_FADV_DONTNEED, while
-nothing maps it); whether the disk below has a cache of its own is not known here. "disk" is what the process
+Cold means that the pages of the file were dropped from this machine's page cache (fsync, then POSIX_FADV_DONTNEED,
+while nothing maps it); whether the disk below has a cache of its own is not known here. "disk" is what the process
 then had fetched from storage, over the bytes of the images that it asked for (/proc/self/io). Prints tables and one
 JSON line. Linux only.
 """
