@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+
 import keras
 import numpy as np
 
 from data_helper import PreparedSplit
 from errors import UserError
 from team import ALONE, Team
+
+# Pixels of larger files are read with `pread` instead of through the memory map. In random order a page fault there
+# reads the disk's whole read-ahead (8 MB on some) for one picture, and every page touched counts to the process.
+MAPPED_BYTES = 2**30
 
 
 class Batches(keras.utils.PyDataset):
@@ -49,6 +56,7 @@ class Batches(keras.utils.PyDataset):
                 "or without --soft-labels"
             )
         self.split = split
+        self._images = _readable(split.images)
         self.batch_size = min(batch_size, len(split))
         if training and self.batch_size % team.all_devices:
             raise UserError(
@@ -73,7 +81,7 @@ class Batches(keras.utils.PyDataset):
         In a team the images are this process's share of the batch (`Team.share`), black ones where it was filled up.
         """
         rows = self.order()[index * self.batch_size : (index + 1) * self.batch_size]
-        return self.team.take(self.split.images, rows), self.targets[rows]
+        return self.team.take(self._images, rows), self.targets[rows]
 
     def order(self) -> np.ndarray:
         """The rows of this epoch in the order they are seen, int64 (N,)."""
@@ -91,3 +99,33 @@ class Batches(keras.utils.PyDataset):
         counts = self.split.class_counts
         share = np.where(counts > 0, 1.0 / np.maximum(counts, 1), 0.0)[self.split.labels]
         return rng.choice(len(self.split), size=len(self.split), p=share / share.sum())
+
+
+def _readable(images: np.ndarray) -> np.ndarray | _DiskRows:
+    """What gives rows of the images at the least cost: they themselves, or their file where it is large."""
+    whole_file = isinstance(images.base, mmap.mmap) and images.flags.c_contiguous  # no part of a map, no copy
+    if whole_file and images.nbytes > MAPPED_BYTES and hasattr(os, "preadv"):  # Windows lacks it
+        return _DiskRows(images)
+    return images
+
+
+class _DiskRows:
+    """Rows of a memory-mapped array, read from its file into memory of our own; several threads may ask at a time."""
+
+    def __init__(self, mapped: np.memmap):
+        self._mapped = mapped  # for its shape only
+        self._file = open(mapped.filename, "rb", buffering=0)  # noqa: SIM115 - open as long as this is
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """The rows, int (B,), as an array (B, ...) like the mapped one's.
+
+        Raises:
+            UserError: the file has become shorter (through the memory map that would kill the process).
+        """
+        found = np.empty((len(rows), *self._mapped.shape[1:]), self._mapped.dtype)
+        num_bytes = found[:1].nbytes
+        for row, place in zip(np.asarray(rows).tolist(), found, strict=True):
+            start = self._mapped.offset + row * num_bytes
+            if os.preadv(self._file.fileno(), [place], start) != num_bytes:
+                raise UserError(f"{self._file.name}: ends before row {row}; prepare the data set again")
+        return found

@@ -113,7 +113,7 @@ def _fit(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit], 
     optimizer = training.make_optimizer(settings.optimizer, len(batches), settings.epochs)
     model.compile(optimizer=optimizer, jit_compile=runtime.jit_compile())
     model.build((None, *train.images.shape[1:]))
-    optimizer.build(model.trainable_variables)
+    model.optimizer.build(model.trainable_variables)  # mixed_float16 wraps it in one that scales the loss
 
     averaged = training.AveragedWeights() if settings.optimizer.average else None
 

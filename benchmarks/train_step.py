@@ -84,6 +84,7 @@ def make_trainer(
     arch: str,
     size: int,
     loss_options: dict,
+    precision: str | None = None,
     augment: bool = True,
     optimizer: str | None = None,
     steps_per_execution: int = 1,
@@ -93,7 +94,7 @@ def make_trainer(
     import custom_loss
     import trainer
 
-    runtime.set_up(seed=0)
+    runtime.set_up(0, precision)
     model = trainer.AdCorreTrainer(
         cnn_model.build_model(arch, input_size=size),
         custom_loss.AdCorreLoss(7, **loss_options),
