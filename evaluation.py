@@ -117,7 +117,7 @@ def evaluate(
             f"received one of {num_classes}; choose weights trained on such a data set, or another --dataset"
         )
     folder = Path(folder)
-    probabilities, embeddings = predict(network, split.images, batch_size, flip, team)
+    probabilities, embeddings = predict(network, split.images, batch_size, flip, team=team)
     if not team.leads:
         return {}
     scores = metrics.score(split.labels, probabilities, split.class_names, seed)
