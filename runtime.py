@@ -155,7 +155,7 @@ def together(team: Team) -> Iterator[None]:
         lost_peers.put_in_words(
             ("\n" if team.leads else "")  # below its progress bar
             + f"error: process {team.process_id} of {team.processes} ends: another process of this run has stopped or "
-            "cannot be reached any more (killed, out of memory, its machine lost, or an error that it told itself); "
+            "cannot be reached (killed, out of memory, its machine lost, never started, or an error that it told itself); "
             "start the processes again as before, and the run goes on after its last whole epoch"
         )
         _claim_devices(team)
@@ -193,7 +193,7 @@ def _meet(team: Team) -> None:
     except RuntimeError as error:
         raise UserError(
             f"--coordinator {team.coordinator}: process {team.process_id} could not meet the other "
-            f"{team.processes - 1} there within {_START_SECONDS} seconds ({' '.join(str(error).split())[:300]}); start "
+            f"{team.processes - 1} there ({' '.join(str(error).split())[:300]}); start "
             f"all {team.processes}, with one free port of process 0's machine, or one alone with --processes 1"
         ) from None
 
