@@ -57,11 +57,11 @@ def predict(
     embeddings = np.empty((num_images, *network.output["embeddings"].shape[1:]), np.float32)
     outputs_of = runtime.predictor(network, compiled)
     for start in range(0, num_images, batch_size):
-        rows = np.arange(start, min(start + batch_size, num_images))
+        rows = range(start, min(start + batch_size, num_images))
         # The short last batch is filled up and its surplus cut off: a second shape would be compiled a second time.
         outputs = outputs_of(team.take(images, rows, batch_size))
-        logits[rows] = outputs["logits"][: len(rows)]
-        embeddings[rows] = outputs["embeddings"][: len(rows)]
+        logits[rows.start : rows.stop] = outputs["logits"][: len(rows)]
+        embeddings[rows.start : rows.stop] = outputs["embeddings"][: len(rows)]
     finite = np.isfinite(logits).all(axis=1)
     if not finite.all():
         raise UserError(

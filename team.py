@@ -53,16 +53,17 @@ class Team:
         each = self.padded(size) // self.processes
         return slice(self.process_id * each, (self.process_id + 1) * each)
 
-    def take(self, images: np.ndarray, rows: np.ndarray, size: int | None = None) -> np.ndarray:
+    def take(self, images: np.ndarray, rows: np.ndarray | range, size: int | None = None) -> np.ndarray:
         """Reads this process's share of the batch of ``images`` at ``rows``, which black ones fill up.
 
         Args:
             images: (N, H, W, C), may be a memory map.
-            rows: int (B,).
+            rows: int (B,), or a range, which is read as one piece.
             size: of the batch, B or more; None is B. It is filled up to `padded` of it.
         """
         share = self.share(len(rows) if size is None else size)
-        own = images[rows[share]]
+        own = rows[share]
+        own = np.asarray(images[own.start : own.stop] if isinstance(own, range) else images[own])
         missing = share.stop - share.start - len(own)
         return np.pad(own, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else own
 

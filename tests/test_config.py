@@ -30,6 +30,8 @@ UNUSUAL = TrainConfig(
     data_dir="/elsewhere",
     run_dir="here",
     weights="some.weights.h5",
+    teacher="a.weights.h5",
+    teacher_share=0.37,
     epochs=3,
     batch_size=7,
     seed=5,
@@ -38,10 +40,14 @@ UNUSUAL = TrainConfig(
     select_on="test",
     precision="mixed_bfloat16",
     backend="jax",
+    devices=2,
+    processes=6,
+    process_id=4,
+    coordinator="there:29500",
     model=ModelConfig("keras:MobileNetV2", 3, 66, 96, 0.23, "imagenet", 4.5),
     loss=LossConfig(2.5, 0.0, 0.53, 3.1, False, 0.17, 53, 0.07, 1.7, 0.61, 0.71, 0.81),
     optimizer=OptimizerConfig("adam", 0.13, "constant", 0.57, 0.29, 0.19, 4, 0.99),
-    augmentation=AugmentConfig(False, False, 1.0, 0.21, 0.31, 0.41),
+    augmentation=AugmentConfig(False, False, 1.0, 0.21, 0.31, 0.41, 0.51),
     debug=True,
 )
 UNUSUAL_ARGS = shlex.split("""
@@ -52,6 +58,8 @@ UNUSUAL_ARGS = shlex.split("""
     --w-ce 2.5 --w-fd 0 --w-md 0.53 --w-ed 3.1 --no-adaptive --weight-floor 0.17 --history 53 --label-smoothing 0.07
     --optimizer adam --learning-rate 0.13 --schedule constant --warmup-epochs 0.57 --decay 0.29
     --weight-decay 0.19 --accumulate 4 --no-augment --no-flip --rotation 1 --shift 0.21 --zoom 0.31 --erase 0.41 --debug
+    --mixup 0.51 --teacher a.weights.h5 --teacher-share 0.37
+    --devices 2 --processes 6 --process-id 4 --coordinator there:29500
 """)
 
 
@@ -127,11 +135,10 @@ def test_with_options_changes_those_and_keeps_the_others():
 def test_a_run_is_named_after_what_it_computes():
     name = config.run_id(UNUSUAL)
     assert re.fullmatch("fer2013-keras_MobileNetV2-seed5-[0-9a-f]{8}", name)
-    assert name == config.run_id(dataclasses.replace(UNUSUAL, run_dir="there", data_dir="moved", debug=False))
+    elsewhere = dataclasses.replace(UNUSUAL, **{place: getattr(TrainConfig(), place) for place in config.PLACES})
+    assert name == config.run_id(elsewhere)
     assert name != config.run_id(dataclasses.replace(UNUSUAL, epochs=4))
-    assert config.settings_of(config.identity(UNUSUAL)) == dataclasses.replace(
-        UNUSUAL, run_dir=None, data_dir="data", debug=False
-    )
+    assert config.settings_of(config.identity(UNUSUAL)) == elsewhere
 
 
 # The commands of reproduce.py

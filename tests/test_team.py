@@ -108,6 +108,8 @@ def test_the_shares_make_the_whole_batch_once(processes, devices):
     whole = np.concatenate(taken)
     np.testing.assert_array_equal(whole[:7], rows + 1)
     assert not whole[7:].any(), "what fills the batch up is black"
+    piece = np.concatenate([Team(devices, processes, i).take(images, range(20, 27)).ravel() for i in range(processes)])
+    np.testing.assert_array_equal(piece[:7], np.arange(21, 28))
     filled = np.concatenate([Team(devices, processes, i).take(images, rows, 12).ravel() for i in range(processes)])
     np.testing.assert_array_equal(filled, [*(rows + 1), *[0] * 5])
 
