@@ -155,8 +155,8 @@ def together(team: Team) -> Iterator[None]:
         lost_peers.put_in_words(
             ("\n" if team.leads else "")  # below its progress bar
             + f"error: process {team.process_id} of {team.processes} ends: another process of this run has stopped or "
-            "cannot be reached (killed, out of memory, its machine lost, never started, or an error that it told itself); "
-            "start the processes again as before, and the run goes on after its last whole epoch"
+            "cannot be reached (killed, out of memory, its machine lost, never started, or an error that it told "
+            "itself); start the processes again as before, and the run goes on after its last whole epoch"
         )
         _claim_devices(team)
         _meet(team)
