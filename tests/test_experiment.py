@@ -24,6 +24,7 @@ import trainer as training
 from config import DatasetName, DatasetType, PrepareSyntheticConfig, TrainConfig
 from errors import UserError
 from synthetic_data import write_synthetic_splits
+from team import ALONE
 from train import TrainModel
 
 ROOT = Path(__file__).parents[1]
@@ -321,7 +322,7 @@ def stop_at_second_epoch(self, epoch, logs=None):
 
 
 def test_soft_labels_want_votes(data_dir, tmp_path):
-    with pytest.raises(UserError, match=r"--soft-labels: .*found none for synthetic/train"):
+    with pytest.raises(UserError, match=r"--soft-labels: .*found none for synthetic/val"):
         experiment.train_and_evaluate(settings(data_dir, tmp_path / "run", soft_labels=True))
 
 
@@ -369,7 +370,7 @@ def test_a_teacher_blends_what_it_says_into_the_targets(whole_run, data_dir, tmp
         logits = np.asarray(network.predict_on_batch(np.asarray(images))["logits"], np.float64)
         said += np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True) / 2
     expected = 0.75 * np.eye(7)[train.labels] + 0.25 * said
-    np.testing.assert_allclose(experiment._taught(train, taught).votes, expected, atol=1e-4)
+    np.testing.assert_allclose(experiment._taught(train, taught, ALONE).votes, expected, atol=1e-4)
     blended = dataclasses.replace(taught, augmentation=config.AugmentConfig(mixup=0.2))
     assert experiment.train_and_evaluate(blended)["n"] == 35
 
