@@ -104,17 +104,7 @@ def _fit(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit], 
         train, soft = _taught(train, settings, team), True
     batches = Batches(train, **shared, soft_labels=soft, balanced=settings.balanced)
     network = _build_network(settings, train.num_classes)
-    model = training.AdCorreTrainer(
-        network,
-        _build_loss(settings, train.num_classes, len(batches)),
-        cnn_model.Augmentation(settings.augmentation, seed=settings.seed),
-        cnn_model.Mixup(settings.augmentation.mixup, seed=settings.seed + 1) if settings.augmentation.mixup else None,
-    )
-    optimizer = training.make_optimizer(settings.optimizer, len(batches), settings.epochs)
-    model.compile(optimizer=optimizer, jit_compile=runtime.jit_compile())
-    model.build((None, *train.images.shape[1:]))
-    model.optimizer.build(model.trainable_variables)  # mixed_float16 wraps it in one that scales the loss
-
+    model = _build_trainer(settings, network, train, len(batches))
     averaged = training.AveragedWeights() if settings.optimizer.average else None
 
     def save_best(row: dict[str, float]) -> None:
@@ -171,6 +161,24 @@ def _taught(train: PreparedSplit, settings: TrainConfig, team: Team) -> Prepared
     known = train.votes if settings.soft_labels else np.eye(train.num_classes, dtype=np.float32)[train.labels]
     share = np.float32(settings.teacher_share)
     return dataclasses.replace(train, votes=(1 - share) * known + share * said)
+
+
+def _build_trainer(
+    settings: TrainConfig, network: keras.Model, train: PreparedSplit, steps_per_epoch: int
+) -> training.AdCorreTrainer:
+    """The compiled model that `fit` trains, all its variables made."""
+    mixup = settings.augmentation.mixup
+    model = training.AdCorreTrainer(
+        network,
+        _build_loss(settings, train.num_classes, steps_per_epoch),
+        cnn_model.Augmentation(settings.augmentation, seed=settings.seed),
+        cnn_model.Mixup(mixup, seed=settings.seed + 1) if mixup else None,
+    )
+    optimizer = training.make_optimizer(settings.optimizer, steps_per_epoch, settings.epochs)
+    model.compile(optimizer=optimizer, jit_compile=runtime.jit_compile())
+    model.build((None, *train.images.shape[1:]))
+    model.optimizer.build(model.trainable_variables)  # mixed_float16 wraps it in one that scales the loss
+    return model
 
 
 def _build_loss(settings: TrainConfig, num_classes: int, steps_per_epoch: int) -> custom_loss.AdCorreLoss:
