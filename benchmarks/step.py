@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import importlib.util
 import json
-import math
 import subprocess
 import sys
 import tempfile
@@ -26,13 +26,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from gpu import CE_ALONE, forward_flops
 from train_step import make_trainer, seconds, step_clock, write_split
 
 import runtime
-from errors import run_command
+from errors import UserError, run_command
 
 CASES = {"mini_xcp": (48, 64), "xcp": (96, 32)}  # side in pixels, batch
-CE_ALONE = {"w_fd": 0.0, "w_md": 0.0, "w_ed": 0.0}
 TOGETHER = 8  # steps an execution, where several go together
 MATRIX = 2048  # side of the product that stands for what the cores can do
 KERNELS = 10  # named in the profile
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--backend", default="tensorflow", choices=("tensorflow", "jax", "torch"))
     parser.add_argument("--networks", nargs="+", default=list(CASES), choices=tuple(CASES))
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--compare", nargs="*", default=["tensorflow", "jax", "torch"], help="backends")
+    parser.add_argument("--compare", nargs="*", default=["tensorflow", "jax", "torch"], metavar="BACKEND")
     parser.add_argument("--quick", action="store_true", help="2 rounds of the small network at 16 px")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)  # a process of the comparison
     options = parser.parse_args()
@@ -113,22 +113,12 @@ def measure_parts(arch: str, size: int, batch_size: int, rounds: int) -> dict:
             times["matrix"].append(seconds(lambda: keras.ops.convert_to_numpy(product(factor, factor)[0, 0])))
     median = {name: float(np.median(values)) for name, values in times.items()}
     # Backward multiplies twice as often as forward: for the gradients of the inputs and of the weights.
-    operations = 3 * 2 * multiply_adds(network.network) * batch_size
+    operations = 3 * forward_flops(network.network) * batch_size
     return {
         "matrix_rate": 2 * MATRIX**3 / median.pop("matrix"),
         "training_rate": operations / median["+ Ad-Corre (the whole step)"],
         "parts": median,
     }
-
-
-def multiply_adds(network) -> int:
-    """Multiply-adds of one image's forward pass in convolutions and dense layers, from their kernels and outputs."""
-    total = 0
-    for layer in (*network.layers, *network.get_layer("backbone").layers):
-        if not hasattr(layer, "layers"):
-            for kernel in (weight for weight in layer.weights if weight.name.endswith("kernel")):
-                total += math.prod(kernel.shape) * math.prod(layer.output.shape[1:-1])
-    return total
 
 
 def print_parts(row: dict) -> None:
@@ -152,7 +142,7 @@ def profile(arch: str, size: int, batch_size: int, steps: int = 5) -> dict[str, 
 
     model, batch = make_trainer(arch, size, {}), make_batch(size, batch_size)
     model.train_on_batch(*batch)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, runtime.notices_hidden():
         tf.profiler.experimental.start(folder)
         for _ in range(steps):
             model.train_on_batch(*batch)
@@ -164,7 +154,8 @@ def profile(arch: str, size: int, batch_size: int, steps: int = 5) -> dict[str, 
         for line in plane.lines:
             for event in line.events:
                 name, _, kernel = plane.event_metadata[event.metadata_id].name.rpartition(":")
-                if name and kernel.isidentifier() and plane.name.startswith("/host"):
+                named = name and not name.endswith(":") and kernel.isidentifier()  # not ExecutorState::Process
+                if named and plane.name.startswith("/host"):
                     nanoseconds[kernel] += event.duration_ps // 1000
     whole = sum(nanoseconds.values())
     return {kernel: value / whole for kernel, value in nanoseconds.most_common(KERNELS)}
@@ -178,28 +169,24 @@ def make_batch(size: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
 def compare(backends: list[str], arch: str, size: int, batch_size: int, rounds: int) -> dict[str, float]:
     """Median seconds of the whole step on each installed backend; processes that wait while another one's turn is."""
     there = [name for name in backends if importlib.util.find_spec(name)]
-    workers = {
-        name: subprocess.Popen(
-            [sys.executable, __file__, "--backend", name, "--serve", arch, str(size), str(batch_size)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for name in there
-    }
-    times = {name: [ask(worker) for _ in range(2)][2:] for name, worker in workers.items()}  # compiled
-    for _ in range(rounds):
-        for name, worker in workers.items():
-            times[name].append(ask(worker))
-    for worker in workers.values():
-        worker.communicate()
+    times = {name: [] for name in there}
+    with tempfile.TemporaryFile("w+") as said, contextlib.ExitStack() as ends:
+        workers = {}
+        for name in there:
+            command = [sys.executable, __file__, "--backend", name, "--serve", arch, str(size), str(batch_size)]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": said}
+            workers[name] = ends.enter_context(subprocess.Popen(command, **pipes, text=True))
+        for turn in range(rounds + 2):
+            for name, worker in workers.items():
+                worker.stdin.write("\n")
+                worker.stdin.flush()
+                answer = worker.stdout.readline()
+                if not answer:
+                    said.seek(0)
+                    raise UserError(f"the step on {name} failed:\n{said.read()[-2000:]}")
+                if turn >= 2:  # the first ones compiled
+                    times[name].append(float(answer))
     return {name: float(np.median(values)) for name, values in times.items()}
-
-
-def ask(worker: subprocess.Popen) -> float:
-    worker.stdin.write("\n")
-    worker.stdin.flush()
-    return float(worker.stdout.readline())
 
 
 def serve(backend: str, arch: str, size: int, batch_size: int) -> None:

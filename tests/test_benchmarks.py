@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu
 import input as reading
 import precision
+import step
 import train_step
 
 import dataset_class
@@ -248,3 +249,12 @@ def test_large_files_are_read_without_the_map(tmp_path, monkeypatch):
     os.truncate(folder / "images.npy", 1000)
     with pytest.raises(UserError, match=r"images.npy: ends before row \d+; prepare the data set again"):
         read[0]
+
+
+# --- step.py --------------------------------------------------------------------------------------------------------
+
+
+def test_the_steps_profile_names_its_kernels():
+    kernels = step.profile("mini_xcp", 16, 8, steps=1)
+    assert any("Conv2D" in kernel for kernel in kernels) and not {"Process", "Run"} & set(kernels)
+    assert 0.5 < sum(kernels.values()) <= 1
