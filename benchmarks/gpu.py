@@ -34,6 +34,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
+import train_step
 from gpu_fer2013 import NOT_RUN, row_of
 
 import runtime
@@ -57,7 +58,6 @@ PRECISIONS = {
     "mixed_bfloat16": ("mixed_bfloat16", None),
     "float32": ("float32", "highest"),
 }
-CE_ALONE = {"w_fd": 0.0, "w_md": 0.0, "w_ed": 0.0}
 PARTS = ("train", "ratios", "inference")
 TITLES = ("what", "precision", "batch", "images/s", "ms", "model TFLOP/s", "of peak", "peak GB", "notes")
 TURN_S = 1.0  # a turn of steps takes about this long: starting and ending it costs nothing then
@@ -201,7 +201,6 @@ class Training:
 
     def __init__(self, case: dict[str, Any], policy: str, loss_options: dict[str, float], augment: bool):
         import jax
-        import train_step
 
         model = train_step.make_trainer(case["arch"], case["size"], loss_options, policy, augment)
         model.build((None, case["size"], case["size"], 3))
@@ -234,7 +233,8 @@ def measure_training(case: dict[str, Any], policy: str) -> dict[str, Any]:
 
 def measure_ratios(case: dict[str, Any], policy: str) -> dict[str, Any]:
     whole, ce, plain = (
-        Training(case, policy, options, augment) for options, augment in (({}, True), (CE_ALONE, True), ({}, False))
+        Training(case, policy, options, augment)
+        for options, augment in (({}, True), (train_step.CE_ALONE, True), ({}, False))
     )
     in_memory = [make_batch(case, seed) for seed in range(4)]  # several, so that no cache holds the one
     batch = on_device(in_memory[0])

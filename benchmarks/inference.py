@@ -14,7 +14,6 @@ line. What is not installed (``pip install -r requirements-export.txt``) is left
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
@@ -33,7 +32,6 @@ from errors import UserError, run_command
 
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPH = ROOT / "examples" / "astronaut.png"
-ONNX_PACKAGES = ("tf2onnx", "onnx", "onnxruntime")
 
 # A process begins with its parent's peak memory, so the one that is measured gets a small parent.
 LAUNCHER = """
@@ -84,11 +82,14 @@ def export_all(weights: str | None, folder: Path) -> dict[str, Path]:
     network, info = model_file.load_model(weights or DEFAULT_WEIGHTS)
     exported = {}
     for format in ("onnx", "tflite"):
-        if format == "onnx" and any(importlib.util.find_spec(name) is None for name in ONNX_PACKAGES):
-            print("onnx: not measured (pip install -r requirements-export.txt)", file=sys.stderr)
+        path = folder / f"network.{format}"
+        try:
+            export.check_target(path, format)
+        except UserError as error:  # a package that is not here
+            print(f"not measured: {error}", file=sys.stderr)
             continue
-        exported[format] = folder / f"network.{format}"
-        export.export_network(network, info, exported[format], format)
+        export.export_network(network, info, path, format)
+        exported[format] = path
     return exported
 
 

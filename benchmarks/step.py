@@ -26,8 +26,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from gpu import CE_ALONE, forward_flops
-from train_step import make_trainer, seconds, step_clock, write_split
+from gpu import forward_flops
+from train_step import CE_ALONE, make_trainer, seconds, step_clock, write_split
 
 import runtime
 from errors import UserError, run_command

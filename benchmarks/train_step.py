@@ -25,6 +25,7 @@ import config
 import runtime
 from errors import run_command
 
+CE_ALONE = {"w_fd": 0.0, "w_md": 0.0, "w_ed": 0.0}
 CASES = (("mini_xcp", 48, 128), ("xcp", 96, 32))  # architecture, side in pixels, batch
 
 
@@ -54,7 +55,7 @@ def measure(arch: str, size: int, batch_size: int, steps: int) -> dict:
 
     from dataset_class import Batches
 
-    ad_corre, ce = make_trainer(arch, size, {}), make_trainer(arch, size, {"w_fd": 0.0, "w_md": 0.0, "w_ed": 0.0})
+    ad_corre, ce = make_trainer(arch, size, {}), make_trainer(arch, size, CE_ALONE)
     with tempfile.TemporaryDirectory() as folder:
         batches = Batches(write_split(folder, size, batch_size * 12), batch_size, seed=0)
         in_memory = [keras.ops.convert_to_tensor(array) for array in batches[0]]
