@@ -330,26 +330,27 @@ def test_soft_labels_want_votes(data_dir, tmp_path):
 
 
 def test_mixup_blends_images_and_targets(data_dir):
-    """Shares of a half from a stand-in: the cross-entropy is that of the half-and-half votes on the blended images."""
+    """Shares of 0.75 from a stand-in: the cross-entropy is that of votes blended as the images are."""
     import keras
 
     import cnn_model
     import custom_loss
     from data_helper import open_split
 
-    class Halves(cnn_model.Mixup):
+    class Shares(cnn_model.Mixup):
         def call(self, pixels):
-            shares = np.full(pixels.shape[0], 0.5, "float32")
+            shares = np.full(pixels.shape[0], 0.75, "float32")
             return cnn_model.blend(pixels, shares), shares
 
     split = open_split(data_dir, "synthetic", "train")
     images, labels = np.asarray(split.images[:14], "float32"), split.labels[:14].astype(np.int32)
     network = cnn_model.build_model("mini_xcp", num_embeddings=3, embedding_size=16, dropout=0.0)
-    model = training.AdCorreTrainer(network, custom_loss.AdCorreLoss(7, w_fd=0, w_md=0, w_ed=0), mixup=Halves(1, 0))
+    model = training.AdCorreTrainer(network, custom_loss.AdCorreLoss(7, w_fd=0, w_md=0, w_ed=0), mixup=Shares(1, 0))
     model.compile(keras.optimizers.SGD(0.0), jit_compile=False, run_eagerly=True)
     hot = np.eye(7)[labels]
-    votes = 0.5 * hot + 0.5 * np.roll(hot, 1, axis=0)
-    logits = np.asarray(network(0.5 * images + 0.5 * np.roll(images, 1, axis=0), training=True)["logits"], np.float64)
+    votes = 0.75 * hot + 0.25 * np.roll(hot, 1, axis=0)
+    blended = 0.75 * images + 0.25 * np.roll(images, 1, axis=0)
+    logits = np.asarray(network(blended, training=True)["logits"], np.float64)
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     for targets in (labels, hot.astype(np.float32)):
         step = model.train_on_batch(images, targets, return_dict=True)

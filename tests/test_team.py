@@ -42,6 +42,12 @@ def test_a_step_of_slurm_is_a_team():
     assert team_of(settings(devices=2), own).first_device == 0
     assert team_of(settings(coordinator="b:5"), SLURM).coordinator == "b:5"
     assert team_of(settings(process_id=1), SLURM).process_id == 1
+    with pytest.raises(UserError, match="--processes 2: expected --process-id I"):  # Slurm counts four: not its numbers
+        team_of(settings(processes=2), SLURM)
+
+
+def test_process_0_alone_leads():
+    assert [Team(processes=3, process_id=i).leads for i in range(3)] == [True, False, False]
 
 
 def test_a_batch_script_is_no_step_of_slurm():
