@@ -100,7 +100,7 @@ def save_model(path: str | Path, network: keras.Model, info: ModelInfo) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         network.save_weights(temporary)
         with h5py.File(temporary, "r") as file:
-            arrays = _arrays(file)
+            arrays = {name: dataset[()] for name, dataset in _datasets(file).items()}
         # Keras's file again in HDF5's later layout, whose groups take a tenth of the space.
         with h5py.File(content := io.BytesIO(), "w", libver="latest") as file:
             for name, array in arrays.items():
@@ -109,11 +109,11 @@ def save_model(path: str | Path, network: keras.Model, info: ModelInfo) -> None:
         temporary.write_bytes(content.getbuffer())
 
 
-def _arrays(file: h5py.File) -> dict[str, np.ndarray]:
-    """Every array of a file by its full name."""
-    arrays = {}
-    file.visititems(lambda name, item: arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
-    return arrays
+def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """Every array of a file, not read yet, by its full name."""
+    found = {}
+    file.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
+    return found
 
 
 def check_target(path: str | Path) -> None:
@@ -283,13 +283,11 @@ def _fill_from_weights_file(network: keras.Model, weights: Path | str, path: str
     """Fills the network from Keras 3's own layout; ``path`` is what messages call the file."""
     expected = _names_in_file(network)
     with open_hdf5(weights, str(path)) as file:
-        shapes = {}
-        file.visititems(
-            lambda name, item: shapes.update({name: item.shape}) if isinstance(item, h5py.Dataset) else None
-        )
+        found = _datasets(file)
+        shapes = {name: dataset.shape for name, dataset in found.items()}
         fits = shapes == {name: tuple(variable.shape) for name, variable in expected.items()}
         for name, variable in expected.items() if fits else ():
-            variable.assign(file[name][()])
+            variable.assign(found[name][()])
     if not fits:  # the names of another Keras, an optimiser's arrays beside them, or an error that Keras puts in words
         _fill_by_keras(network, weights, path, sum(not name.startswith("optimizer/") for name in shapes))
     for variable in network.variables:
@@ -298,7 +296,7 @@ def _fill_from_weights_file(network: keras.Model, weights: Path | str, path: str
 
 
 def _names_in_file(network: keras.Model, folder: str = "") -> dict[str, keras.Variable]:
-    """Each array's name in the file that Keras 3 writes; reading by them takes half of `load_weights`'s time."""
+    """Each array's name in the file that Keras 3 writes; reading by them spares `load_weights`'s search."""
     names, layers_of_class = {}, collections.Counter()
     for layer in network.layers:
         kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(layer).__name__).lower()

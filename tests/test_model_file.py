@@ -285,7 +285,7 @@ def test_every_array_is_missed(weights, tiny_network):
 
 @pytest.mark.parametrize("arch", ["mini_xcp", "xcp", "resnet", "keras:MobileNetV3Small"])
 def test_arrays_are_read_by_the_names_that_keras_gives_them(tmp_path, arch, monkeypatch):
-    """Without Keras's own search for them, which takes half of the time to load `mini_xcp`."""
+    """Without Keras's own search for them."""
     info = ModelInfo(arch, CLASS_NAMES, num_embeddings=1, embedding_size=3, input_size=75)
     network = build(info)
     for number, weight in enumerate(network.weights):
