@@ -12,7 +12,7 @@ from scipy.special import betaincinv
 
 import runtime
 from config import AugmentConfig
-from errors import UserError
+from files import UserError
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what OpenCV's gray conversion uses too
 _QUANTILES = 1024  # of mixup's table of shares

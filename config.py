@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
-from errors import UserError
+from files import UserError
 
 # Canonical codes (AffectNet's, and the order of the paper's figures); every reader maps into them.
 CLASS_NAMES = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger", "Contempt")

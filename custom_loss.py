@@ -12,7 +12,7 @@ from __future__ import annotations
 import keras
 from keras import ops
 
-import rivals
+import baseline_losses as rivals
 
 # Below this squared length a centred vector counts as constant: its correlation with anything is 0.
 EPSILON = 1e-12

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from decoding import Picture, Unreadable, decode_pictures
-from errors import UserError
+from datasets.shared.decoding import Picture, Unreadable, decode_pictures
+from files import UserError
 from files import read_json
-from sources import SourceFiles
-from split_writer import FORMAT_VERSION, SplitWriter, published_together, split_dir
+from datasets.shared.archives import SourceFiles
+from datasets.shared.split_writer import FORMAT_VERSION, SplitWriter, published_together, split_dir
 
 SPLITS = ("train", "val", "test")
 CHECKPOINT_SECONDS = 5.0  # of work that an interruption costs at most

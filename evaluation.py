@@ -12,9 +12,9 @@ import numpy as np
 
 import runtime
 from data_helper import PreparedSplit
-from errors import UserError
+from files import UserError
 from files import whole_file, write_json
-from team import ALONE, Team
+from distributed.process_group import ALONE, Team
 
 
 def predict(

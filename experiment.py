@@ -19,17 +19,17 @@ import config
 import custom_loss
 import evaluation
 import metrics
-import model_file
+from model_files import model_file
 import plots
 import runtime
 import trainer as training
 from config import DatasetName, TrainConfig
 from data_helper import PreparedSplit, open_split, prepared_splits
 from dataset_class import Batches
-from errors import UserError
+from files import UserError
 from files import only_writer, read_json, write_json
-from synthetic_data import write_synthetic_splits
-from team import Team, team_of
+from datasets.synthetic import write_synthetic_splits
+from distributed.process_group import Team, team_of
 
 BEST_WEIGHTS = "best.weights.h5"
 UNTRAINED = "untrained.json"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from errors import UserError
+from files import UserError
 
 _LOCK = ".lock"
 _PATIENCE_SECONDS = 0.5  # `is_taken` holds the lock for an instant

@@ -15,7 +15,7 @@ os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
-from errors import UserError  # noqa: E402
+from files import UserError  # noqa: E402
 
 MAX_BYTES = 1_000_000_000
 MID_GRAY = 128

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from errors import UserError
+from files import UserError
 from files import whole_file
 from metrics import reliability_bins
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import affectnet
-import ferplus
-import published
-import rafdb
+from datasets import affectnet
+from datasets import ferplus
+from datasets import published
+from datasets import rafdb
 from config import (
     CLASS_NAMES,
     DatasetName,
@@ -24,10 +24,10 @@ from config import (
     parse_command,
 )
 from data_helper import PreparedSplit, open_split, prepared_splits, split_dir
-from duplicates import DROPPED, Duplicates
-from errors import UserError, run_command
-from fer2013 import OFFICIAL_COUNTS, prepare_fer2013
-from synthetic_data import write_synthetic_splits
+from datasets.shared.duplicates import DROPPED, Duplicates
+from files import UserError, run_command
+from datasets.fer2013 import OFFICIAL_COUNTS, prepare_fer2013
+from datasets.synthetic import write_synthetic_splits
 
 
 def main() -> None:
@@ -126,7 +126,7 @@ def check_can_drop(config: InspectConfig, found: dict[str, list[str]]) -> None:
 
 def show_duplicates(config: InspectConfig, splits: Sequence[PreparedSplit]) -> None:
     """Prints which pictures stand more than once, and drops them from train on request."""
-    from duplicates import drop_from_train, find_duplicates  # here and not above: SciPy, as with matplotlib
+    from datasets.shared.duplicates import drop_from_train, find_duplicates  # here and not above: SciPy, as with matplotlib
 
     found = find_duplicates(splits, config.distance if config.duplicates == "near" else None)
     print(duplicates_table(found))

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import config
-import experiments
-import report
+from grids import experiments
+from reporting import report
 from config import DatasetName, GridConfig, ListGridConfig, ReportGridConfig, RunGridConfig, TrainConfig
-from errors import UserError, run_command
-from experiments import Grid
+from files import UserError, run_command
+from grids.experiments import Grid
 from files import copy_file
-from grid import ERROR, RESULT, Run, run_grid, runs_of, with_data
+from grids.runner import ERROR, RESULT, Run, run_grid, runs_of, with_data
 
 _KEPT = (RESULT, "predictions.npz", "history.csv")
 

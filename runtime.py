@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-import lost_peers
-from errors import UserError, run_command
-from team import Team
+from distributed import lost_peers
+from files import UserError, run_command
+from distributed.process_group import Team
 
 # JAX ends the others of a process that has sent no sign of life for so long; its own default is 100.
 _HEARTBEAT_SECONDS = 20

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 import config
-import onnx_network
+from model_files import onnx_network
 import runtime
 from config import ConvertConfig, DescribeConfig, EvaluateConfig, ExportConfig, RecognizeConfig
-from errors import UserError, run_command
+from files import UserError, run_command
 from images import largest_face, read_image, resize_image
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "trained_models" / "fer2013_mini_xcp.weights.h5"
@@ -73,7 +73,7 @@ class TestModels:
             return
         # Keras is imported late: `--help` stays instant, and the backend can be chosen until here.
         import cnn_model
-        import model_file
+        from model_files import model_file
 
         runtime.set_up(gpu=GPU)
         if GPU and not runtime.has_gpu():
@@ -176,7 +176,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         UserError: no such weights or data, or classes that do not fit.
     """
     import evaluation
-    import model_file
+    from model_files import model_file
     from data_helper import open_split
 
     split = open_split(settings.data_dir, settings.dataset.value, settings.split)
@@ -217,7 +217,7 @@ def convert(settings: ConvertConfig) -> None:
     Raises:
         UserError: a source that cannot be read (`model_file.load_model`), a target without ``.weights.h5``.
     """
-    import model_file
+    from model_files import model_file
 
     model_file.check_target(settings.target)
     network, info = model_file.load_model(settings.source)
@@ -232,8 +232,8 @@ def export(settings: ExportConfig) -> None:
     Raises:
         UserError: see `model_file.load_model` and `export.export_network`.
     """
-    import model_file
-    from export import check_target, default_path, export_network
+    from model_files import model_file
+    from model_files.export import check_target, default_path, export_network
 
     weights = settings.weights or DEFAULT_WEIGHTS
     output = Path(settings.output) if settings.output else default_path(weights, settings.format)
@@ -252,7 +252,7 @@ def _size(path: Path) -> int:
 
 def describe(settings: DescribeConfig) -> None:
     """Prints what a model file is, a line a fact or one JSON object."""
-    import model_file
+    from model_files import model_file
 
     facts = model_file.describe(settings.file)
     if settings.json:

@@ -26,7 +26,7 @@ from cnn_model import Mixup, blend
 from config import OptimizerConfig
 from custom_loss import AdCorreLoss, majority
 from dataset_class import Batches
-from errors import UserError
+from files import UserError
 from files import whole_file, write_text
 
 

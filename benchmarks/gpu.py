@@ -38,7 +38,7 @@ import train_step
 from gpu_fer2013 import NOT_RUN, row_of
 
 import runtime
-from errors import UserError, run_command
+from files import UserError, run_command
 from files import write_json
 
 # Peak TFLOP/s without sparsity, by a part of the name that JAX gives the device; the first that fits counts.

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import config
 import runtime
 from data_helper import PreparedSplit, open_split
-from errors import UserError, run_command
+from files import UserError, run_command
 from files import only_writer, read_json, sha256, whole_file, write_json, write_text
 
 # The loss options in which a run differs from `config.LossConfig`'s defaults.
@@ -590,7 +590,7 @@ class Run:
         import jax
 
         import evaluation
-        import model_file
+        from model_files import model_file
         import plots
 
         notes, network = self.notes, self.program.network
@@ -657,7 +657,7 @@ def halve(path: Path) -> None:
     Vectors (biases, batch-norm statistics) keep float32: they are a hundredth of the file, and a variance may lie
     outside half precision's range.
     """
-    import model_file
+    from model_files import model_file
 
     with h5py.File(path, "r") as file:
         arrays: dict[str, np.ndarray] = {}

@@ -28,7 +28,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import runtime
-from errors import UserError, run_command
+from files import UserError, run_command
 
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPH = ROOT / "examples" / "astronaut.png"
@@ -75,8 +75,8 @@ def main() -> None:
 
 def export_all(weights: str | None, folder: Path) -> dict[str, Path]:
     """The exported files by format; those whose packages are not here are named and left out."""
-    import export
-    import model_file
+    from model_files import export
+    from model_files import model_file
     from test import DEFAULT_WEIGHTS
 
     network, info = model_file.load_model(weights or DEFAULT_WEIGHTS)
@@ -125,7 +125,7 @@ def measure_warm(
 def model_sides(keras_model, onnx_model, tflite: Path | None, faces: np.ndarray) -> dict[str, Callable[[], object]]:
     """What takes uint8 faces (B, S, S, 3) to probabilities, by name."""
     import evaluation
-    import export
+    from model_files import export
 
     size = len(faces)
     sides = {

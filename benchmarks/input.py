@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import config
 import runtime
 from data_helper import PreparedSplit, SplitWriter, open_split
-from errors import run_command
+from files import run_command
 from files import write_json
 
 FILES = ((48, 1, 28_709), (224, 3, 4_000))  # side in pixels, channels, images: FER-2013's, and 600 MB

@@ -27,7 +27,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import runtime
-from errors import UserError, run_command
+from files import UserError, run_command
 
 BATCHES = (50, 256, 1024, 4096, 16384)
 EMBEDDINGS = (7, 10)

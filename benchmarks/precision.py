@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import config
 import runtime
-from comparison import mean_and_std, paired_t
-from errors import UserError, run_command
-from synthetic_data import write_synthetic_splits
+from reporting.statistics import mean_and_std, paired_t
+from files import UserError, run_command
+from datasets.synthetic import write_synthetic_splits
 
 POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 

@@ -30,8 +30,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from data_helper import Picture, Pictures, write_pictures
-from errors import run_command
-from sources import SourceFiles
+from files import run_command
+from datasets.shared.archives import SourceFiles
 
 # isort: split
 import cv2  # after our modules, which set its limits

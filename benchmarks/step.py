@@ -30,7 +30,7 @@ from gpu import forward_flops
 from train_step import CE_ALONE, make_trainer, seconds, step_clock, write_split
 
 import runtime
-from errors import UserError, run_command
+from files import UserError, run_command
 
 CASES = {"mini_xcp": (48, 64), "xcp": (96, 32)}  # side in pixels, batch
 TOGETHER = 8  # steps an execution, where several go together

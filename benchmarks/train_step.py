@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import config
 import runtime
-from errors import run_command
+from files import run_command
 
 CE_ALONE = {"w_fd": 0.0, "w_md": 0.0, "w_ed": 0.0}
 CASES = (("mini_xcp", 48, 128), ("xcp", 96, 32))  # architecture, side in pixels, batch

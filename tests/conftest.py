@@ -43,7 +43,7 @@ def tiny_weights(tmp_path_factory) -> Path:
     import keras
 
     import cnn_model
-    import model_file
+    from model_files import model_file
 
     keras.utils.set_random_seed(7)
     network = cnn_model.build_model("mini_xcp", num_embeddings=2, embedding_size=8, input_size=24)

@@ -23,7 +23,7 @@ import train_step
 
 import dataset_class
 from data_helper import open_split
-from errors import UserError, run_command
+from files import UserError, run_command
 
 # --- gpu.py ---------------------------------------------------------------------------------------------------------
 

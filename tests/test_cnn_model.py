@@ -15,7 +15,7 @@ import cnn_model
 import runtime
 from cnn_model import Augmentation, PixelInput, UnitVectors, build_model
 from config import AugmentConfig
-from errors import UserError
+from files import UserError
 
 NOTHING = AugmentConfig(flip=False, rotation=0.0, shift=0.0, zoom=0.0, erase=0.0)
 

@@ -22,7 +22,7 @@ from config import (
     RecognizeConfig,
     TrainConfig,
 )
-from errors import UserError
+from files import UserError
 
 # No field has its default here, so that a forgotten one shows.
 UNUSUAL = TrainConfig(

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 import custom_loss
-import rivals
+import baseline_losses as rivals
 from custom_loss import (
     AdCorreLoss,
     cross_entropy,

@@ -22,10 +22,10 @@ from data_helper import (
     write_pictures,
     write_release,
 )
-from errors import UserError
+from files import UserError
 from files import only_writer
-from sources import SourceFiles
-from split_writer import SplitWriter
+from datasets.shared.archives import SourceFiles
+from datasets.shared.split_writer import SplitWriter
 
 SHAPE = (2, 3, 1)
 NAMES = ("a", "b", "c")
@@ -202,7 +202,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, "tests")
 import data_helper
-from split_writer import SplitWriter
+from datasets.shared.split_writer import SplitWriter
 from test_data_helper import release
 data_helper.CHECKPOINT_SECONDS = 0.0
 add = SplitWriter.add

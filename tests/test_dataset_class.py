@@ -15,7 +15,7 @@ from keras import ops
 
 from data_helper import open_split, prepared_splits
 from dataset_class import Batches
-from errors import UserError
+from files import UserError
 from trainer import EpochOrder
 
 LABELS = np.array([0] * 10 + [1] * 3 + [2] * 6 + [6] * 4)  # 23 images; classes 3, 4 and 5 are absent

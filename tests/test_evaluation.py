@@ -18,7 +18,7 @@ import evaluation
 import metrics
 import plots
 from data_helper import PreparedSplit
-from errors import UserError
+from files import UserError
 
 NAMES = ("Dark", "Mid", "Bright")
 CENTERS = (0.0, 100.0, 200.0)

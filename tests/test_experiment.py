@@ -19,12 +19,12 @@ import pytest
 
 import config
 import experiment
-import model_file
+from model_files import model_file
 import trainer as training
 from config import DatasetName, DatasetType, PrepareSyntheticConfig, TrainConfig
-from errors import UserError
-from synthetic_data import write_synthetic_splits
-from team import ALONE
+from files import UserError
+from datasets.synthetic import write_synthetic_splits
+from distributed.process_group import ALONE
 from train import TrainModel
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, run_python
 
 import files
-from errors import UserError, run_command
+from files import UserError, run_command
 
 KILL_HERE = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
 

@@ -17,10 +17,10 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import gpu_fer2013 as gpu
 
-import model_file
+from model_files import model_file
 from config import PrepareSyntheticConfig
-from errors import UserError, run_command
-from synthetic_data import write_synthetic_splits
+from files import UserError, run_command
+from datasets.synthetic import write_synthetic_splits
 
 STEPS = 5
 # 64 pictures in batches of 16: 4 steps an epoch.
@@ -33,7 +33,7 @@ sys.path.insert(0, {benchmarks!r})
 sys.modules["tensorflow"] = None  # every import of it fails
 import gpu_fer2013
 import plots
-from errors import run_command
+from files import run_command
 
 plots.save_figures = lambda *args: None  # tested elsewhere, and slow
 report, save = gpu_fer2013.Run._report, gpu_fer2013.Run.save

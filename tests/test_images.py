@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import run_python
 
-from errors import UserError
+from files import UserError
 from images import decode_image, largest_face, read_image, resize_image
 
 RED, GREEN, BLUE, GRAY = (250, 10, 20), (10, 200, 30), (20, 30, 240), (90, 90, 90)

@@ -15,7 +15,7 @@ from matplotlib.text import Text
 
 import metrics
 import plots
-from errors import UserError
+from files import UserError
 
 NAMES = ("Neutral", "Happy", "Contempt")
 

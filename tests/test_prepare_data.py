@@ -10,8 +10,8 @@ from conftest import ROOT, run_python, write_split
 import prepare_data
 from config import CLASS_NAMES
 from data_helper import open_split
-from fer2013 import OFFICIAL_COUNTS
-from split_writer import SplitWriter
+from datasets.fer2013 import OFFICIAL_COUNTS
+from datasets.shared.split_writer import SplitWriter
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from conftest import ROOT, run_python
 
 import reproduce
 from config import PrepareSyntheticConfig
-from errors import UserError
-from synthetic_data import write_synthetic_splits
+from files import UserError
+from datasets.synthetic import write_synthetic_splits
 
 YAML = """
 about: Does FD change anything in two epochs?

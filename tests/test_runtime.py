@@ -8,7 +8,7 @@ import keras  # noqa: F401 - TensorFlow is running
 import pytest
 
 import runtime
-from errors import UserError
+from files import UserError
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])

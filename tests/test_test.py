@@ -13,13 +13,13 @@ from conftest import ROOT, run_python, write_split
 
 import cnn_model
 import evaluation
-import model_file
+from model_files import model_file
 import runtime
 import test as test_module
 from config import CLASS_NAMES, EvaluateConfig
-from errors import UserError
+from files import UserError
 from images import resize_image
-from model_file import ModelInfo
+from model_files.model_file import ModelInfo
 from test import TestModels
 
 # What TensorFlow's libraries write while they are loaded; `runtime` lets it through where there is a GPU's driver.

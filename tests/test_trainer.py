@@ -13,7 +13,7 @@ import cnn_model
 import custom_loss
 import trainer as training
 from config import AugmentConfig, OptimizerConfig
-from errors import UserError
+from files import UserError
 
 
 def rate_at(optimizer, step: int) -> float:

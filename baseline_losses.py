@@ -1,0 +1,206 @@
+"""What is Ad-Corre compared with? Supervised contrastive, triplet and center loss on the embeddings of one network.
+
+All three see a face as one vector: its k unit vectors concatenated and scaled by 1/sqrt(k), which makes the length 1
+again. Keras has none of the three, and the library that had a triplet loss for TensorFlow (Addons) has ended.
+
+Shape letters: B batch, k embeddings a face, d numbers an embedding, C classes; n stands for k * d.
+A suffix names a tensor's axes: `x_bn`, `distance_bb`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import keras
+from keras import ops
+
+from files import UserError
+
+# A negative counts as farther than a positive only by more than this, in squared length: the distances of two equal
+# vectors differ by rounding, which must not choose between negatives.
+TIE = 1e-5
+# Stands for minus infinity, without the NaN of infinity minus infinity in a batch of one.
+NEVER = -1e9
+
+
+def _face_vectors(embeddings):
+    """(B, k, d) to (B, k * d) of length 1; float32 whatever the precision policy, float64 stays."""
+    x = ops.convert_to_tensor(embeddings)
+    if keras.backend.standardize_dtype(x.dtype) != "float64":
+        x = ops.cast(x, "float32")
+    k, d = x.shape[1], x.shape[2]
+    return ops.reshape(x, (-1, k * d)) * (1 / math.sqrt(k))
+
+
+def _same_class(labels):
+    """Boolean (B, B): equal labels, the diagonal included."""
+    labels = ops.convert_to_tensor(labels)
+    return labels[:, None] == labels[None, :]
+
+
+def _itself(x_bn):
+    """Boolean (B, B): the diagonal."""
+    return ops.cast(ops.eye(ops.shape(x_bn)[0]), "bool")
+
+
+def _mean_where(chosen, x):
+    """Mean of ``x`` over the places where ``chosen`` is true; 0 where none is."""
+    chosen = ops.cast(chosen, x.dtype)
+    return ops.sum(chosen * x) / ops.maximum(ops.sum(chosen), 1)
+
+
+def supervised_contrastive(embeddings, labels, temperature=0.1):
+    """Supervised contrastive loss: a face is told from the rest of the batch as one of its class.
+
+    `L = mean_i -1/|P(i)| * sum_{p in P(i)} log(exp(x_i.x_p / t) / sum_{a != i} exp(x_i.x_a / t))`, with `P(i)` the
+    other faces of the class of i. Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020 (arXiv 2004.11362),
+    equation 2, `L_out`, as a mean in place of the sum over i, and without the factor `t / t_base` of their code.
+
+    Args:
+        embeddings: float (B, k, d), the k vectors of a face each of length 1, as the network's head gives them.
+        labels: int (B,).
+        temperature: t > 0. The loss ranges over about 2 / t; the paper's and our default is 0.1.
+
+    Returns:
+        Scalar >= 0, float32 (float64 for float64 embeddings). A face that is alone in its class leaves the mean and is
+        a negative for the others; 0 without a pair of one class. If all faces of a batch are equal it is `log(B - 1)`.
+
+    Raises:
+        UserError: a temperature that is not above 0.
+    """
+    if not 0 < temperature < float("inf"):
+        raise UserError(f"temperature: expected a finite number above 0, received {temperature}")
+    x_bn = _face_vectors(embeddings)
+    itself_bb = _itself(x_bn)
+    positive_bb = ops.cast(_same_class(labels) & ~itself_bb, x_bn.dtype)
+    logits_bb = ops.where(itself_bb, NEVER, ops.matmul(x_bn, ops.transpose(x_bn)) / temperature)
+    count_b = ops.sum(positive_bb, axis=1)
+    log_p_bb = ops.log_softmax(logits_bb, axis=1)
+    loss_b = -ops.sum(positive_bb * log_p_bb, axis=1) / ops.maximum(count_b, 1)
+    return _mean_where(count_b > 0, loss_b)
+
+
+def triplet_semihard(embeddings, labels, margin=0.2):
+    """Triplet loss with semi-hard negatives: a class's faces lie nearer to each other than to the others, by a margin.
+
+    `L = mean_{(a, p)} max(0, D_ap - D_an + margin)` over the ordered pairs `a != p` of one class, with the squared
+    distance `D_ij = |x_i - x_j|^2`, 0..4. The negative n of a pair is the nearest face of another class that is
+    farther from a than p is (by more than `TIE`); where none is farther, the farthest.
+    Schroff et al., "FaceNet", CVPR 2015 (arXiv 1503.03832): the farther negatives are their equation 4; to fall back
+    on the farthest is the rule of the losses in TensorFlow Contrib and Addons.
+
+    The choice of the negatives compares B^3 distances. TensorFlow without XLA holds the answers in memory, 5 B^3 bytes:
+    10 MB for B = 128, 0.7 GB for B = 512. XLA, and so JAX, need not. No gradient passes through the choice, so nothing
+    of that size is kept for the backward pass.
+
+    Args:
+        embeddings: float (B, k, d), the k vectors of a face each of length 1, as the network's head gives them.
+        labels: int (B,).
+        margin: >= 0, in squared length; 0.2 is the paper's.
+
+    Returns:
+        Scalar >= 0, float32 (float64 for float64 embeddings); 0 without a triplet: one face, one class only, or no two
+        faces of one class. If all faces of a batch are equal it is the margin.
+
+    Raises:
+        UserError: a margin below 0.
+    """
+    if not 0 <= margin < float("inf"):
+        raise UserError(f"margin: expected a finite number >= 0, received {margin}")
+    x_bn = _face_vectors(embeddings)
+    square_b = ops.sum(x_bn * x_bn, axis=1)
+    # From the inner products: the differences themselves would be (B, B, n). No root, so no guard is needed.
+    distance_bb = square_b[:, None] + square_b[None, :] - 2 * ops.matmul(x_bn, ops.transpose(x_bn))
+    same_bb = _same_class(labels)
+    chosen_bb = _choose_negatives(ops.stop_gradient(distance_bb), ~same_bb)
+    negative_distance_bb = ops.take_along_axis(distance_bb, chosen_bb, axis=1)
+    loss_bb = ops.maximum(distance_bb - negative_distance_bb + margin, 0)
+    # An anchor without a negative has no triplet: the index chosen for it means nothing.
+    triplet_bb = same_bb & ~_itself(x_bn) & ops.any(~same_bb, axis=1, keepdims=True)
+    return _mean_where(triplet_bb, loss_bb)
+
+
+def _choose_negatives(distance_bb, negative_bb):
+    """Index (B, B) of the negative of an anchor (row) and a positive (column): the nearest farther, or the farthest."""
+    by_distance_bb = ops.where(negative_bb, distance_bb, float("inf"))
+    order_bb = ops.argsort(by_distance_bb, axis=1)
+    # The negatives that are not farther come first in that order; their number is the place of the first that is.
+    not_farther_bbb = by_distance_bb[:, None, :] <= distance_bb[:, :, None] + TIE  # (anchor, positive, negative)
+    place_bb = ops.sum(ops.cast(not_farther_bbb, "int32"), axis=2)
+    last_b1 = ops.sum(ops.cast(negative_bb, "int32"), axis=1, keepdims=True) - 1
+    place_bb = ops.maximum(ops.minimum(place_bb, last_b1), 0)  # an anchor without a negative has no last one
+    return ops.take_along_axis(order_bb, place_bb, axis=1)
+
+
+class CenterLoss(keras.layers.Layer):
+    """Center loss: a face lies near the center of its class, and the centers follow the faces.
+
+    `L = 1/2 * mean_i |x_i - c_{y_i}|^2`; after each training batch
+    `c_j -= alpha * sum_{y_i = j} (c_j - x_i) / (1 + n_j)`, with `n_j` the batch's faces of class j.
+    Wen et al., "A Discriminative Feature Learning Approach for Deep Face Recognition", ECCV 2016, equations 2 and 4;
+    a mean in place of their sum over the batch.
+
+    A layer, so that Keras saves the centers, resumes them and carries them through JAX's stateless steps.
+
+    Args:
+        num_classes: C.
+        num_embeddings: k.
+        embedding_size: d.
+        alpha: the centers' rate, 0..1; 0.5 is the paper's. 0 leaves the centers where they are.
+    """
+
+    def __init__(self, num_classes, num_embeddings, embedding_size, alpha=0.5, name="center_loss"):
+        # Without autocast, which would round float64 embeddings: `_face_vectors` sees to the precision.
+        super().__init__(name=name, dtype="float32", autocast=False)
+        sizes = {"num_classes": num_classes, "num_embeddings": num_embeddings, "embedding_size": embedding_size}
+        for option, size in sizes.items():
+            if size < 1:
+                raise UserError(f"{option}: expected 1 or more, received {size}")
+        if not 0 <= alpha <= 1:
+            raise UserError(f"alpha: expected 0 <= rate <= 1, received {alpha}")
+        self.num_classes = num_classes
+        self.num_embeddings = num_embeddings
+        self.embedding_size = embedding_size
+        self.alpha = alpha
+        self.centers = self.add_weight(  # (C, n)
+            name="centers",
+            shape=(num_classes, num_embeddings * embedding_size),
+            dtype="float32",
+            initializer="zeros",
+            trainable=False,
+        )
+
+    def call(self, labels, embeddings, training=False):
+        """The loss of one batch.
+
+        Args:
+            labels: int (B,), 0 <= label < C.
+            embeddings: float (B, k, d), the k vectors of a face each of length 1.
+            training: moves the centers, after the loss is computed. No gradient flows into them, or through the move.
+
+        Returns:
+            Scalar >= 0, float32 (float64 for float64 embeddings). A class absent from the batch keeps its center;
+            before the first batch every center is 0 and the loss 1/2.
+        """
+        x_bn = _face_vectors(embeddings)
+        member_bc = ops.one_hot(labels, self.num_classes, dtype=x_bn.dtype)
+        centers_cn = ops.stop_gradient(ops.cast(self.centers, x_bn.dtype))
+        offset_bn = x_bn - ops.matmul(member_bc, centers_cn)
+        if training:
+            self._move_centers(ops.stop_gradient(offset_bn), member_bc)
+        return ops.mean(ops.sum(offset_bn * offset_bn, axis=1)) / 2
+
+    def _move_centers(self, offset_bn, member_bc):
+        """The paper's 1 in the denominator damps a class of few faces, and saves an absent one from 0 / 0."""
+        count_c = ops.sum(member_bc, axis=0)
+        pull_cn = ops.matmul(ops.transpose(member_bc), offset_bn) / (1 + count_c)[:, None]
+        self.centers.assign(self.centers + self.alpha * ops.cast(pull_cn, "float32"))
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "num_classes": self.num_classes,
+            "num_embeddings": self.num_embeddings,
+            "embedding_size": self.embedding_size,
+            "alpha": self.alpha,
+        }

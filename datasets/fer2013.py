@@ -1,0 +1,263 @@
+"""How is an official FER-2013 release read? Every form it comes in, its codes, its splits, its counts."""
+
+from __future__ import annotations
+
+import collections
+import csv
+import dataclasses
+import io
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from config import ANGER, CLASS_NAMES, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
+from data_helper import Release, write_release
+from files import UserError
+from images import decode_image
+from datasets.shared.archives import SourceFiles, damaged_zip, file_identity, is_zip
+
+IMAGE_SHAPE = (48, 48, 1)
+CODES = {"0": ANGER, "1": DISGUST, "2": FEAR, "3": HAPPY, "4": SAD, "5": SURPRISE, "6": NEUTRAL}  # the CSV's emotion
+FOLDERS = {  # by name: the folders' alphabetical order is not the order of the CSV's codes
+    "angry": ANGER,
+    "disgust": DISGUST,
+    "fear": FEAR,
+    "happy": HAPPY,
+    "neutral": NEUTRAL,
+    "sad": SAD,
+    "surprise": SURPRISE,
+}
+SPLITS = {"Training": "train", "PublicTest": "val", "PrivateTest": "test"}
+# Images a class in the official release, in the order of `CLASS_NAMES`.
+OFFICIAL_COUNTS = {
+    "train": (4965, 7215, 4830, 3171, 4097, 436, 3995),
+    "val": (607, 895, 653, 415, 496, 56, 467),
+    "test": (626, 879, 594, 416, 528, 55, 491),
+}
+
+_FORMS = (
+    "expected fer2013.csv, icml_face_data.csv or train.csv, a folder, zip or tar that holds one of them, or one with "
+    "train/<class>/Training_*.jpg and test/<class>/{PublicTest,PrivateTest}_*.jpg"
+)
+# The more complete first; test.csv has no labels, and is read only to say so.
+_CSV_NAMES = ("fer2013.csv", "icml_face_data.csv", "train.csv", "test.csv")
+_PATTERNS = ("train/*/*", "test/*/*")
+_PICTURE = re.compile(r"(?:^|/)(train|test)/([^/]+)/([^/]+)$")
+_USAGES = {"train": ("Training",), "test": ("PublicTest", "PrivateTest")}
+_PIXELS = {str(value): value for value in range(256)}
+
+
+def prepare_fer2013(source: str | Path, data_dir: str | Path) -> dict[str, dict[str, Any]]:
+    """Prepares FER-2013 from any form of the official release, with a progress bar.
+
+    The CSV forms hold the exact pixels; the folder form holds them as JPEG, which `meta.json` says (``form``).
+
+    Args:
+        source: ``fer2013.csv``, ``icml_face_data.csv``, ``train.csv``, the folder form, or a folder, zip or tar of
+            these.
+        data_dir: folder of the prepared data sets; writes ``fer2013/{train,val,test}``, uint8 (N, 48, 48, 1), in the
+            order of the CSV or of the file names.
+
+    Returns:
+        Split -> the content of its `meta.json`; a split that the source lacks is absent, and an earlier one stays.
+
+    Raises:
+        UserError: the source is missing, of no known form, or damaged; what was prepared earlier is untouched.
+    """
+    return write_release(data_dir, "fer2013", _read(Path(source)))
+
+
+def _read(source: Path) -> Release:
+    """Finds out which form the source has and reads that."""
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder; {_FORMS}")
+    if table := find_table(source, _CSV_NAMES):
+        return _read_csv(table)
+    files = SourceFiles(source, _PATTERNS)
+    pictures = [name for name in files.names if _PICTURE.search(name) and not _is_hidden(name)]
+    if pictures:
+        return _read_folders(files, pictures)
+    raise UserError(f"{source}: found {found_in(source)}; {_FORMS}")
+
+
+def is_archive(path: Path) -> bool:
+    """True for a zip and for a tar, compressed or not."""
+    return path.is_file() and (is_zip(path) or tarfile.is_tarfile(path))
+
+
+def _is_hidden(name: str) -> bool:
+    """True for what file managers leave behind: ``.DS_Store``, ``__MACOSX/``."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def found_in(source: Path) -> str:
+    """The first names in a folder or archive, for a message."""
+    names = (
+        sorted(file.name for file in source.iterdir())
+        if source.is_dir()
+        else [name for name in SourceFiles(source, ()).names if not _is_hidden(name)]
+    )
+    return _few(names)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(repr(name[:40]) for name in names[:3]) + ", ..." * (len(names) > 3) if names else "nothing"
+
+
+def _release(counts: collections.Counter[str], examples: Iterator, source: dict[str, Any], form: str) -> Release:
+    bar = tqdm(examples, "preparing fer2013", counts.total(), unit="image", disable=None)
+    present = {split: counts[split] for split in SPLITS.values() if counts[split]}
+    return Release(present, bar, IMAGE_SHAPE, CLASS_NAMES[: len(CODES)], [source], {"form": form})
+
+
+# --- CSV ------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A CSV file, which may lie in an archive.
+
+    Attributes:
+        path: the file, or the archive around it.
+        name: what messages call it.
+        open: opens its bytes.
+    """
+
+    path: Path
+    name: str
+    open: Callable[[], BinaryIO]
+
+    def rows(
+        self, check_columns: Callable[[Sequence[str], str], None], expected: str
+    ) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yields where each row stands, for messages, and its cells by column; empty lines are passed over.
+
+        Args:
+            check_columns: called with the columns and `name`; raises for a header that it cannot use.
+            expected: ends the message about a file that is no table.
+
+        Raises:
+            UserError: not a CSV table, a row of another length, or a damaged archive.
+        """
+        line = 1
+        try:
+            with damaged_zip(self.path), io.TextIOWrapper(self.open(), encoding="utf-8-sig", newline="") as text:
+                rows = csv.reader(text)
+                columns = [column.strip() for column in next(rows, [])]
+                check_columns(columns, self.name)
+                for row in filter(None, rows):
+                    line = rows.line_num
+                    where = f"{self.name}, line {line}"
+                    if len(row) != len(columns):
+                        raise UserError(
+                            f"{where}: expected {len(columns)} columns, found {len(row)}; is the file cut off?"
+                        )
+                    yield where, dict(zip(columns, row, strict=True))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UserError(f"{self.name}, after line {line}: expected a CSV table ({error}); {expected}") from None
+
+
+def find_table(source: Path, names: Sequence[str]) -> Table | None:
+    """The first of ``names`` that a folder or archive holds; a file that is no archive is taken for the table."""
+    if source.is_file() and not is_archive(source):
+        return Table(source, str(source), lambda: open(source, "rb"))
+    files = SourceFiles(source, ("*.csv",))
+    there = [name for name in files.names if not _is_hidden(name)]
+    found = next((name for wanted in names for name in there if PurePosixPath(name).name == wanted), None)
+    if found is None:
+        return None
+    return Table(source / found if source.is_dir() else source, f"{source}/{found}", lambda: files.open(found))
+
+
+class Row(NamedTuple):
+    """A picture of a CSV form: where it stands, for messages, its split, canonical label and pixels as text."""
+
+    where: str
+    split: str
+    label: int
+    pixels: str
+
+    def image(self) -> np.ndarray:
+        """uint8 (48, 48, 1) from 2304 numbers 0..255 row by row."""
+        values = self.pixels.split()
+        if len(values) != np.prod(IMAGE_SHAPE):
+            raise UserError(f"{self.where}: expected 2304 pixels (48 x 48), found {len(values)}; is the file cut off?")
+        try:
+            image = bytes(map(_PIXELS.__getitem__, values))
+        except KeyError as error:
+            raise UserError(f"{self.where}: expected pixels as whole numbers 0..255, found {error.args[0]!r}") from None
+        return np.frombuffer(image, np.uint8).reshape(IMAGE_SHAPE)
+
+
+def csv_rows(table: Table) -> Iterator[Row]:
+    """Yields the pictures of a CSV form; without a column Usage all are Training."""
+    for where, cells in table.rows(_check_columns, _FORMS):
+        usage, code = cells.get("Usage", "Training").strip(), cells["emotion"].strip()
+        check_usage(usage, where)
+        if code not in CODES:
+            raise UserError(f"{where}: expected an emotion 0..6, found {code!r}")
+        yield Row(where, SPLITS[usage], CODES[code], cells["pixels"])
+
+
+def check_usage(usage: str, where: str) -> None:
+    """Refuses what is no key of `SPLITS`."""
+    if usage not in SPLITS:
+        raise UserError(f"{where}: expected Usage {', '.join(SPLITS)}, found {usage!r}")
+
+
+def _read_csv(table: Table) -> Release:
+    """Reads a CSV form twice: first counting, then, as the release is written, the pixels."""
+    counts = collections.Counter(row.split for row in csv_rows(table))
+    if not counts:
+        raise UserError(f"{table.name}: the table has no rows; expected one a picture; download it again")
+    examples = ((row.split, row.image(), row.label) for row in csv_rows(table))
+    return _release(counts, examples, file_identity(table.path), "csv")
+
+
+def _check_columns(columns: Sequence[str], name: str) -> None:
+    if not columns:
+        raise UserError(f"{name}: the file is empty; {_FORMS}")
+    if "pixels" in columns and "emotion" not in columns:
+        raise UserError(
+            f"{name}: this file has pixels but no labels (found columns {_few(columns)}); the same pictures with "
+            "labels are in fer2013.csv and in icml_face_data.csv (PublicTest and PrivateTest): give one of those"
+        )
+    if not {"emotion", "pixels"} <= set(columns):
+        raise UserError(f"{name}: expected columns 'emotion', 'pixels' and 'Usage', found {_few(columns)}; {_FORMS}")
+
+
+# --- folders --------------------------------------------------------------------------------------------------------
+
+
+def _read_folders(files: SourceFiles, names: Sequence[str]) -> Release:
+    """Reads the folder form, in the order of the names."""
+    places = [_place(files, name) for name in names]
+    counts = collections.Counter(split for split, _ in places)
+    examples = ((split, _folder_image(files, name), label) for name, (split, label) in zip(names, places, strict=True))
+    return _release(counts, examples, files.identity(names), "folders")
+
+
+def _place(files: SourceFiles, name: str) -> tuple[str, int]:
+    """The split and canonical label that a picture's path tells."""
+    part, folder, file = _PICTURE.search(name).groups()
+    usage = file.split("_")[0]
+    if folder.lower() not in FOLDERS:
+        raise UserError(f"{files.path}/{name}: expected a class folder {', '.join(FOLDERS)}, found {folder!r}")
+    if usage not in _USAGES[part]:
+        expected = " or ".join(f"{usage}_*.jpg" for usage in _USAGES[part])
+        raise UserError(f"{files.path}/{name}: expected {expected} in {part}/, found {file!r}")
+    return SPLITS[usage], FOLDERS[folder.lower()]
+
+
+def _folder_image(files: SourceFiles, name: str) -> np.ndarray:
+    image = decode_image(files.read(name), f"{files.path}/{name}")
+    if image.shape != IMAGE_SHAPE:
+        height, width, channels = image.shape
+        kind = "gray" if channels == 1 else "colour"
+        raise UserError(f"{files.path}/{name}: expected a gray picture of 48 x 48, found {width} x {height} {kind}")
+    return image

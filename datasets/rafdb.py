@@ -1,0 +1,158 @@
+"""How is an official RAF-DB basic release read? Its list, its codes, its two kinds of pictures, its counts."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from datasets.shared.annotations import few
+from config import ANGER, CLASS_NAMES, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE, PrepareRafdbConfig
+from data_helper import Picture, Pictures, find_prepared, stratified_hold_out, write_pictures
+from datasets.shared.decoding import Box
+from files import UserError
+from datasets.shared.archives import SourceFiles
+
+CODES = {"1": SURPRISE, "2": FEAR, "3": DISGUST, "4": HAPPY, "5": SAD, "6": ANGER, "7": NEUTRAL}  # the list's
+# Images a class in the official release, in the order of `CLASS_NAMES`; the hold-out "val" is part of "train" here.
+OFFICIAL_COUNTS = {
+    "train": (2524, 4772, 1982, 1290, 281, 717, 705),
+    "test": (680, 1185, 478, 329, 74, 160, 162),
+}
+
+LIST = "EmoLabel/list_patition_label.txt"  # spelt like that in the release
+_ALIGNED, _ORIGINAL, _BOXES = "Image/aligned", "Image/original", "Annotation/boundingbox"
+_PATTERNS = [f"{depth}{files}" for depth in ("", "*/") for files in (LIST, f"{_ALIGNED}/*")]
+_PATTERNS_ORIGINAL = [f"{depth}{files}" for depth in ("", "*/") for files in (LIST, f"{_ORIGINAL}/*", f"{_BOXES}/*")]
+_ROW = re.compile(r"((?:train|test)_[0-9]+\.jpg)\s+([0-9]+)")
+
+Labelled = tuple[str, int]  # train_00001.jpg, canonical code
+
+
+def prepare_rafdb(settings: PrepareRafdbConfig) -> dict[str, dict[str, Any]]:
+    """Prepares RAF-DB basic from the official release: a folder, zip or tar of ``basic/`` or of what is in it.
+
+    The release's faces come aligned (100 x 100 pixels), or as originals with a bounding box each, from which they
+    are cut out. A picture that the list does not name is left out, and counted in `meta.json` (options, ``unlisted``).
+
+    Args:
+        settings: where from, where to and what; writes ``rafdb/{train,val,test}``, uint8 (N, size, size, 3) RGB, in
+            the order of the list. ``test`` is the official test part, ``val`` the hold-out of the training part.
+
+    Returns:
+        Split -> the content of its `meta.json`.
+
+    Raises:
+        UserError: the source is missing, of another layout, incomplete or damaged; what was prepared stays untouched.
+    """
+    if settings.size < 1:
+        raise UserError(f"--size: expected 1 pixel or more, received {settings.size}")
+    original = settings.images == "original"
+    files = SourceFiles(settings.source, _PATTERNS_ORIGINAL if original else _PATTERNS)
+    sources = [files.stamp()]
+    options = {"images": settings.images, "val_share": settings.val_share, "seed": settings.seed}
+    known = {**options, "size": settings.size}
+    if prepared := find_prepared(settings.data_dir, "rafdb", sources, known, strict=settings.strict):
+        return prepared
+    names = set(files.names)
+    top = _top(files.path, names)
+    rows = _read_list(files.read(top + LIST), f"{files.path}/{top}{LIST}")
+    pictures = _pictures(files, top, rows, original, settings)
+    options["unlisted"] = _report_unlisted(names, top + (_ORIGINAL if original else _ALIGNED), pictures)
+    release = Pictures(files, pictures, settings.size, 3, CLASS_NAMES[: len(CODES)], sources, options)
+    return write_pictures(settings.data_dir, "rafdb", release, strict=settings.strict, workers=settings.workers)
+
+
+def _top(source: Path, names: set[str]) -> str:
+    """The folder of the release inside the source, ending in ``/``, or nothing."""
+    found = sorted(name.removesuffix(LIST) for name in names if f"/{name}".endswith(f"/{LIST}"))
+    if len(found) != 1:
+        what = " and ".join(top or "one at the top" for top in found[:3]) or f"no {LIST}"
+        raise UserError(
+            f"{source}: expected one RAF-DB basic release, with {LIST} and Image/, found {what}; give its folder "
+            "basic/, or a zip or tar of that"
+        )
+    return found[0]
+
+
+def _read_list(data: bytes, path: str) -> list[Labelled]:
+    """The pictures and canonical codes of the list, in its order."""
+    text = data.decode("utf-8", errors="replace").removeprefix("\ufeff")
+    rows: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        row = _ROW.fullmatch(line.strip())
+        if row is None:
+            raise UserError(
+                f"{where}: expected a picture and a code, as 'train_00001.jpg 5', found {line[:60]!r}; "
+                "is the file cut off? Take it from the release again"
+            )
+        name, code = row.groups()
+        if code not in CODES:
+            raise UserError(f"{where}: expected a code 1..7, found {code}; take the list from the release again")
+        if name in rows:
+            raise UserError(f"{where}: {name} stands in the list for the second time; take it from the release again")
+        rows[name] = CODES[code]
+    for part in ("train", "test"):
+        if not any(name.startswith(part) for name in rows):
+            raise UserError(f"{path}: the list has no {part} pictures; is it cut off? Take it from the release again")
+    return list(rows.items())
+
+
+def _pictures(
+    files: SourceFiles, top: str, rows: Sequence[Labelled], original: bool, settings: PrepareRafdbConfig
+) -> list[Picture]:
+    """The listed pictures with their splits and boxes, every file being there."""
+    stems = [PurePosixPath(name).stem for name, _ in rows]
+    paths = [f"{top}{_ORIGINAL}/{stem}.jpg" if original else f"{top}{_ALIGNED}/{stem}_aligned.jpg" for stem in stems]
+    _check_there(files, paths, "pictures", "Image/original/" if original else "Image/aligned/")
+    boxes: list[Box | None] = [None] * len(rows)
+    if original:
+        box_paths = [f"{top}{_BOXES}/{stem}_boundingbox.txt" for stem in stems]
+        _check_there(files, box_paths, "bounding boxes", f"{_BOXES}/")
+        boxes = [_read_box(files.read(path), f"{files.path}/{path}") for path in box_paths]
+    train = [place for place, stem in enumerate(stems) if stem.startswith("train")]
+    held_out = stratified_hold_out([rows[place][1] for place in train], settings.val_share, settings.seed)
+    splits = ["test"] * len(rows)
+    for place, is_val in zip(train, held_out.tolist(), strict=True):
+        splits[place] = "val" if is_val else "train"
+    labels = (label for _, label in rows)
+    return [Picture(*row) for row in zip(splits, paths, labels, boxes, strict=True)]
+
+
+def _check_there(files: SourceFiles, paths: Sequence[str], what: str, folder: str) -> None:
+    names = set(files.names)
+    missing = [path for path in paths if path not in names]
+    if missing:
+        raise UserError(
+            f"{files.path}: {len(missing):,} of the {len(paths):,} {what} that the list needs are missing "
+            f"({few(missing)}); expected all of them in {folder}: unpack or download the release again"
+        )
+
+
+def _read_box(data: bytes, path: str) -> Box:
+    """x, y, width, height from a file of x1 y1 x2 y2."""
+    try:
+        left, top, right, bottom = map(float, data.decode("utf-8", errors="replace").split())
+    except ValueError:
+        left = top = right = bottom = 0.0
+    if not (left < right and top < bottom and max(map(abs, (left, top, right, bottom))) < 1e6):
+        raise UserError(
+            f"{path}: expected four numbers x1 y1 x2 y2 in pixels, x1 < x2 and y1 < y2, found {data[:60]!r}; "
+            "take the file from the release again"
+        )
+    return left, top, right - left, bottom - top
+
+
+def _report_unlisted(names: set[str], folder: str, pictures: Sequence[Picture]) -> int:
+    """Says on standard error how many pictures the list does not name, and the first three."""
+    listed = {picture.name for picture in pictures}
+    pattern = re.compile(rf"{re.escape(folder)}/[^/.][^/]*\.jpe?g", re.IGNORECASE)
+    bare = sorted(name for name in names if name not in listed and pattern.fullmatch(name))
+    if bare:
+        print(f"left out {len(bare):,} pictures that {LIST} does not name ({few(bare)})", file=sys.stderr)
+    return len(bare)

@@ -1,0 +1,186 @@
+"""Which expression does an annotation name? AffectNet's codes, in a table or in ``.npy`` files, never unpickled.
+
+The 2021 release of AffectNet and the published repository keep a data set as a folder with ``images/<id>.jpg`` and
+``annotations/<id>_exp.npy``; the first release of AffectNet keeps the same codes in tables.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import io
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from config import CONTEMPT
+from files import UserError
+
+# AffectNet's codes 0..7 are the canonical ones; a picture with one of these has no expression to learn.
+NOT_EXPRESSIONS = {8: "none", 9: "uncertain", 10: "non-face"}
+
+_CODES = {str(code): code for code in range(11)}
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+_ANNOTATION_SUFFIX = "_exp.npy"
+_READERS, _AT_A_TIME = 16, 500  # a disk in a network takes its time over each file, and over many at once no longer
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def expression_code(text: str, where: str) -> int:
+    """The code 0..10 that ``text`` writes; see `drop_reason` for which of them are expressions.
+
+    Raises:
+        UserError: any other text; the message begins with ``where``.
+    """
+    if text not in _CODES:
+        others = ", ".join(f"{code} {name}" for code, name in NOT_EXPRESSIONS.items())
+        raise UserError(f"{where}: expected an expression code 0..7 ({others} are left out), found {text!r}")
+    return _CODES[text]
+
+
+def drop_reason(code: int, num_classes: int) -> str | None:
+    """Why a picture of this code 0..10 is left out of ``num_classes`` (7 or 8) classes; None when it is not."""
+    if code == CONTEMPT and num_classes <= CONTEMPT:
+        return "contempt"
+    return NOT_EXPRESSIONS.get(code)
+
+
+def npy_expression(data: bytes, where: str) -> int:
+    """The code 0..10 in a ``.npy`` file that holds one number, or a string of one; nothing is unpickled.
+
+    Args:
+        data: the whole file: an array of one element, 0-d or not, of integers, floats, str or bytes.
+        where: what messages call it.
+
+    Raises:
+        UserError: no ``.npy`` file, cut off, Python objects (a pickle), another number of elements or no code.
+    """
+    try:
+        text = _npy_text(data)
+    except Exception as error:  # of a damaged header NumPy lets through ValueError, TypeError, SystemError and more
+        raise UserError(
+            f"{where}: expected a .npy file with one expression code, found {error}; nothing in it was executed; "
+            "download it again"
+        ) from None
+    return expression_code(text, where)
+
+
+@functools.lru_cache(maxsize=64)  # the files of a release, 287,651 of them, have eight different contents
+def _npy_text(data: bytes) -> str:
+    if not data.startswith(b"\x93NUMPY"):
+        raise ValueError(f"{len(data):,} bytes that begin with {data[:6]!r}")
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADERS:
+        raise ValueError(f".npy format version {version}")
+    shape, _, dtype = _HEADERS[version](file)
+    if dtype.hasobject:
+        raise ValueError("Python objects (a pickle)")
+    if math.prod(shape) != 1 or dtype.kind not in "iufUS":
+        raise ValueError(f"{dtype} of shape {shape}")
+    if len(data) - file.tell() != dtype.itemsize:
+        raise ValueError(f"{len(data) - file.tell()} bytes of data instead of {dtype.itemsize}; the file is cut off")
+    value = np.frombuffer(data, dtype, offset=file.tell()).item()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return (value.decode("ascii") if isinstance(value, bytes) else str(value)).strip()
+
+
+@dataclasses.dataclass(frozen=True)
+class AnnotatedFolder:
+    """The names of the pictures in ``images/`` and of the labels in ``annotations/`` of one folder."""
+
+    images: list[str]
+    annotations: list[str]
+
+
+def annotated_folders(names: Iterable[str]) -> dict[str, AnnotatedFolder]:
+    """Finds ``<folder>/images/<id>.{jpg,png}`` and ``<folder>/annotations/<id>_exp.npy``, by ``<folder>`` ('' the top).
+
+    Args:
+        names: relative names with ``/``; others, and what file managers leave behind (``._1.jpg``), are passed over.
+    """
+    folders: dict[str, AnnotatedFolder] = collections.defaultdict(lambda: AnnotatedFolder([], []))
+    for name in names:
+        folder, *inner = f"/{name}".rsplit("/", 2)
+        if len(inner) < 2 or inner[1].startswith("."):
+            continue
+        if inner[0] == "images" and inner[1].lower().endswith(_IMAGE_SUFFIXES):
+            folders[folder[1:]].images.append(name)
+        elif inner[0] == "annotations" and inner[1].endswith(_ANNOTATION_SUFFIX):
+            folders[folder[1:]].annotations.append(name)
+    return dict(folders)
+
+
+def read_annotated(
+    folder: AnnotatedFolder, where: str, read: Callable[[str], bytes], strict: bool
+) -> tuple[list[tuple[str, int]], int]:
+    """Reads the labels of a folder, with a progress bar.
+
+    Args:
+        folder: as `annotated_folders` found it.
+        where: what messages call it.
+        read: gives the bytes of a name; called from several threads.
+        strict: refuse pictures without an annotation, instead of passing over them.
+
+    Returns:
+        (name of the picture, code 0..10) of each, in the order of `images`, and the number of pictures without an
+        annotation.
+
+    Raises:
+        UserError: an annotation without picture, two pictures of one name, nothing to read, or a label that
+            `npy_expression` refuses.
+    """
+    annotations = {_stem(name).removesuffix("_exp"): name for name in folder.annotations}
+    images = {_stem(name): name for name in folder.images}
+    if len(images) < len(folder.images):
+        twice = next(name for name in folder.images if images[_stem(name)] != name)
+        raise UserError(
+            f"{where}: expected one picture for each annotation, found {twice} beside {images[_stem(twice)]}; "
+            "remove one of them"
+        )
+    orphans = [name for stem, name in annotations.items() if stem not in images]
+    bare = [name for stem, name in images.items() if stem not in annotations]
+    if orphans or len(bare) == len(images) or (bare and strict):
+        raise UserError(_not_paired(where, orphans, bare))
+    pairs = [(image, annotations[stem]) for stem, image in images.items() if stem in annotations]
+    codes = _read_codes([label for _, label in pairs], where, read)
+    return [(image, code) for (image, _), code in zip(pairs, codes, strict=True)], len(bare)
+
+
+def _read_codes(labels: Sequence[str], where: str, read: Callable[[str], bytes]) -> list[int]:
+    def some(start: int) -> list[int]:
+        return [npy_expression(read(label), f"{where}: {label}") for label in labels[start : start + _AT_A_TIME]]
+
+    codes: list[int] = []
+    pool = concurrent.futures.ThreadPoolExecutor(_READERS)
+    try:
+        with tqdm(total=len(labels), desc="reading labels", unit="file", disable=None) as bar:
+            for found in pool.map(some, range(0, len(labels), _AT_A_TIME)):
+                codes += found
+                bar.update(len(found))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return codes
+
+
+def _stem(name: str) -> str:
+    return name.rpartition("/")[2].rpartition(".")[0]
+
+
+def _not_paired(where: str, orphans: Sequence[str], bare: Sequence[str]) -> str:
+    kinds = {"annotations without a picture": orphans, "pictures without an annotation": bare}
+    found = " and ".join(f"{len(names):,} {kind} ({few(names)})" for kind, names in kinds.items() if names)
+    return (
+        f"{where}: expected an images/<id>.jpg for each annotations/<id>_exp.npy and the reverse, "
+        f"found {found or 'neither'}; is the release unpacked whole?"
+    )
+
+
+def few(names: Sequence[str]) -> str:
+    """The first three names, for a message."""
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3) if names else "nothing"

@@ -1,0 +1,284 @@
+"""How does a prepared split reach the disk? Streamed, whole or not at all, and resumable where that is asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from files import UserError
+from files import only_writer, whole_file, write_json, write_text
+
+FORMAT_VERSION = 1
+
+
+def split_dir(data_dir: str | Path, dataset: str, split: str) -> Path:
+    """The folder of a prepared split."""
+    return Path(data_dir) / dataset / split
+
+
+class SplitWriter:
+    """Streams labelled images into a prepared split that appears whole or not at all.
+
+    As a context manager it writes one split alone; `published_together` does several. Everything is written into
+    ``<data_dir>/<dataset>/.tmp-<split>`` and moved into place when the block ends without an error; until
+    then, and after an error, an earlier split of that name stays as it was.
+
+    With a ``preparation`` whatever interrupts it, a kill included, leaves the images so far and a journal of them, and
+    the next writer of the same preparation begins with those (`done`).
+
+    Args:
+        data_dir: folder of the prepared data sets.
+        dataset: its name.
+        split: ``train``, ``val`` or ``test``.
+        num_images: N, how many images will be added or skipped; 1 or more.
+        image_shape: (H, W, C) of every image.
+        class_names: a name a class, in the order of the codes.
+        sources: the files read, each as ``{"name", "bytes", "sha256"}``.
+        options: what else decided the content, JSON-ready.
+        preparation: what tells this preparation from any other, JSON-ready; None is one that always begins anew.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | Path,
+        dataset: str,
+        split: str,
+        num_images: int,
+        image_shape: Sequence[int],
+        class_names: Sequence[str],
+        sources: Sequence[dict[str, Any]],
+        options: dict[str, Any],
+        preparation: dict[str, Any] | None = None,
+    ):
+        if num_images < 1:
+            raise ValueError(f"num_images: expected 1 or more, received {num_images}")
+        self.folder = split_dir(data_dir, dataset, split)
+        self.meta: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "dataset": dataset,
+            "split": split,
+            "num_images": num_images,
+            "image_shape": list(image_shape),
+            "class_names": list(class_names),
+            "class_counts": [0] * len(class_names),
+            "sources": list(sources),
+            "options": dict(options),
+        }
+        self.skipped: list[dict[str, str]] = []
+        self._labels: list[int] = []
+        self._arrays: dict[str, np.ndarray] = {}
+        # Two levels deep, so that nobody who looks for <dataset>/<split>/meta.json finds an unfinished one.
+        self._stage = self.folder.with_name(f".tmp-{split}")
+        self._new, self._old = self._stage / "new", self._stage / "old"
+        self._journal = _Journal(self._stage / "journal.jsonl", preparation) if preparation else None
+
+    @property
+    def done(self) -> int:
+        """How many images were added or skipped so far, those of an interrupted preparation included."""
+        return len(self._labels) + len(self.skipped)
+
+    def add(self, image: np.ndarray, label: int) -> None:
+        """Appends one image.
+
+        Args:
+            image: uint8, of the announced shape.
+            label: 0 <= label < number of classes.
+        """
+        if image.dtype != np.uint8 or list(image.shape) != self.meta["image_shape"]:
+            raise ValueError(f"expected uint8 {self.meta['image_shape']}, received {image.dtype} {list(image.shape)}")
+        if not 0 <= label < len(self.meta["class_names"]):
+            raise ValueError(f"expected a label 0..{len(self.meta['class_names']) - 1}, received {label}")
+        self._images.write(image.tobytes())
+        self._labels.append(int(label))
+
+    def skip(self, name: str, reason: str) -> None:
+        """Leaves out one announced image."""
+        self.skipped.append({"name": name, "reason": reason})
+
+    def add_array(self, name: str, rows: np.ndarray) -> None:
+        """Writes one more array, a row an image, as ``<name>.npy`` beside the labels.
+
+        Args:
+            name: any but ``images`` and ``labels``.
+            rows: (N, ...), N the images added when the block ends; those skipped have no row.
+        """
+        if name in ("images", "labels"):
+            raise ValueError(f"expected another name than images and labels, received {name!r}")
+        self._arrays[name] = rows
+
+    def checkpoint(self) -> None:
+        """Makes what was done so far safe from an interruption; for writers with a ``preparation``."""
+        self._images.flush()
+        os.fsync(self._images.fileno())  # first: the journal must not promise what is not on the disk
+        self._journal.append(self._labels, self.skipped)
+
+    def __enter__(self) -> SplitWriter:
+        self._alone = published_together([self])
+        self._alone.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._alone.__exit__(*error)
+
+    def _start(self) -> None:
+        self._restore()
+        if self._journal and self._resume():
+            return
+        self._remove()  # what a killed preparation left
+        self._new.mkdir(parents=True)
+        # Written in order, not memory-mapped: a full disk is an OSError here and would be a SIGBUS there.
+        self._images = open(self._new / "images.npy", "wb")  # noqa: SIM115 - open as long as the writer is
+        self._images.write(self._header(self.meta["num_images"]))
+        if self._journal:
+            self._journal.begin([], [])
+
+    def _resume(self) -> bool:
+        """Takes over what an interrupted writer of the same preparation left; False when there is nothing like it."""
+        labels, skipped = self._journal.read()
+        path = self._new / "images.npy"
+        num_bytes = len(self._header(len(labels))) + len(labels) * int(np.prod(self.meta["image_shape"]))
+        if not labels or not path.exists() or path.stat().st_size < num_bytes:
+            return False
+        self._images = open(path, "r+b")  # noqa: SIM115 - open as long as the writer is
+        self._images.truncate(num_bytes)
+        self._images.seek(num_bytes)
+        self._labels, self.skipped = labels, skipped
+        self._journal.begin(labels, skipped)
+        return True
+
+    def _header(self, num_images: int) -> bytes:
+        """The beginning of images.npy; NumPy leaves room in it, so it is as long for any number of images."""
+        header = io.BytesIO()
+        shape = (num_images, *self.meta["image_shape"])
+        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        return header.getvalue()
+
+    def _finish(self) -> None:
+        if self.done != self.meta["num_images"]:
+            raise UserError(
+                f"{self.folder}: expected {self.meta['num_images']:,} images, received {self.done:,}; "
+                "did the source change while it was read? Nothing was written, run the command again"
+            )
+        if not self._labels:
+            first = self.skipped[0]
+            raise UserError(
+                f"{self.folder}: none of its {self.done:,} pictures can be read; the first, {first['name']}: "
+                f"{first['reason']}"
+            )
+        if self._journal:
+            self.checkpoint()
+            self.meta |= {"skipped": self.skipped, "preparation": self._journal.preparation}
+        self.meta["num_images"] = len(self._labels)
+        self._images.seek(0)
+        self._images.write(self._header(len(self._labels)))
+        self._images.flush()
+        os.fsync(self._images.fileno())
+        self._images.close()
+        for name, rows in {"labels": np.array(self._labels, np.int64), **self._arrays}.items():
+            if len(rows) != len(self._labels):
+                raise ValueError(f"{name}: expected {len(self._labels)} rows, an image each, received {len(rows)}")
+            with whole_file(self._new / f"{name}.npy") as path:
+                np.save(path, rows)
+        self.meta["class_counts"] = np.bincount(self._labels, minlength=len(self.meta["class_names"])).tolist()
+        write_json(self._new / "meta.json", self.meta)
+
+    def _publish(self) -> None:
+        if self.folder.exists():
+            self.folder.rename(self._old)
+        self._new.rename(self.folder)
+
+    def _restore(self) -> None:
+        if self._old.exists() and not self.folder.exists():  # killed between the two renames of `_publish`
+            self._old.rename(self.folder)
+
+    def _abandon(self) -> None:
+        """Leaves an earlier split as it was and, for the next writer of the same preparation, what was done."""
+        if not self._journal:
+            self._remove()
+            return
+        self._restore()
+        if hasattr(self, "_images"):
+            with contextlib.suppress(OSError, ValueError):  # a full disk; images that are complete and closed already
+                self.checkpoint()
+            self._close()
+
+    def _remove(self) -> None:
+        self._restore()
+        if hasattr(self, "_images"):
+            self._close()
+        shutil.rmtree(self._stage, ignore_errors=True)
+
+    def _close(self) -> None:
+        with contextlib.suppress(OSError):  # on a full disk closing fails again
+            self._images.close()
+
+
+class _Journal:
+    """What an unfinished split holds: a line that names the preparation, then one with the news of each checkpoint."""
+
+    def __init__(self, path: Path, preparation: dict[str, Any]):
+        self.path = path
+        self.preparation = preparation
+        self._written = (0, 0)  # labels and skipped
+
+    def begin(self, labels: list[int], skipped: list[dict[str, str]]) -> None:
+        """Replaces the file: after a kill its last line may be cut."""
+        lines = ({"preparation": self.preparation}, {"labels": labels, "skipped": skipped})
+        write_text(self.path, "".join(f"{json.dumps(line)}\n" for line in lines))
+        self._written = len(labels), len(skipped)
+
+    def append(self, labels: list[int], skipped: list[dict[str, str]]) -> None:
+        """Adds what is new since the last line."""
+        num_labels, num_skipped = self._written
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"labels": labels[num_labels:], "skipped": skipped[num_skipped:]}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._written = len(labels), len(skipped)
+
+    def read(self) -> tuple[list[int], list[dict[str, str]]]:
+        """The labels and the skipped so far; nothing of another preparation, nor of a line that was cut."""
+        labels: list[int] = []
+        skipped: list[dict[str, str]] = []
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        with contextlib.suppress(json.JSONDecodeError):
+            if lines and json.loads(lines[0]) == {"preparation": self.preparation}:
+                for entry in map(json.loads, lines[1:]):
+                    labels += entry["labels"]
+                    skipped += entry["skipped"]
+        return labels, skipped
+
+
+@contextlib.contextmanager
+def published_together(writers: Sequence[SplitWriter]) -> Iterator[None]:
+    """Starts the writers of one data set and publishes their splits when the block succeeds: all or none of them.
+
+    Raises:
+        UserError: another process is writing the data set, or a writer did not get the images it announced.
+    """
+    folder = writers[0].folder.parent
+    with only_writer(folder):
+        try:
+            for writer in writers:
+                writer._start()
+            yield
+            for writer in writers:
+                writer._finish()
+            for writer in writers:
+                writer._publish()
+        except BaseException as error:
+            for writer in writers:
+                writer._abandon()
+            if isinstance(error, OSError):
+                error.filename = error.filename or str(folder)
+            raise
+        for writer in writers:
+            writer._remove()

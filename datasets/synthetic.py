@@ -1,0 +1,52 @@
+"""How does the synthetic set get prepared? Three draws that share no face, written like any other release."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from config import CLASS_NAMES, PrepareSyntheticConfig
+from data_helper import Release, write_release
+from files import UserError
+from datasets.shared.drawn_faces import draw_faces
+
+
+def write_synthetic_splits(config: PrepareSyntheticConfig) -> dict[str, dict[str, Any]]:
+    """Draws the synthetic faces and writes ``<data_dir>/synthetic/{train,val,test}``, with a progress bar a split.
+
+    Images are uint8 (N, size, size, 3), RGB. The splits are drawn from the seeds ``3 * seed``, ``3 * seed + 1`` and
+    ``3 * seed + 2``, so that neither two splits nor the splits of two seeds share a face.
+
+    Returns:
+        Split -> the content of its `meta.json`.
+
+    Raises:
+        UserError: a number is out of its range, or another process is writing there.
+    """
+    counts = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
+    least = {**{f"num_{split}": (count, 1) for split, count in counts.items()}, "seed": (config.seed, 0)}
+    for name, (value, minimum) in least.items():
+        if value < minimum:
+            raise UserError(f"synthetic: expected {name} of {minimum} or more, received {value}")
+    return write_release(
+        config.data_dir,
+        "synthetic",
+        Release(
+            counts=counts,
+            examples=_draw(config, counts),
+            image_shape=(config.size, config.size, 3),
+            class_names=CLASS_NAMES[: config.num_classes],
+            sources=[],
+            options={"num_classes": config.num_classes, "size": config.size, "seed": config.seed},
+        ),
+    )
+
+
+def _draw(config: PrepareSyntheticConfig, counts: dict[str, int]) -> Iterator[tuple[str, np.ndarray, int]]:
+    for offset, (split, count) in enumerate(counts.items()):
+        seed = 3 * config.seed + offset
+        images, labels = draw_faces(count, config.num_classes, config.size, seed, progress=True)
+        for image, label in zip(images, labels.tolist(), strict=True):
+            yield split, image, label

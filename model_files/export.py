@@ -1,0 +1,296 @@
+"""How does a network leave Keras? As an ONNX, TensorFlow Lite or SavedModel file that agrees with it.
+
+All three take ``pixels`` float32 (N, S, S, 3), RGB in 0..255, S the network's own size, and return ``probabilities``
+float32 (N, C) and ``embeddings`` float32 (N, k, d), for any N. Class names and size travel with the file, as one JSON
+object named ``ad_corre``: in ONNX's ``metadata_props``, in a zip behind the TensorFlow Lite model (as in TFLite
+Metadata; ``unzip -p model.tflite ad_corre.json`` shows it), in the SavedModel's folder ``assets.extra``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import logging
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+
+import cnn_model
+import evaluation
+import runtime
+from files import UserError
+from files import whole_file, whole_folder
+from images import resize_image
+from model_files.model_file import ModelInfo
+from model_files.onnx_network import ATTRIBUTE, ExportInfo, OnnxNetwork, parse_info
+
+TOLERANCE = 1e-4
+_NUM_PICTURES = 16
+_LONGEST_REASON = 400
+_INFO_NAME = f"{ATTRIBUTE}.json"
+# A batch of pixels to probabilities and embeddings, see `OnnxNetwork.run`.
+Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def export_network(network: keras.Model, info: ModelInfo, path: str | Path, format: str) -> dict[str, float]:
+    """Writes a network in another runtime's format, whole or not at all, and only if the file agrees with it.
+
+    The file is run by that runtime on seeded random pictures, all at once and one alone.
+
+    Args:
+        network: what `model_file.load_model` returned, on the TensorFlow backend.
+        info: its description.
+        path: ends with ``.onnx`` or ``.tflite``; a folder for ``saved_model``. What is there is replaced, a folder
+            only if it is a SavedModel.
+        format: ``onnx``, ``tflite`` or ``saved_model``.
+
+    Returns:
+        The largest absolute difference of ``probabilities`` and of ``embeddings``.
+
+    Raises:
+        UserError: see `check_target`; another backend; or a file that differs by more than `TOLERANCE`.
+    """
+    check_target(path, format)
+    if keras.backend.backend() != "tensorflow":
+        raise UserError(
+            f"{path}: exporting needs the TensorFlow backend, Keras runs on {keras.backend.backend()}; "
+            "set KERAS_BACKEND=tensorflow before Python starts (a weights file is the same on every backend)"
+        )
+    size = info.input_size or cnn_model.architecture(info.arch).input_size
+    about = ExportInfo(info.class_names, size, info.arch, info.dataset, info.origin)
+    plan = _FORMATS[format]
+    with plan.whole(path) as temporary:
+        try:
+            with _quiet():
+                plan.write(serving_network(network, size), temporary, about)
+                run = plan.open(temporary)
+        except (UserError, OSError):
+            raise
+        except Exception as error:  # whatever a converter raises: an operation that it does not know, a full disk
+            reason = " ".join(str(error).split())[:_LONGEST_REASON]
+            raise UserError(
+                f"{path}: this network could not be written as {format} ({type(error).__name__}: {reason}); "
+                "nothing was kept; try another --format, or --debug for the whole story"
+            ) from error
+        differences = compare(run, network, size)
+        if not all(value <= TOLERANCE for value in differences.values()):  # NaN too
+            raise UserError(
+                f"{path}: the {format} file does not agree with the network, so it was not kept: expected a difference "
+                f"of at most {TOLERANCE:g}, found {differences['probabilities']:.2g} in the probabilities and "
+                f"{differences['embeddings']:.2g} in the embeddings; try another --format or other package versions"
+            )
+    return differences
+
+
+def check_target(path: str | Path, format: str) -> None:
+    """Refuses, before anything is computed, what could not be written or not be checked.
+
+    Raises:
+        UserError: a format that is not known, a package that is not installed, a name without the format's ending, a
+            folder that is no SavedModel.
+    """
+    if format not in _FORMATS:
+        raise UserError(f"format: expected one of {', '.join(_FORMATS)}, received {format!r}")
+    plan = _FORMATS[format]
+    if lacking := [name for name in plan.packages if importlib.util.find_spec(name) is None]:
+        raise UserError(
+            f"--format {format}: {' and '.join(lacking)} not installed here, to write the file and to check it; "
+            "run: pip install -r requirements-export.txt"
+        )
+    path = Path(path)
+    if format == "saved_model":
+        if path.exists() and not is_saved_model(path):
+            raise UserError(
+                f"{path}: expected a new folder or a SavedModel to replace, found something else; name another --output"
+            )
+    elif path.suffix != plan.ending:
+        raise UserError(f"{path}: expected a name that ends with {plan.ending}")
+    elif path.is_dir():
+        raise UserError(f"{path}: expected a file to write, found a folder; name another --output")
+
+
+def default_path(weights: str | Path, format: str) -> Path:
+    """Where an export goes when nobody says: the weights' name with the format's ending, in the current folder."""
+    name = Path(weights).name
+    for ending in (".weights.h5", ".h5", ".keras"):
+        name = name.removesuffix(ending)
+    return Path(name + _FORMATS[format].ending)
+
+
+def serving_network(network: keras.Model, size: int) -> keras.Model:
+    """The network of one picture size with probabilities in place of logits: what is exported."""
+    pixels = keras.Input((size, size, 3), dtype="float32", name="pixels")
+    outputs = network(pixels, training=False)
+    probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(outputs["logits"])
+    return keras.Model(pixels, {"probabilities": probabilities, "embeddings": outputs["embeddings"]}, name="serving")
+
+
+def compare(run: Run, network: keras.Model, size: int, seed: int = 0) -> dict[str, float]:
+    """The largest absolute difference between a runtime's outputs and the network's.
+
+    Args:
+        run: the runtime.
+        network: the network that was exported.
+        size: its side in pixels.
+        seed: of the pictures: coarse random patterns, because pure noise looks alike to a network.
+
+    Returns:
+        ``probabilities`` and ``embeddings``; infinite where the shapes differ, NaN where a number is.
+    """
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (_NUM_PICTURES, 6, 6, 3), np.uint8)
+    pictures = np.stack([resize_image(picture, size) for picture in coarse])
+    expected = evaluation.predict(network, pictures)
+    pixels = pictures.astype(np.float32)
+    all_found, first_found = run(pixels), run(pixels[:1])
+    return {
+        name: float(np.max((_difference(all_found[i], expected[i]), _difference(first_found[i], expected[i][:1]))))
+        for i, name in enumerate(("probabilities", "embeddings"))
+    }
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the converters' notices off the screen; what goes wrong still comes back as an exception."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), runtime.notices_hidden():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+# ONNX
+
+
+def _write_onnx(serving: keras.Model, path: Path, info: ExportInfo) -> None:
+    import onnx
+
+    # Keras would take the signature from the model's last call, and there was none.
+    signature = [keras.InputSpec(shape=serving.input.shape, dtype="float32", name="pixels")]
+    serving.export(path, format="onnx", verbose=False, input_signature=signature)
+    model = onnx.load(path)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "N"  # in place of a number of the converter's
+    onnx.helper.set_model_props(model, {ATTRIBUTE: info.to_json()})
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def _open_onnx(path: Path) -> Run:
+    return OnnxNetwork(path, gpu=False).run
+
+
+# TensorFlow Lite
+
+
+def _write_tflite(serving: keras.Model, path: Path, info: ExportInfo) -> None:
+    import tensorflow as tf
+
+    with tempfile.TemporaryDirectory() as folder:
+        serving.export(folder, format="tf_saved_model", verbose=False)
+        path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(folder).convert())
+    with zipfile.ZipFile(path, "a") as behind:
+        behind.writestr(_INFO_NAME, info.to_json())
+
+
+def _open_tflite(path: Path) -> Run:
+    import tensorflow as tf
+
+    interpreter = tf.lite.Interpreter(str(path))
+    interpreter.allocate_tensors()  # now, while its notices are kept off the screen
+    runner = interpreter.get_signature_runner("serving_default")
+    return lambda pixels: _in_order(runner(pixels=pixels))
+
+
+# SavedModel
+
+
+def is_saved_model(path: Path) -> bool:
+    return (path / "saved_model.pb").is_file()
+
+
+def _write_saved_model(serving: keras.Model, folder: Path, info: ExportInfo) -> None:
+    serving.export(folder, format="tf_saved_model", verbose=False)
+    extra = folder / "assets.extra"  # TensorFlow's name for a user's own files
+    extra.mkdir()
+    (extra / _INFO_NAME).write_text(info.to_json(), encoding="utf-8")
+
+
+def _open_saved_model(folder: Path) -> Run:
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(folder))
+    serve = loaded.signatures["serving_default"]
+
+    def run(pixels):
+        loaded  # the signature does not keep its variables alive  # noqa: B018
+        return _in_order({name: value.numpy() for name, value in serve(pixels=tf.constant(pixels)).items()})
+
+    return run
+
+
+def _in_order(outputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    return outputs["probabilities"], outputs["embeddings"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Format:
+    """How a format is written and run.
+
+    Attributes:
+        ending: of its names.
+        packages: what it needs besides TensorFlow.
+        whole: makes the temporary file or folder.
+        write: writes a `serving_network` there.
+        open: makes what runs it.
+    """
+
+    ending: str
+    packages: tuple[str, ...]
+    whole: Callable[[str | Path], contextlib.AbstractContextManager[Path]]
+    write: Callable[[keras.Model, Path, ExportInfo], None]
+    open: Callable[[Path], Run]
+
+
+_FORMATS = {
+    "onnx": _Format(".onnx", ("tf2onnx", "onnx", "onnxruntime"), whole_file, _write_onnx, _open_onnx),
+    "tflite": _Format(".tflite", (), whole_file, _write_tflite, _open_tflite),
+    "saved_model": _Format("_saved_model", (), whole_folder, _write_saved_model, _open_saved_model),
+}
+
+
+def open_export(path: str | Path, format: str) -> Run:
+    """What runs an exported file, a batch at a time (`OnnxNetwork.run`), on the CPU for ``onnx`` and ``tflite``."""
+    with _quiet():
+        return _FORMATS[format].open(Path(path))
+
+
+def read_info(path: str | Path, format: str) -> ExportInfo:
+    """The description that travels with an exported file.
+
+    Raises:
+        UserError: a file without one.
+    """
+    path = Path(path)
+    if format == "onnx":
+        return OnnxNetwork(path, gpu=False).info
+    if format == "saved_model":
+        file = path / "assets.extra" / _INFO_NAME
+        return parse_info(file.read_text(encoding="utf-8") if file.is_file() else None, path)
+    text = None
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as behind:
+            text = behind.read(_INFO_NAME).decode() if _INFO_NAME in behind.namelist() else None
+    return parse_info(text, path)

@@ -1,0 +1,159 @@
+"""What did a grid of runs find? A folder with the tables as Markdown, CSV and LaTeX, the figures, and one HTML page.
+
+Reads run folders only: no weights, no data set, no Keras.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import config
+from reporting import figures as report_figures
+from reporting import tables as report_tables
+from files import UserError
+from grids.experiments import AD_CORRE
+from files import write_text
+from reporting.formats import Table, csv_text, latex_tables
+from reporting.page import Section, html_page, markdown_page
+from reporting.rows import Record, Row, RunFiles, check_same_images, run_records
+
+__all__ = ["Row", "RunFiles", "write_report"]
+
+# The names of the CSV files where they are not the table's.
+_CSV_NAMES = {"accuracy": "summary"}
+
+
+def write_report(name: str, about: str, rows: Sequence[Row], folder: str | Path, command: str) -> list[Path]:
+    """Writes what the runs of a grid say.
+
+    The first row of each data set is the one that its others are compared with. A row without a finished run says so.
+
+    Args:
+        name: of the report, its title.
+        about: the question, in words.
+        rows: of one data set or several.
+        folder: the report's; gets ``index.html`` (holds everything, opens without a server), ``report.md``,
+            ``results.csv`` (a line a run), ``summary.csv`` (a line a row), ``recall.csv``, ``correlations.csv``,
+            ``references.csv``, each table as ``.tex``, and ``figures/``.
+        command: what to type to get these runs and this report again, a line each.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: no rows, two rows of one name, damaged run folders, or runs on different images.
+    """
+    if not rows:
+        raise UserError(f"report {name}: expected one row or more, received none")
+    folder = Path(folder)
+    groups = {dataset: [row for row in rows if row.dataset == dataset] for dataset in {r.dataset: None for r in rows}}
+    for dataset, group in groups.items():
+        names = [row.name for row in group]
+        if len(set(names)) < len(names):
+            raise UserError(f"report {name}: {dataset}: expected a name a row, received {', '.join(names)}")
+        check_same_images(group)
+    made = [_make_section(group, folder) for group in groups.values()]
+    sections = [section for section, _ in made]
+    written = {"results.csv": csv_text([record for row in rows for record in run_records(row)])}
+    written |= _table_files(name, sections, [records for _, records in made])
+    raw = [file for file in written if file.endswith(".csv")]
+    written["report.md"] = markdown_page(name, about, command, sections, raw)
+    written["index.html"] = html_page(name, about, command, sections, raw)
+    for file, text in written.items():
+        write_text(folder / file, text)
+    return [folder / file for file in written] + [picture.path for section in sections for picture in section.pictures]
+
+
+def _make_section(rows: Sequence[Row], folder: Path) -> tuple[Section, dict[str, list[Record]]]:
+    """The tables and pictures of one data set, and the tables' records by name."""
+    accuracy, summaries = report_tables.accuracy_table(rows)
+    tables, records = [accuracy], {accuracy.name: summaries}
+    if len(rows) > 1:
+        tables.append(report_tables.difference_table(rows, summaries))
+    makers = [report_tables.reference_table]
+    if any(row.runs for row in rows):
+        makers = [report_tables.recall_table, report_tables.correlation_table, *makers]
+    for make in makers:
+        if found := make(rows):
+            tables.append(found[0])
+            records[found[0].name] = found[1]
+    section = Section(
+        dataset=rows[0].dataset,
+        title=report_tables.dataset_title(rows[0].dataset),
+        finding=_finding(rows, summaries),
+        facts=_facts(rows),
+        tables=tables,
+        pictures=report_figures.save_figures(folder / "figures", rows),
+    )
+    return section, records
+
+
+def _table_files(name: str, sections: Sequence[Section], records: Sequence[dict[str, list[Record]]]) -> dict[str, str]:
+    """LaTeX and CSV text of each kind of table, all data sets in one file."""
+    files = {}
+    for kind in dict.fromkeys(table.name for section in sections for table in section.tables):
+        tables: list[tuple[Table, str]] = [
+            (table, f"{name}-{section.dataset}-{kind}")
+            for section in sections
+            for table in section.tables
+            if table.name == kind
+        ]
+        files[f"{kind}.tex"] = latex_tables([table for table, _ in tables], [label for _, label in tables])
+        if lines := [record for group in records for record in group.get(kind, ())]:
+            files[f"{_CSV_NAMES.get(kind, kind)}.csv"] = csv_text(lines)
+    return files
+
+
+def _finding(rows: Sequence[Row], records: Sequence[Record]) -> str:
+    """One sentence: Ad-Corre, or the last row, against the first."""
+    compared = [(row, record) for row, record in zip(rows, records, strict=True) if record.get("seeds_shared")]
+    if not compared:
+        return "No two rows with a seed in common have finished yet: there is no difference to report."
+    row, record = next((pair for pair in compared if pair[0].name == AD_CORRE), compared[-1])
+    p = report_tables.p_value(record["p_seeds"]) or "none, too few seeds"
+    low, high = (report_tables.signed(100 * record[f"difference_{side}"]) for side in ("low", "high"))
+    return (
+        f"{row.name} against {rows[0].name}: {report_tables.signed(100 * record['difference'])} points of accuracy "
+        f"(95% interval over the images {low} to {high}; p over seeds, {record['seeds_shared']} shared: {p})."
+    )
+
+
+def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """What the numbers rest on, as names and texts: images, seeds, epochs, network, commits, each row's options."""
+    results = [result for row in rows for result in row.results]
+    settings = [row.settings for row in rows if row.runs]
+    shared = {k: v for k, v in rows[0].options.items() if all(row.options.get(k) == v for row in rows)}
+    measured = {f"{result['split']}, {result['n']:,} images" for result in results}
+    facts = [
+        ("Measured on", _listed(measured) or report_tables.NOT_RUN),
+        ("Epoch selected on", _listed(result.get("selected_on") for result in results)),
+        ("Seeds wanted", _listed(seed for row in rows for seed in row.seeds)),
+        ("Epochs", _listed(options["epochs"] for options in settings)),
+        ("Network", _listed(options["arch"] for options in settings)),
+        ("Parameters", _listed((result.get("parameters") for result in results), ",")),
+        ("Mean training time", _minutes(results)),
+        ("Mirror images", "averaged with" if any(result.get("flip") for result in results) else ""),
+        ("Commit", _listed(result.get("commit") for result in results)),
+        ("Options of all rows", " ".join(config.to_args(shared))),
+    ]
+    facts += [
+        (
+            f"Options of {row.name}",
+            " ".join(config.to_args({k: v for k, v in row.options.items() if k not in shared})) or "no others",
+        )
+        for row in rows
+    ]
+    return [(title, text) for title, text in facts if text]
+
+
+def _minutes(results: Sequence[dict[str, Any]]) -> str:
+    seconds = [result["train_seconds"] for result in results if result.get("train_seconds")]
+    return f"{sum(seconds) / len(seconds) / 60:.1f} minutes a run" if seconds else ""
+
+
+def _listed(values: Iterable[Any], form: str = "") -> str:
+    """Every value that occurs, in order."""
+    found = {value for value in values if value is not None}
+    return ", ".join(format(value, form) for value in sorted(found))

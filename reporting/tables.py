@@ -1,0 +1,286 @@
+"""Which tables does a report hold? Accuracy with its tests, recall of the classes, correlations, the field's methods.
+
+Everything is printed from the records of `report_rows` and from `paper_results.json`; no number stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from grids.experiments import AD_CORRE
+from files import read_json
+from reporting.formats import DAGGER, DOUBLE_DAGGER, Table
+from reporting.rows import CORRELATIONS, Record, Row, correlation_record, recall_records, summary_record
+
+PAPER_RESULTS = Path(__file__).with_name("paper_results.json")
+NOT_RUN, FAILED = "not run", "failed"
+
+_DATASET_TITLES = {
+    "fer2013": "FER-2013",
+    "ferplus": "FER+",
+    "rafdb": "RAF-DB",
+    "affectnet": "AffectNet",
+    "published": "published layout",
+    "synthetic": "synthetic faces",
+}
+_CORRELATION_TITLES = {
+    "same_class": "Same class (FD:\u00a0to\u00a01)",
+    "different_classes": "Different classes (FD:\u00a0to\u00a0\u22121)",
+    "between_class_means": "Between class means (MD:\u00a0to\u00a0\u22121)",
+    "between_embeddings": "Between embeddings (ED:\u00a0to\u00a0\u22121)",
+}
+
+
+def dataset_title(dataset: str) -> str:
+    return _DATASET_TITLES.get(dataset, dataset)
+
+
+class Paper:
+    """What was published, from `paper_results.json`, for the rows of one data set.
+
+    Args:
+        rows: of one data set; AffectNet has published numbers for 7 classes only.
+    """
+
+    def __init__(self, rows: Sequence[Row]):
+        self._content = read_json(PAPER_RESULTS)
+        dataset = rows[0].dataset
+        num_classes = {len(result["class_names"]) for row in rows for result in row.results}
+        self._key = "affectnet_7" if dataset == "affectnet" and num_classes <= {7} else dataset
+
+    @property
+    def ad_corre(self) -> Mapping[str, Any] | None:
+        """``accuracy`` 0..1, ``confusion_percent`` (C, C) and ``source``; None where nothing was published."""
+        found = self._content["ad_corre"].get(self._key)
+        return found if isinstance(found, dict) and "accuracy" in found else None
+
+    @property
+    def class_order(self) -> list[str]:
+        return self._content["class_order"]
+
+    @property
+    def ablation(self) -> str:
+        """Why the ablation cells are empty."""
+        return self._content["ad_corre"]["ablation"]
+
+    @property
+    def reference_methods(self) -> list[Record]:
+        """``method``, ``accuracy`` and ``source`` of others on this data set."""
+        return [method for method in self._content["reference_methods"] if method["dataset"] == self._key]
+
+    def accuracy_of(self, row: Row) -> float | None:
+        """The published accuracy of a row: only the whole loss has one."""
+        return self.ad_corre["accuracy"] if self.ad_corre and row.name == AD_CORRE else None
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    return "" if share is None else f"{100 * share:.{digits}f}"
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """With its sign, a true minus; what rounds to 0 has none."""
+    if value is None:
+        return ""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "\u2212")
+
+
+def p_value(p: float | None) -> str:
+    if p is None:
+        return ""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _with_std(mean: float | None, std: float | None) -> str:
+    return percent(mean) + ("" if std is None else f" \u00b1 {percent(std)}")
+
+
+def seeds_text(row: Row) -> str:
+    """How far a row's seeds are: "2 of 3", "2 of 3, 1 failed"."""
+    failed = len(set(row.failures) - set(row.runs))
+    return f"{len(row.runs)} of {len(row.seeds)}" + (f", {failed} failed" if failed else "")
+
+
+def why_empty(row: Row) -> str:
+    """What stands in the cells of a row without a finished run."""
+    return FAILED if row.failures else NOT_RUN
+
+
+def marks(row: Row) -> str:
+    """A dagger where the test split selected the epoch, a double one where the epoch was selected on these images."""
+    chosen = any(result.get("selected_on") == "test" for result in row.results)
+    same = any(result.get("selected_on") == result["split"] for result in row.results)
+    return DAGGER * chosen + DOUBLE_DAGGER * same
+
+
+def accuracy_table(rows: Sequence[Row]) -> tuple[Table, list[Record]]:
+    """Every row's accuracy, recall and F1 beside the paper's number.
+
+    Args:
+        rows: of one data set, the reference first.
+
+    Returns:
+        The table, and a record a row with the raw numbers, those of `difference_table` too.
+    """
+    paper = Paper(rows)
+    records = [summary_record(row, rows[0]) | {"paper_accuracy": paper.accuracy_of(row)} for row in rows]
+    columns = (
+        "Row",
+        "Seeds",
+        "Accuracy,\u00a0%",
+        "95% interval",
+        "Mean class recall,\u00a0%",
+        "Macro F1,\u00a0%",
+        "Paper, accuracy\u00a0%",
+    )
+    cells = tuple(
+        (row.name + marks(row), seeds_text(row), *_accuracy_cells(row, record), percent(record["paper_accuracy"]))
+        for row, record in zip(rows, records, strict=True)
+    )
+    title = f"Accuracy on {dataset_title(rows[0].dataset)}{_measured_on(rows)}"
+    return Table("accuracy", title, columns, cells, tuple(_accuracy_notes(rows, paper))), records
+
+
+def _measured_on(rows: Sequence[Row]) -> str:
+    results = [result for row in rows for result in row.results]
+    return f", {results[0]['split']}: {results[0]['n']:,} images" if results else ""
+
+
+def _accuracy_cells(row: Row, record: Record) -> list[str]:
+    if not row.runs:
+        return [why_empty(row)] * 4
+    return [
+        _with_std(record["accuracy_mean"], record["accuracy_std"]),
+        f"{percent(record['accuracy_low'])} to {percent(record['accuracy_high'])}",
+        _with_std(record["mean_class_recall_mean"], record["mean_class_recall_std"]),
+        _with_std(record["macro_f1_mean"], record["macro_f1_std"]),
+    ]
+
+
+def _accuracy_notes(rows: Sequence[Row], paper: Paper) -> list[str]:
+    notes = [
+        "\u00b1: sample standard deviation over seeds. 95% interval: bootstrap over the images, of the mean over seeds."
+    ]
+    found = "".join(marks(row) for row in rows)
+    if DAGGER in found:
+        notes.append(f"{DAGGER} The epoch was selected on the test split, as in the published practice.")
+    if DOUBLE_DAGGER in found:
+        notes.append(f"{DOUBLE_DAGGER} Measured on the split that selected the epoch: the number is somewhat too good.")
+    if any(paper.accuracy_of(row) for row in rows):
+        notes.append(f"The paper's number: {paper.ad_corre['source']}.")
+    if paper.ad_corre and any(row.name != AD_CORRE for row in rows):
+        notes.append(f"Other cells of the paper's column are empty: {paper.ablation}.")
+    for row in rows:
+        notes += [f"Failed: {row.name}, seed {seed}: {error}" for seed, error in sorted(row.failures.items())]
+    return notes
+
+
+def difference_table(rows: Sequence[Row], records: Sequence[Record]) -> Table:
+    """Every other row against the first: the difference in accuracy with three tests (`comparison`).
+
+    Args:
+        rows: of one data set, the reference first; two or more.
+        records: of these rows, from `accuracy_table`.
+    """
+    reference = rows[0]
+    cells = []
+    for row, record in zip(rows[1:], records[1:], strict=True):
+        if not row.runs or not reference.runs:
+            texts = [why_empty(row) if not row.runs else f"{reference.name}: {why_empty(reference)}"] * 6
+        elif not record["seeds_shared"]:
+            texts = ["no shared seed"] * 6
+        else:
+            texts = _difference_cells(record)
+        cells.append((row.name + marks(row), *texts))
+    columns = (
+        "Row",
+        "Shared seeds",
+        "Difference, points",
+        "95% interval",
+        "p, seeds (paired\u00a0t)",
+        "p, images (bootstrap)",
+        "p, McNemar, a seed each",
+    )
+    title = f"Difference in accuracy to {reference.name} on {dataset_title(reference.dataset)}"
+    notes = (
+        f"Each seed is paired with the same seed of {reference.name}. Over seeds: the luck of training; no p with "
+        "fewer than two pairs. Over images (interval, bootstrap): the luck of the pictures, for these networks. "
+        "McNemar: exact, over the images, in the order of the seeds. No p is corrected for the number of rows.",
+    )
+    return Table("differences", title, columns, tuple(cells), notes)
+
+
+def _difference_cells(record: Record) -> list[str]:
+    low, high = (signed(100 * record[f"difference_{side}"]) for side in ("low", "high"))
+    mcnemar = [p for name, p in record.items() if name.startswith("p_mcnemar_seed")]
+    return [
+        str(record["seeds_shared"]),
+        signed(100 * record["difference"]),
+        f"{low} to {high}",
+        p_value(record["p_seeds"]),
+        p_value(record["p_images"]),
+        "; ".join(map(p_value, mcnemar)),
+    ]
+
+
+def recall_table(rows: Sequence[Row]) -> tuple[Table, list[Record]]:
+    """The recall of every class, the mean over seeds, and its change in points against the first row.
+
+    Args:
+        rows: of one data set, the reference first; at least one run.
+    """
+    records = [recall_records(row, rows[0]) for row in rows]
+    class_names = next(row.results[0]["class_names"] for row in rows if row.runs)
+    counts = next(row.results[0]["per_class"] for row in rows if row.runs)
+    cells = []
+    for row, classes in zip(rows, records, strict=True):
+        texts = [_recall_cell(record) for record in classes]
+        cells.append((row.name + marks(row), *(texts or [why_empty(row)] * len(class_names))))
+    title = f"Recall of each expression on {dataset_title(rows[0].dataset)}, %, and change against {rows[0].name}"
+    columns = ("Row", *(f"{name} (n\u00a0=\u00a0{counts[name]['n']:,})" for name in class_names))
+    notes = ("Mean over seeds; in brackets the change in points, over the seeds that both rows have.",)
+    return Table("recall", title, columns, tuple(cells), notes), [record for group in records for record in group]
+
+
+def _recall_cell(record: Record) -> str:
+    if record["recall_mean"] is None:
+        return "no images"
+    change = "" if record["change"] is None else f" ({signed(100 * record['change'], 1)})"
+    return percent(record["recall_mean"], 1) + change
+
+
+def correlation_table(rows: Sequence[Row]) -> tuple[Table, list[Record]]:
+    """The correlations that FD, MD and ED push on: before training, and at the best epoch."""
+    records = [correlation_record(row) for row in rows]
+    cells = tuple(
+        (row.name, *(_correlation_cell(record, name) if row.runs else why_empty(row) for name in CORRELATIONS))
+        for row, record in zip(rows, records, strict=True)
+    )
+    title = f"Correlations of the embeddings on {dataset_title(rows[0].dataset)}: untrained \u2192 trained"
+    notes = (
+        "Pearson's correlation over the coordinates, mean over pairs and embeddings, then over seeds (\u00b1 sample "
+        "standard deviation). The heads say which term of the loss pushes on it, and where to.",
+    )
+    return Table("correlations", title, ("Row", *_CORRELATION_TITLES.values()), cells, notes), records
+
+
+def _correlation_cell(record: Record, name: str) -> str:
+    mean, std, before = (record[f"{key}"] for key in (f"{name}_mean", f"{name}_std", f"untrained_{name}_mean"))
+    if mean is None:
+        return "no pairs"
+    after = signed(mean) + ("" if std is None else f" \u00b1 {std:.2f}")
+    return after if before is None else f"{signed(before)} \u2192 {after}"
+
+
+def reference_table(rows: Sequence[Row]) -> tuple[Table, list[Record]] | None:
+    """What others reach on this data set, with sources; None where none is known."""
+    methods = Paper(rows).reference_methods
+    if not methods:
+        return None
+    cells = tuple((method["method"], percent(method["accuracy"]), method["source"]) for method in methods)
+    title = f"Published methods on {dataset_title(rows[0].dataset)}"
+    notes = ("Read from the sources named, with their own data and protocols; not run here.",)
+    table = Table("references", title, ("Method", "Accuracy,\u00a0%", "Source"), cells, notes, text_columns=(0, 2))
+    return table, [method | {"dataset": rows[0].dataset} for method in methods]

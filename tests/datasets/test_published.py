@@ -1,0 +1,129 @@
+"""Is the published repository's own layout read with the right picture under the right name?"""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+from affectnet_releases import CODES, annotated, jpeg, npy, release_2021, shown, write_folder, write_tar, write_zip
+
+from config import CLASS_NAMES, PreparePublishedConfig
+from files import UserError
+from datasets.published import prepare_published
+
+SEVEN = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger")
+# Pictures a class; no two alike, so that no two can be swapped unseen.
+COUNTS = dict(zip((*SEVEN, "Contempt"), (1, 2, 3, 4, 5, 6, 7, 8), strict=True))
+ONE = dict.fromkeys(SEVEN, 1)
+
+
+def prepare(source, data_dir, **options):
+    return prepare_published(
+        PreparePublishedConfig(str(source), str(data_dir), **{"size": 16, "workers": 1, **options})
+    )
+
+
+def check_prepared(data_dir, metas, split="train", counts=COUNTS, classes=7):
+    assert list(metas) == [split]
+    meta = metas[split]
+    assert (meta["dataset"], meta["split"], meta["class_names"]) == ("published", split, list(CLASS_NAMES[:classes]))
+    images, labels = (np.load(data_dir / "published" / split / name) for name in ("images.npy", "labels.npy"))
+    assert (images.dtype, images.shape[1:]) == (np.uint8, (16, 16, 3))
+    assert shown(images) == [(CLASS_NAMES[label], "train") for label in labels]
+    assert meta["class_counts"] == [counts[name] for name in CLASS_NAMES[:classes]]
+    assert np.bincount(labels, minlength=classes).tolist() == meta["class_counts"]
+
+
+@pytest.mark.parametrize(
+    ("pack", "prefix", "suffix"),
+    [
+        (write_folder, "", ".jpg"),
+        (write_folder, "Fer2013/", ".JPG"),
+        (write_zip, "Fer2013/", ".png"),
+        (write_tar, "", ".jpeg"),
+    ],
+)
+def test_the_layout(tmp_path, pack, prefix, suffix):
+    files = {prefix + name: data for name, data in annotated(COUNTS, "train", suffix=suffix).items()}
+    source = pack(tmp_path / "release", {**files, f"{prefix}images/.DS_Store": b"", "notes.txt": b""})
+    check_prepared(tmp_path / "data", prepare(source, tmp_path / "data", classes=8), classes=8)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_the_split_is_the_chosen_one_and_seven_classes_leave_contempt_out(tmp_path, split):
+    files = annotated({**COUNTS, "uncertain": 2}, "train", lambda code: npy(float(code)))
+    metas = prepare(write_folder(tmp_path / "release", files), tmp_path / "data", split=split)
+    check_prepared(tmp_path / "data", metas, split)
+    assert metas[split]["options"]["left_out"] == {split: {"contempt": 8, "uncertain": 2}}
+
+
+def test_stems_with_points_and_underscores(tmp_path):
+    """RAF-DB's pictures are called like this in the published layout."""
+    files = {}
+    for name, code in list(CODES.items())[:7]:
+        files[f"images/train_0{code}_aligned.v1.jpg"] = jpeg(name, "train")
+        files[f"annotations/train_0{code}_aligned.v1_exp.npy"] = npy(code)
+    check_prepared(tmp_path / "data", prepare(write_folder(tmp_path / "a", files), tmp_path / "data"), counts=ONE)
+
+
+def test_pictures_without_annotation_are_counted_and_passed_over(tmp_path):
+    files = {**annotated(COUNTS, "train"), "images/more.jpg": jpeg("Happy", "test")}
+    source = write_folder(tmp_path / "release", files)
+    metas = prepare(source, tmp_path / "data")
+    check_prepared(tmp_path / "data", metas)
+    assert metas["train"]["options"]["pictures_without_annotation"] == 1
+    with pytest.raises(UserError, match=r"release: .*1 pictures without an annotation \(images/more\.jpg\)"):
+        prepare(source, tmp_path / "strict", strict=True)
+    assert not list((tmp_path / "strict").rglob("*.npy"))
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("dump", [pickle.dumps, lambda value: npy(value, object)], ids=["pickle", "object array"])
+def test_a_label_that_is_a_pickle_is_never_executed(tmp_path, dump):
+    files = {**annotated(ONE, "train"), "annotations/3_exp.npy": dump(Evil(tmp_path / "executed"))}
+    source = write_folder(tmp_path / "release", files)
+    with pytest.raises(UserError, match=r"release: annotations/3_exp\.npy: expected a \.npy file with one expression"):
+        prepare(source, tmp_path / "data")
+    assert not (tmp_path / "executed").exists()
+    assert not list((tmp_path / "data").rglob("*.npy"))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, r"release: expected one folder with images/\*\.jpg .*found none"),
+        ({"a.jpg": jpeg("Sad", "train")}, "found none; give that folder"),
+        (release_2021(ONE, ONE), "found train_set, val_set; give that folder"),
+        ({**annotated(ONE, "train"), "annotations/99_exp.npy": npy("3")}, r"1 annotations without a picture \(ann"),
+        ({**annotated(ONE, "train"), "annotations/3_exp.npy": npy("11")}, r"3_exp\.npy: expected an expr.*found '11'"),
+        ({**annotated(ONE, "train"), "images/3.png": b""}, r"found images/3\.jpg beside images/3\.png"),
+        ({"images/1.jpg": b"", "notes": b""}, r"1 pictures without an annotation \(images/1\.jpg\)"),
+        ({"annotations/1_exp.npy": npy("1")}, r"1 annotations without a picture \(annotations/1_exp\.npy\)"),
+        (annotated({"non-face": 2, "Contempt": 1}, "train", npy), "no picture of the 7 classes is left"),
+    ],
+)
+def test_what_a_user_can_get_wrong(tmp_path, files, message):
+    (tmp_path / "release").mkdir()
+    write_folder(tmp_path / "release", files)
+    with pytest.raises(UserError, match=f"(?s){message}"):
+        prepare(tmp_path / "release", tmp_path / "data")
+    assert not list((tmp_path / "data").rglob("*.npy"))
+
+
+def test_a_second_run_reads_no_label_unless_for_another_split(tmp_path, monkeypatch):
+    source = write_folder(tmp_path / "release", annotated(COUNTS, "train"))
+    first = prepare(source, tmp_path / "data")
+    with monkeypatch.context() as patch:
+        patch.setattr("datasets.published.read_annotated", None)
+        assert prepare(source, tmp_path / "data") == first
+    check_prepared(tmp_path / "data", prepare(source, tmp_path / "data", split="test"), "test")
+    check_prepared(tmp_path / "data", prepare(source, tmp_path / "data", classes=8), classes=8)

@@ -1,0 +1,67 @@
+"""Are the synthetic splits drawn as asked, apart from each other, and again the same?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from config import PrepareSyntheticConfig
+from files import UserError
+from datasets.synthetic import write_synthetic_splits
+
+SPLITS = ("train", "val", "test")
+
+
+def write(data_dir, **options):
+    small = {"num_train": 16, "num_val": 9, "num_test": 8, "size": 16, **options}
+    return write_synthetic_splits(PrepareSyntheticConfig(data_dir=str(data_dir), **small))
+
+
+def images_of(data_dir, split):
+    return np.load(data_dir / "synthetic" / split / "images.npy")
+
+
+def test_three_splits_as_asked(tmp_path):
+    metas = write(tmp_path, num_classes=8, seed=5)
+    assert list(metas) == list(SPLITS)
+    for split, number in zip(SPLITS, (16, 9, 8), strict=True):
+        images, labels = images_of(tmp_path, split), np.load(tmp_path / "synthetic" / split / "labels.npy")
+        assert (images.shape, images.dtype, labels.shape) == ((number, 16, 16, 3), np.uint8, (number,))
+        assert set(labels) == set(range(8))
+        assert metas[split]["options"] == {"num_classes": 8, "size": 16, "seed": 5}
+        assert metas[split]["class_names"][-1] == "Contempt"
+        assert metas[split]["sources"] == []
+
+
+def test_no_two_splits_and_no_two_seeds_share_a_picture(tmp_path):
+    """Seeds 0, 1 and 2, three splits each, 33 pictures a seed: 99 different ones."""
+    for seed in range(3):
+        write(tmp_path / str(seed), seed=seed)
+    pictures = [image.tobytes() for seed in "012" for split in SPLITS for image in images_of(tmp_path / seed, split)]
+    assert len(set(pictures)) == len(pictures) == 99
+
+
+def test_the_same_seed_gives_the_same_files(tmp_path):
+    for folder in ("a", "b"):
+        write(tmp_path / folder, seed=3)
+    for path in (tmp_path / "a").rglob("*.*"):
+        if path.suffix in (".npy", ".json"):
+            assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_train": 0}, "num_train of 1 or more, received 0"),
+        ({"num_val": 0}, "num_val of 1 or more, received 0"),
+        ({"num_test": -1}, "num_test of 1 or more, received -1"),
+        ({"seed": -1}, "seed of 0 or more, received -1"),
+        ({"size": 1}, "size"),
+    ],
+)
+def test_a_number_out_of_range_leaves_the_earlier_splits(tmp_path, options, message):
+    write(tmp_path)
+    earlier = {split: images_of(tmp_path, split) for split in SPLITS}
+    with pytest.raises(UserError, match=message):
+        write(tmp_path, **options)
+    assert all(np.array_equal(images_of(tmp_path, split), earlier[split]) for split in SPLITS)

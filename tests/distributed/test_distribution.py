@@ -1,0 +1,188 @@
+"""Several devices and processes: the same run as on one device, each exchange once, and the loss of a process."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import ROOT, run_python
+
+from config import PrepareSyntheticConfig
+from datasets.synthetic import write_synthetic_splits
+
+SCRIPT = ROOT / "tests" / "distributed_run.py"
+EPOCHS, BATCH = 4, 16
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """A program that one start has compiled is there for the next."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> Path:
+    """5 batches to train on; 37 to select on, so that the last batch is of 5; 35 to test on."""
+    folder = tmp_path_factory.mktemp("data")
+    write_synthetic_splits(PrepareSyntheticConfig(data_dir=str(folder), num_train=84, num_val=37, num_test=35, size=16))
+    return folder
+
+
+def options(data_dir: Path, run_dir: Path) -> list[str]:
+    named = {
+        **{"--backend": "jax", "--data-dir": data_dir, "--run-dir": run_dir, "--epochs": EPOCHS},
+        **{"--batch-size": BATCH, "--arch": "tiny", "--input-size": 8, "--num-embeddings": 2, "--embedding-size": 8},
+        **{"--history": 50, "--average": 0.9, "--warmup-epochs": 1, "--mixup": 0.2},
+    }
+    return [str(part) for pair in named.items() for part in pair]
+
+
+def run_team(
+    arguments: list[str], devices: int, dies: tuple[int, int] | None = None
+) -> list[tuple[int, str, str, float]]:
+    """Two real processes on loopback; exit code, standard output and error of each, and when it ended.
+
+    Args:
+        arguments: of train.py.
+        devices: of each process.
+        dies: which process kills itself, and in which epoch.
+    """
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    team = []
+    for i in range(2):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        if dies and dies[0] == i:
+            environment["DIE_AT_EPOCH"] = str(dies[1])
+        place = ["--devices", devices, "--processes", 2, "--process-id", i, "--coordinator", f"localhost:{port}"]
+        command = [sys.executable, SCRIPT, *arguments, *place]
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        team.append(process)
+    ended: dict[int, float] = {}
+    deadline = time.monotonic() + 300
+    try:
+        while len(ended) < 2 and time.monotonic() < deadline:
+            ended |= {i: time.monotonic() for i, p in enumerate(team) if i not in ended and p.poll() is not None}
+            time.sleep(0.1)
+    finally:
+        for process in team:
+            process.kill()
+    said = [process.communicate() for process in team]
+    return [(team[i].returncode, *said[i], ended.get(i, deadline)) for i in range(2)]
+
+
+@pytest.fixture(scope="module")
+def alone(data_dir, tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("alone") / "run"
+    done = run_python(SCRIPT, *options(data_dir, run_dir))
+    assert done.returncode == 0, done.stderr
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def together(data_dir, tmp_path_factory) -> tuple[Path, list, list, list]:
+    """The run by two processes, of which first one and then the other is killed, ended on half the devices.
+
+    The folder, and what each of the three starts gave.
+    """
+    run_dir = tmp_path_factory.mktemp("together") / "run"
+    arguments = options(data_dir, run_dir)
+    starts = [run_team(arguments, 2, (1, 1)), run_team(arguments, 2, (0, 3)), run_team(arguments, 1)]
+    return run_dir, *starts
+
+
+def state(run_dir: Path) -> dict[str, np.ndarray]:
+    with h5py.File(run_dir / "state.h5", "r") as file:
+        return {f"{name} {file[name].attrs['path']}": file[name][()] for name in file}
+
+
+def history(run_dir: Path) -> list[dict[str, float]]:
+    with open(run_dir / "history.csv", newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize(("start", "dead"), [(1, 1), (2, 0)], ids=["process 1 killed", "process 0 killed"])
+def test_a_killed_process_stops_the_other_with_a_message(together, start, dead):
+    ended = together[start]
+    assert ended[dead][0] == -9, ended[dead]
+    code, _, err, when = ended[1 - dead]
+    assert code not in (0, -9), err
+    assert when - ended[dead][3] < 60
+    said = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and "another process of this run has stopped" in said[0], err
+    assert "the run goes on after its last whole epoch" in said[0]
+    assert "Traceback" not in err and "absl" not in err
+
+
+def test_the_run_goes_on_and_one_process_speaks(together):
+    run_dir, _, second, third = together
+    assert "going on" not in second[0][1], "it was killed before its first epoch was whole"
+    assert [code for code, *_ in third] == [0, 0], third
+    assert "going on after epoch 2 of 4" in third[0][1] and "accuracy" in third[0][1]
+    assert third[1][1:3] == ("", ""), "the others say nothing"
+    assert json.loads((run_dir / "result.json").read_text())["n"] == 35
+
+
+def test_two_processes_train_as_one(alone, together):
+    """20 steps with augmentation, mixup, dropout, adaptive map, averaged weights; the last validation batch is of 5."""
+    run_dir = together[0]
+    for expected, found in zip(history(alone), history(run_dir), strict=True):
+        assert expected.keys() == found.keys()
+        for name in expected.keys() - {"seconds"}:
+            assert found[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-6), name
+    expected, found = state(alone), state(run_dir)
+    assert expected.keys() == found.keys()
+    for name, array in expected.items():
+        if array.dtype.kind in "iu":  # the confusion history, the random generators, the counters
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
+        elif "adamw" not in name:
+            np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert any("ad_corre_loss/history" in name for name in expected)
+
+
+def test_two_processes_evaluate_as_one(alone, together):
+    expected, found = (np.load(folder / "predictions.npz") for folder in (alone, together[0]))
+    np.testing.assert_array_equal(found["labels"], expected["labels"])
+    np.testing.assert_allclose(found["probabilities"], expected["probabilities"], atol=1e-5)
+    untrained = [json.loads((folder / "untrained.json").read_text()) for folder in (alone, together[0])]
+    assert untrained[1]["same_class"] == pytest.approx(untrained[0]["same_class"], abs=1e-5)
+
+
+def test_the_compiled_step_exchanges_each_thing_once():
+    """On 8 devices: the embeddings and the logits gathered, all gradients in one sum, and 4 of each batch-norm layer.
+
+    A batch-norm layer needs the mean, then the variance about it (Keras computes the mean again beside it), and the
+    same two back; its own two gradients are among the latter.
+    """
+    done = run_python(SCRIPT, "collectives", 8)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    norms = [(kind, shapes) for kind, shapes, origin in found if "/batch_norm" in origin]
+    others = [(kind, shapes) for kind, shapes, origin in found if "/batch_norm" not in origin]
+    assert [kind for kind, _ in norms] == ["all-reduce"] * 4 * 2
+    assert sorted(shape for _, shapes in norms for shape in shapes) == ["f32[12]"] * 6 + ["f32[8]"] * 6
+    gathers = [(kind, shapes) for kind, shapes in others if kind != "all-reduce"]
+    assert gathers == [("all-gather", ["f32[16,2,8]"]), ("all-gather", ["f32[16,7]"])]
+    gradients = ["f32[3,3,1,8]", "f32[3,3,1,8]", "f32[1,1,8,12]", "f32[16,12]", "f32[16]", "f32[7,16]"]
+    assert [shapes for kind, shapes in others if kind == "all-reduce"] == [gradients]

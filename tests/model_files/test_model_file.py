@@ -1,0 +1,457 @@
+"""Does a model file bring back the same network, and is every other file refused with a reason?"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import shutil
+import zipfile
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+import cnn_model
+from model_files import model_file
+from config import CLASS_NAMES
+from files import UserError
+from model_files.model_file import ModelInfo, load_model, read_info, save_model
+
+EIGHT = ModelInfo("mini_xcp", CLASS_NAMES, num_embeddings=3, embedding_size=4, input_size=16)
+
+
+def build(info: ModelInfo, seed: int = 0) -> keras.Model:
+    keras.utils.set_random_seed(seed)
+    return cnn_model.build_model(
+        info.arch, len(info.class_names), info.num_embeddings, info.embedding_size, info.input_size
+    )
+
+
+def edit(path, change):
+    """A change of the HDF5 file in place."""
+    with h5py.File(path, "r+") as file:
+        change(file)
+
+
+def describe(**changes):
+    """An edit of the description: names to new values; None takes a name out."""
+
+    def change(file):
+        values = {**json.loads(file.attrs["ad_corre"]), **changes}
+        file.attrs["ad_corre"] = json.dumps({name: value for name, value in values.items() if value is not None})
+
+    return change
+
+
+def last_kernel(file) -> h5py.Dataset:
+    """The classifier's kernel, found by its shape: k * d = 16 numbers to 7 classes."""
+    found = []
+    file.visititems(lambda _, item: found.append(item) if getattr(item, "shape", ()) == (16, 7) else None)
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def network():
+    return build(EIGHT)
+
+
+@pytest.fixture(scope="module")
+def tiny_network(tiny_weights):
+    """The network of `tiny_weights`, whatever it holds."""
+    return build(read_info(tiny_weights))
+
+
+@pytest.fixture
+def weights(tiny_weights, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copy(tiny_weights, tmp_path / "copy.weights.h5")
+
+
+# What is saved comes back
+
+
+def test_outputs_come_back_bit_for_bit(tmp_path):
+    network = build(EIGHT)
+    for variable in network.variables:  # the running statistics too, as if trained
+        variable.assign(variable + 0.1 * keras.random.uniform(variable.shape, seed=3))
+    save_model(tmp_path / "a.weights.h5", network, EIGHT)
+    again, info = load_model(str(tmp_path / "a.weights.h5"))
+    assert info == EIGHT
+    picture = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 1), np.uint8)
+    before, after = network(picture), again(picture)
+    for name in ("logits", "embeddings"):
+        assert np.array_equal(before[name], after[name])
+
+
+def test_saving_again_replaces_the_file(tmp_path, network):
+    path = tmp_path / "a.weights.h5"
+    bias = network.get_layer("logits").bias
+    for value in (1.0, 2.0):
+        bias.assign(np.full(8, value))
+        save_model(path, network, EIGHT)
+    bias.assign(np.zeros(8))
+    model_file.load_weights(network, path)
+    assert np.array_equal(bias, np.full(8, 2.0))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.weights.h5"]
+
+
+def test_the_description_is_one_json_attribute(tiny_weights):
+    with h5py.File(tiny_weights, "r") as file:
+        described = json.loads(file.attrs["ad_corre"])
+    assert described == {
+        "format_version": 1,
+        "arch": "mini_xcp",
+        "class_names": ["Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger"],
+        "num_embeddings": 2,
+        "embedding_size": 8,
+        "input_size": 24,
+        "scaling": None,
+        "logit_scale": 1.0,
+        "dataset": "synthetic/train",
+        "metrics": {"split": "val", "accuracy": 0.5},
+        "versions": {"keras": keras.__version__},
+        "origin": "train.py",
+    }
+
+
+def test_the_description_is_read_without_the_network(tiny_weights, monkeypatch):
+    monkeypatch.setattr(cnn_model, "build_model", lambda *_: pytest.fail("built a network"))
+    info = read_info(tiny_weights)
+    assert info.class_names == CLASS_NAMES[:7] and info.metrics["accuracy"] == 0.5
+
+
+def test_mini_xcp_takes_less_than_two_megabytes(tmp_path):
+    info = ModelInfo("mini_xcp", CLASS_NAMES)
+    save_model(tmp_path / "a.weights.h5", build(info), info)
+    assert (tmp_path / "a.weights.h5").stat().st_size < 2_000_000
+
+
+# What cannot be saved
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.keras", "a.weights", "weights.h5", "weights.h5/a"])
+def test_another_ending_is_refused_before_anything_is_written(tmp_path, network, name):
+    with pytest.raises(UserError, match=r"expected a name that ends with \.weights\.h5"):
+        save_model(tmp_path / name, network, EIGHT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_keeps_the_old_file(tmp_path, network, monkeypatch):
+    path = tmp_path / "a.weights.h5"
+    save_model(path, network, EIGHT)
+    old = path.read_bytes()
+
+    def fail_in_the_middle(_, path, **options):
+        with open(path, "wb") as file:
+            file.write(old[:1000])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(keras.Model, "save_weights", fail_in_the_middle)
+    with pytest.raises(OSError) as caught:
+        save_model(path, network, EIGHT)
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(path)
+    assert path.read_bytes() == old and [file.name for file in tmp_path.iterdir()] == ["a.weights.h5"]
+
+
+def test_a_description_that_is_not_json_keeps_the_old_file(tmp_path, network):
+    path = tmp_path / "a.weights.h5"
+    save_model(path, network, EIGHT)
+    with pytest.raises(TypeError):
+        save_model(path, network, ModelInfo("mini_xcp", CLASS_NAMES, metrics={"accuracy": np.ones(3)}))
+    assert read_info(path) == EIGHT
+
+
+# What cannot be loaded
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such weights file"),
+        (b"", r"expected an HDF5 weights file \(.weights.h5\), found b''"),
+        (b"PK\x03\x04 a zip", "the archive is damaged"),
+        (b"\x80\x04 a pickle", r"expected an HDF5 weights file \(.weights.h5\), found b'.x80.x04 a pic'"),
+        (b"\x89HDF\r\n\x1a\n and no more", r"damaged|expected an HDF5"),
+    ],
+)
+def test_files_of_another_kind_are_refused(tmp_path, content, message):
+    path = tmp_path / "a.weights.h5"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"a\.weights\.h5: .*({message})"):
+        load_model(path)
+
+
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no such weights file"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_file_cut_off_is_refused(weights, share):
+    data = weights.read_bytes()
+    weights.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(UserError, match=r"copy\.weights\.h5: "):
+        load_model(weights)
+
+
+DESCRIPTIONS = {
+    "none": (lambda file: file.attrs.pop("ad_corre"), r"no description of its network \(attribute 'ad_corre'\)"),
+    "cut off": (lambda file: file.attrs.modify("ad_corre", '{"arch": "mi'), "cannot read the description"),
+    "a number": (lambda file: file.attrs.create("ad_corre", 7), "cannot read the description"),
+    "a list": (lambda file: file.attrs.modify("ad_corre", "[1]"), "cannot read the description"),
+    "a JSON number": (lambda file: file.attrs.modify("ad_corre", "7"), "cannot read the description"),
+    "another version": (describe(format_version=2), "cannot read the description.*format version 1"),
+    "no version": (describe(format_version=None), "cannot read the description.*format_version"),
+    "no classes": (describe(class_names=None), "cannot read the description.*class_names"),
+    "no architecture": (describe(arch=None), "cannot read the description.*arch"),
+    "an unknown name": (describe(colour="red"), "cannot read the description.*colour"),
+    "k in words": (describe(num_embeddings="two"), "copy.weights.h5"),
+    "classes in a number": (describe(class_names=7), "cannot read the description"),
+    "an unknown architecture": (describe(arch="mini_vgg"), "expected one of mini_xcp.*received 'mini_vgg'"),
+    "another architecture": (describe(arch="keras:MobileNet", input_size=32), "arrays do not fit a keras_MobileNet"),
+    "k of a billion": (describe(num_embeddings=10**9), "refused: it describes k = 1000000000 .* more than the whole"),
+    "k of nothing": (describe(num_embeddings=0), "cannot read the description.*num_embeddings is 0"),
+    "an input of a billion": (describe(input_size=10**9), "cannot read the description.*input_size is 1000000000"),
+    "an unknown scaling": (describe(scaling="half"), "cannot read the description.*scaling is 'half'"),
+    "a logit scale of nothing": (describe(logit_scale=0), "cannot read the description.*logit_scale is 0"),
+    "a logit scale in words": (describe(logit_scale="4"), "cannot read the description.*logit_scale is '4'"),
+    "classes in numbers": (describe(class_names=[1, 2, 3]), "cannot read the description.*class_names"),
+    "another k": (describe(num_embeddings=3), "arrays do not fit a mini_xcp network"),
+    "fewer classes": (describe(class_names=["Happy", "Sad"]), "arrays do not fit a mini_xcp network"),
+}
+
+
+@pytest.mark.parametrize("damage", DESCRIPTIONS)
+def test_a_description_that_does_not_fit_is_refused(weights, damage):
+    change, message = DESCRIPTIONS[damage]
+    edit(weights, change)
+    with pytest.raises(UserError, match=message):
+        load_model(weights)
+
+
+def replace_kernel(array):
+    def change(file):
+        kernel = last_kernel(file)
+        group, name = kernel.parent, kernel.name.split("/")[-1]
+        del group[name]
+        if array is not None:
+            group[name] = array
+
+    return change
+
+
+ARRAYS = {
+    "missing": (replace_kernel(None), "arrays do not fit a mini_xcp network"),
+    "transposed": (replace_kernel(np.zeros((7, 16), np.float32)), r"do not fit .* network .*logits.*\(7, 16\)"),
+    "too short": (replace_kernel(np.zeros((15, 7), np.float32)), r"do not fit .* network .*logits.*\(15, 7\)"),
+    "text": (replace_kernel(np.full((16, 7), b"a")), r"expected an array of numbers, found \|S1 \(16, 7\)"),
+    "NaN": (replace_kernel(np.full((16, 7), np.nan, np.float32)), "logits/kernel holds numbers that are not finite"),
+    "infinite": (replace_kernel(np.full((16, 7), np.inf, np.float32)), "logits/kernel holds numbers .* not finite"),
+    "one too many": (
+        lambda file: file.create_dataset("layers/dense_9/vars/0", data=np.ones(3)),
+        r"do not fit .* \(expected \d+, found \d+: it has extra ones\)",
+    ),
+    "elsewhere": (replace_kernel(h5py.ExternalLink("other.h5", "/kernel")), "is an external link to other.h5; refused"),
+    "all gone": (lambda file: [file.pop(name) for name in list(file)], "arrays do not fit a mini_xcp network"),
+}
+
+
+@pytest.mark.parametrize("damage", ARRAYS)
+def test_arrays_that_do_not_fit_are_refused_in_one_line(weights, tiny_network, damage, recwarn):
+    change, message = ARRAYS[damage]
+    edit(weights, change)
+    with pytest.raises(UserError, match=rf"copy\.weights\.h5: .*{message}") as caught:
+        model_file.load_weights(tiny_network, weights)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+    assert [warning for warning in recwarn if warning.category is UserWarning] == []
+
+
+def test_every_array_is_missed(weights, tiny_network):
+    """None may keep the random numbers that its layer was made with."""
+    names = []
+    with h5py.File(weights, "r") as file:
+        file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+    data = weights.read_bytes()
+    assert len(names) == len(tiny_network.weights)
+    for name in names[:: len(names) // 10]:
+        weights.write_bytes(data)
+        edit(weights, lambda file: file.pop(name))  # noqa: B023 - called at once
+        with pytest.raises(UserError, match="arrays do not fit"):
+            model_file.load_weights(tiny_network, weights)
+
+
+@pytest.mark.parametrize("arch", ["mini_xcp", "xcp", "resnet", "keras:MobileNetV3Small"])
+def test_arrays_are_read_by_the_names_that_keras_gives_them(tmp_path, arch, monkeypatch):
+    """Without Keras's own search for them."""
+    info = ModelInfo(arch, CLASS_NAMES, num_embeddings=1, embedding_size=3, input_size=75)
+    network = build(info)
+    for number, weight in enumerate(network.weights):
+        weight.assign(np.full(weight.shape, number))
+    save_model(tmp_path / "a.weights.h5", network, info)
+    monkeypatch.setattr(keras.Model, "load_weights", lambda *_: pytest.fail("searched"))
+    loaded, _ = load_model(tmp_path / "a.weights.h5")
+    assert [float(np.ravel(weight)[0]) for weight in loaded.weights] == list(range(len(network.weights)))
+
+
+def test_an_optimisers_arrays_beside_them_do_no_harm(weights, tiny_network):
+    edit(weights, lambda file: file.create_dataset("optimizer/vars/0", data=1.0))
+    tiny_network.get_layer("logits").bias.assign(np.full(7, 5.0))
+    model_file.load_weights(tiny_network, weights)
+    assert not np.any(tiny_network.get_layer("logits").bias == 5.0)
+
+
+def test_loading_runs_nothing_of_the_file(weights, monkeypatch):
+    """Arrays are read, classes are not made from names: what Keras would build objects with is never called."""
+    monkeypatch.setattr(keras.saving, "deserialize_keras_object", lambda *_, **__: pytest.fail("deserialised"))
+    edit(weights, describe(metrics={"class_name": "Lambda", "config": {"function": "boom"}}))
+    _, info = load_model(weights)
+    assert info.metrics["class_name"] == "Lambda"
+
+
+def test_loading_leaves_the_file_as_it_was(weights):
+    before = weights.read_bytes()
+    network, _ = load_model(weights)
+    network.get_layer("logits").bias.assign(np.ones(7))
+    assert weights.read_bytes() == before
+
+
+# What `keras.Model.save` wrote of our own networks
+
+
+@pytest.fixture(scope="module", params=["run.keras", "run.h5", "compiled.keras", "compiled.h5"])
+def saved(request, tiny_weights, tmp_path_factory):
+    """A file of `Model.save` and the network it was made of, with running statistics as if trained."""
+    network, _ = load_model(tiny_weights)
+    for variable in network.variables:
+        if variable.dtype == "float32":
+            variable.assign(variable + 0.1 * keras.random.uniform(variable.shape, seed=3))
+    if request.param.startswith("compiled"):
+        network.compile("adam", "mse")
+        network.optimizer.build(network.trainable_variables)
+    path = tmp_path_factory.mktemp("saved") / request.param
+    network.save(path)
+    return path, network
+
+
+def test_networks_of_model_save_come_back_bit_for_bit(saved):
+    path, network = saved
+    again, info = load_model(path)
+    assert (info.arch, info.num_embeddings, info.embedding_size, info.input_size) == ("mini_xcp", 2, 8, 24)
+    assert (info.class_names, info.scaling) == (CLASS_NAMES[:7], cnn_model.architecture("mini_xcp").scaling)
+    picture = np.random.default_rng(0).integers(0, 256, (5, 24, 24, 1), np.uint8)
+    for name, values in network(picture).items():
+        assert np.array_equal(values, again(picture)[name])
+    assert model_file.describe(path)["origin"].startswith(f"train.py, Keras {keras.__version__} ")
+
+
+@pytest.mark.parametrize("name", ["a.weights.h5", "a.keras", "a.h5"])
+def test_the_logit_scale_comes_back(tmp_path, name):
+    network = cnn_model.build_model("mini_xcp", num_embeddings=2, embedding_size=8, input_size=24, logit_scale=5.0)
+    info = ModelInfo("mini_xcp", CLASS_NAMES[:7], 2, 8, 24, logit_scale=5.0)
+    if name.endswith(".weights.h5"):
+        save_model(tmp_path / name, network, info)
+    else:
+        network.save(tmp_path / name)
+    again, found = load_model(tmp_path / name)
+    assert found.logit_scale == 5.0
+    picture = np.random.default_rng(0).integers(0, 256, (3, 24, 24, 1), np.uint8)
+    np.testing.assert_array_equal(again(picture)["logits"], network(picture)["logits"])
+
+
+def test_nothing_of_model_save_is_deserialised(saved, monkeypatch):
+    for owner, name in ((keras.saving, "deserialize_keras_object"), (keras.saving, "load_model")):
+        monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("made something from the file"))
+    load_model(saved[0])
+
+
+def rewrite(path, target, **members):
+    """A copy of a `.keras` archive with members changed; None takes one out."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            change = members.get(name.split(".")[0], lambda data: data)
+            if change is not None:
+                new.writestr(name, change(old.read(name)))
+    return target
+
+
+@pytest.fixture(scope="module")
+def archive(tiny_weights, tmp_path_factory):
+    network, _ = load_model(tiny_weights)
+    path = tmp_path_factory.mktemp("archive") / "run.keras"
+    network.save(path)
+    return path
+
+
+def in_config(old, new):
+    return {"config": lambda data: data.replace(old, new)}
+
+
+ARCHIVES = {
+    "no configuration": ({"config": None}, "expected a Keras archive with config.json"),
+    "no arrays": ({"model": None}, "expected a Keras archive with model.weights.h5"),
+    "configuration cut off": ({"config": lambda data: data[:100]}, "cannot read its config.json"),
+    "another network": (in_config(b"embedding_split", b"reshape"), "expected a network that train.py made"),
+    "an unknown architecture": (in_config(b'"mini_xcp"', b'"resnext"'), "expected one of mini_xcp.*'resnext'"),
+    "a billion units": (
+        in_config(b'"target_shape": [2, 8]', b'"target_shape": [1000000000, 8]'),
+        "more than the whole",
+    ),
+    "k in words": (in_config(b'"target_shape": [2, 8]', b'"target_shape": ["2", 8]'), "num_embeddings is '2'"),
+    "another k": (in_config(b'"target_shape": [2, 8]', b'"target_shape": [3, 8]'), "do not fit a mini_xcp network"),
+    "arrays cut off": ({"model": lambda data: data[:-9]}, "cut off: expected 1,1.* bytes, found"),
+    "a bomb": ({"model": lambda data: bytes(50_000_000)}, "refused: model.weights.h5 unpacks to 50,000,000 bytes"),
+    "no HDF5": ({"model": lambda data: b"text"}, "expected an HDF5 weights file"),
+}
+
+
+@pytest.mark.parametrize("damage", ARCHIVES)
+def test_archives_that_were_changed_are_refused(archive, tmp_path, damage):
+    members, message = ARCHIVES[damage]
+    path = rewrite(archive, tmp_path / "bad.keras", **members)
+    with pytest.raises(UserError, match=rf"(bad\.keras: .*)?{message}"):
+        load_model(path)
+
+
+def test_a_lambda_in_an_archive_is_counted_and_ignored(archive, tmp_path):
+    extra = b'"layers": [{"class_name": "Lambda", "name": "x", "config": {"function": "boom"}}, '
+    path = rewrite(archive, tmp_path / "a.keras", config=lambda data: data.replace(b'"layers": [', extra, 1))
+    assert model_file.describe(path)["code"] == "1 Lambda layers, ignored: nothing in them was run"
+    load_model(path)
+
+
+def test_an_archive_cut_off_is_refused(archive, tmp_path):
+    data = archive.read_bytes()
+    (tmp_path / "a.keras").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"a\.keras: the archive is damaged"):
+        load_model(tmp_path / "a.keras")
+
+
+# Where the input's range comes from
+
+
+@pytest.mark.parametrize(("scaling", "low", "high"), [("unit", 0, 1), ("raw", 0, 255), ("tf", -1, 1)])
+def test_the_files_scaling_is_built_in(tmp_path, scaling, low, high):
+    info = dataclasses.replace(EIGHT, scaling=scaling)
+    network = cnn_model.build_model("mini_xcp", 8, 3, 4, 16, scaling=scaling)
+    save_model(tmp_path / "a.weights.h5", network, info)
+    again, found = load_model(tmp_path / "a.weights.h5")
+    assert found.scaling == scaling
+    pixels = again.get_layer("pixel_input")(np.array([0, 255], np.uint8).reshape(2, 1, 1, 1))
+    assert np.min(pixels) == low and np.max(pixels) == high
+
+
+def test_an_unknown_scaling_is_refused():
+    with pytest.raises(UserError, match="scaling: expected one of tf, unit, caffe, torch, image, raw, received 'half'"):
+        cnn_model.build_model("mini_xcp", scaling="half")
+
+
+def test_describe_says_what_a_file_is(tiny_weights):
+    told = model_file.describe(tiny_weights)
+    assert told["origin"] == "train.py" and told["architecture"] == "mini_xcp" and told["code"] == "none"
+    assert told["embeddings"] == "k = 2 vectors of d = 8" and told["input"].startswith("24 x 24 px, gray, scaled to ")
+    assert told["classes"] == "7: Neutral, Happy, Sad, Surprise, Fear, Disgust, Anger"
+    assert told["trained on"] == "synthetic/train" and told["metrics"] == "split val, accuracy 0.5"
+    assert told["file"] == f"{tiny_weights}, {tiny_weights.stat().st_size:,} bytes"

@@ -1,0 +1,130 @@
+"""Does an ONNX file recognise without Keras, and is what is not one of ours refused?"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+
+from model_files import onnx_network
+from files import UserError
+from model_files.onnx_network import ATTRIBUTE, ExportInfo, OnnxNetwork, parse_info
+
+INFO = ExportInfo(("Dark", "Bright"), 2, "toy", "toy/train", "a test")
+ONNX_HERE = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
+needs_onnx = pytest.mark.skipif(not ONNX_HERE, reason="pip install -r requirements-export.txt")
+
+
+def write_toy(path, info: str | None = INFO.to_json(), input_name="pixels", outputs=("probabilities", "embeddings")):
+    """Probabilities softmax(-m, m) of the red mean m, embeddings (1, 3) the mean of each channel, all over 255."""
+    from onnx import TensorProto, checker, helper, save
+
+    def values(name, array):
+        array = np.array(array, np.float32)
+        return helper.make_tensor(name, TensorProto.FLOAT, array.shape, array.ravel())
+
+    nodes = [
+        helper.make_node("Div", [input_name, "scale"], ["scaled"]),
+        helper.make_node("ReduceMean", ["scaled"], ["mean"], axes=[1, 2], keepdims=0),
+        helper.make_node("Reshape", ["mean", "shape"], [outputs[1]]),
+        helper.make_node("MatMul", ["mean", "red"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], [outputs[0]], axis=1),
+    ]
+    constants = [values("scale", 255.0), values("red", [[-1, 1], [0, 0], [0, 0]])]
+    constants.append(helper.make_tensor("shape", TensorProto.INT64, [3], [-1, 1, 3]))
+    graph = helper.make_graph(
+        nodes,
+        "toy",
+        [helper.make_tensor_value_info(input_name, TensorProto.FLOAT, ["N", 2, 2, 3])],
+        [
+            helper.make_tensor_value_info(outputs[0], TensorProto.FLOAT, ["N", 2]),
+            helper.make_tensor_value_info(outputs[1], TensorProto.FLOAT, ["N", 1, 3]),
+        ],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
+    if info is not None:
+        helper.set_model_props(model, {ATTRIBUTE: info})
+    checker.check_model(model)
+    save(model, path)
+    return path
+
+
+@needs_onnx
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
+def test_every_image_is_predicted_whatever_the_batch(tmp_path, batch_size):
+    network = OnnxNetwork(write_toy(tmp_path / "toy.onnx"), gpu=False)
+    assert network.info == INFO
+    images = np.random.default_rng(0).integers(0, 256, (5, 2, 2, 3), np.uint8)
+    probabilities, embeddings = network.predict(images, batch_size)
+    assert probabilities.dtype == embeddings.dtype == np.float32
+    for image, found, embedding in zip(images, probabilities, embeddings, strict=True):
+        mean = [sum(float(image[y, x, c]) for y in range(2) for x in range(2)) / 4 / 255 for c in range(3)]
+        dark = 1 / (1 + np.exp(2 * mean[0]))
+        np.testing.assert_allclose(found, [dark, 1 - dark], rtol=1e-5)
+        np.testing.assert_allclose(embedding, [mean], rtol=1e-5)
+
+
+@needs_onnx
+def test_no_batch_size_is_refused(tmp_path):
+    network = OnnxNetwork(write_toy(tmp_path / "toy.onnx"))
+    with pytest.raises(UserError, match=r"batch_size: .*received 0"):
+        network.predict(np.zeros((1, 2, 2, 3), np.uint8), 0)
+
+
+@needs_onnx
+def test_what_is_none_of_our_files_is_refused(tmp_path):
+    (tmp_path / "text.onnx").write_text("Dear Sir or Madam")
+    whole = write_toy(tmp_path / "toy.onnx").read_bytes()
+    (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
+    for name in ("text", "cut"):
+        with pytest.raises(UserError, match=rf"{name}\.onnx: expected an ONNX file"):
+            OnnxNetwork(tmp_path / f"{name}.onnx")
+    with pytest.raises(UserError, match=r"a\.onnx: no description .*expected a file that `python test\.py export`"):
+        OnnxNetwork(write_toy(tmp_path / "a.onnx", info=None))
+    for wrong in ({"input_name": "image"}, {"outputs": ("p", "e")}, {"info": ExportInfo(("a", "b"), 3).to_json()}):
+        with pytest.raises(UserError, match=r"b\.onnx: expected pixels \(N, \d, \d, 3\) in, .*, found "):
+            OnnxNetwork(write_toy(tmp_path / "b.onnx", **wrong))
+    with pytest.raises(UserError, match=r"c\.onnx: expected .*probabilities \(N, 3\) .*found .*\('N', 2\)"):
+        OnnxNetwork(write_toy(tmp_path / "c.onnx", info=ExportInfo(("a", "b", "c"), 2).to_json()))
+
+
+def test_a_missing_file_and_a_missing_runtime_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"none\.onnx: no such weights file"):
+        OnnxNetwork(tmp_path / "none.onnx")
+    (tmp_path / "a.onnx").write_bytes(b"")
+    monkeypatch.setattr(onnx_network.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"a\.onnx: onnxruntime.* not installed here; run: pip install onnxruntime"):
+        OnnxNetwork(tmp_path / "a.onnx")
+
+
+def test_the_description_goes_there_and_back():
+    assert parse_info(INFO.to_json(), "a") == INFO
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format_version": 2},
+        {"class_names": ["alone"]},
+        {"class_names": [1, 2]},
+        {"input_size": 0},
+        {"input_size": 10**6},
+        {"input_size": "48"},
+        {"input_size": True},
+        {"unknown": 1},
+    ],
+    ids=lambda change: json.dumps(change),
+)
+def test_an_implausible_description_is_refused(change):
+    text = json.dumps({**json.loads(INFO.to_json()), **change})
+    with pytest.raises(UserError, match=r"a\.tflite: cannot read the description"):
+        parse_info(text, "a.tflite")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", "[" * 100_000])
+def test_a_description_that_is_none_is_refused(text):
+    with pytest.raises(UserError, match="cannot read the description"):
+        parse_info(text, "a.onnx")
