@@ -16,15 +16,12 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal
 
-import tyro
-
+from command_line import option, parse_options, to_args
 from files import UserError
 
 # Canonical codes (AffectNet's, and the order of the paper's figures); every reader maps into them.
-CLASS_NAMES = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger", "Contempt")
-NEUTRAL, HAPPY, SAD, SURPRISE, FEAR, DISGUST, ANGER, CONTEMPT = range(8)
 
 
 class DatasetName(str, Enum):
@@ -208,299 +205,6 @@ RECIPES: dict[str, TrainConfig] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class GridConfig(TrainConfig):
-    """What the commands of reproduce.py share: which experiments, and the options that all of their runs have.
-
-    Options of train.py that are named here hold for every row that does not set them itself.
-    """
-
-    experiments: Annotated[str, tyro.conf.Positional] = "components"
-    """A preset (paper, components, num-embeddings, embedding-size, backbones, loss-weights, rivals) or a .yaml file."""
-    seeds: int = 3
-    """Seeds a row, from --seed on."""
-    run_dir: str = "runs"
-    """Folder of all runs."""
-
-    def training(self) -> TrainConfig:
-        """The options of the runs."""
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(TrainConfig)}
-        return TrainConfig(**{**own, "run_dir": None})
-
-
-@dataclasses.dataclass(frozen=True)
-class RunGridConfig(GridConfig):
-    """Does every run that is not finished, one progress line for all; a killed one goes on where it stopped."""
-
-    jobs: int = 1
-    """Runs at a time, each on its share of the cores."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ListGridConfig(GridConfig):
-    """Prints one command a run that is not finished, for a cluster's job array, Ray or GNU parallel."""
-
-    all: bool = False
-    """The finished runs too."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ReportGridConfig(GridConfig):
-    """Makes tables, figures and a page of the runs' result files."""
-
-    name: str | None = None
-    """Name of the report; None is the data set's and the experiments', as fer2013-components."""
-    report_dir: str = "reports"
-    """Folder of the reports."""
-    keep_results: bool = False
-    """Copy the result files, predictions and histories beside the report, so that it can be made again from there."""
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
-    """Measures a weights file on a prepared split and writes result.json, predictions and figures."""
-
-    weights: str
-    """Model file to measure: ours, a published .h5, or one of keras.Model.save."""
-    dataset: DatasetName = DatasetName.fer2013
-    split: Split = "val"
-    data_dir: str = "data"
-    """Folder of the prepared data sets."""
-    run_dir: str | None = None
-    """Where the report goes; None is runs/evaluate-<weights>-<dataset>-<split>."""
-    flip: bool = False
-    """Average the probabilities of each picture and its mirror image (test-time augmentation)."""
-    batch_size: int = 256
-    seed: int = 0
-    """Seed of the bootstrap intervals and of the t-SNE picture."""
-    backend: Backend = "tensorflow"
-    debug: bool = False
-    """Show tracebacks."""
-
-
-@dataclasses.dataclass(frozen=True)
-class RecognizeConfig:
-    """Names the expression in each picture."""
-
-    images: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Picture files."""
-    weights: str | None = None
-    """Model file, as for evaluate, or an exported .onnx; None is trained_models/fer2013_mini_xcp.weights.h5."""
-    detect_face: bool = True
-    """Find the largest face first; a picture that is a face already is used whole."""
-    json: bool = False
-    """Print one JSON object a picture instead of a table."""
-    batch_size: int = 64
-    backend: Backend = "tensorflow"
-    debug: bool = False
-    """Show tracebacks."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ConvertConfig:
-    """Writes a model file in our own form: a published .h5, or what keras.Model.save wrote of a network of ours."""
-
-    source: Annotated[str, tyro.conf.Positional]
-    """Model file to read."""
-    target: Annotated[str, tyro.conf.Positional]
-    """Model file to write (.weights.h5)."""
-    backend: Backend = "tensorflow"
-    debug: bool = False
-    """Show tracebacks."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportConfig:
-    """Writes a network for another runtime, and keeps the file only if it agrees with the network to 1e-4.
-
-    Input: pixels, float32 (N, S, S, 3), RGB in 0..255; outputs: probabilities (N, C) and embeddings (N, k, d).
-    """
-
-    weights: str | None = None
-    """Model file, as for evaluate; None is trained_models/fer2013_mini_xcp.weights.h5."""
-    format: Literal["onnx", "tflite", "saved_model"] = "onnx"
-    """onnx (ONNX Runtime), tflite (LiteRT, phones) or saved_model (TensorFlow Serving)."""
-    output: str | None = None
-    """File or folder to write; None is <weights>.onnx, <weights>.tflite or <weights>_saved_model, here."""
-    debug: bool = False
-    """Show tracebacks."""
-    backend: ClassVar[Backend] = "tensorflow"  # all converters are TensorFlow's; weights files are the same on each
-
-
-@dataclasses.dataclass(frozen=True)
-class DescribeConfig:
-    """Says what a model file is, and whether it holds code that was ignored."""
-
-    file: Annotated[str, tyro.conf.Positional]
-    """Model file: ours, a published one, or one of keras.Model.save."""
-    json: bool = False
-    """Print one JSON object instead of lines."""
-    backend: Backend = "tensorflow"
-    debug: bool = False
-    """Show tracebacks."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PrepareFer2013Config:
-    """FER-2013: fer2013.csv, icml_face_data.csv, train.csv or the train/ and test/ folders; a zip of any of these."""
-
-    source: str
-    """The official release: a CSV file, a folder or a zip."""
-    data_dir: str = "data"
-    """Folder of the prepared data sets."""
-    debug: bool = False
-    """Show tracebacks."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PrepareOptions:
-    """What every preparation from an official release shares."""
-
-    source: str
-    """The official release: a folder, or a zip or tar of it."""
-    data_dir: str = "data"
-    """Folder of the prepared data sets."""
-    strict: bool = False
-    """Stop at the first picture that cannot be read, instead of listing and skipping it."""
-    workers: int | None = None
-    """Threads that decode; None is one a core."""
-    debug: bool = False
-    """Show tracebacks."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PrepareRafdbConfig(PrepareOptions):
-    """RAF-DB basic: EmoLabel/list_patition_label.txt and Image/aligned/ or Image/original/."""
-
-    images: Literal["aligned", "original"] = "aligned"
-    """original cuts the faces out by Annotation/boundingbox/."""
-    size: int = 100
-    """Side of the prepared pictures in pixels."""
-    val_share: float = 0.1
-    """Share of the training part held out for validation, stratified by class."""
-    seed: int = 0
-    """Seed of the hold-out."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PrepareAffectnetConfig(PrepareOptions):
-    """AffectNet: the 2021 release (train_set/, val_set/) or the first one (training.csv, validation.csv)."""
-
-    classes: Literal[7, 8] = 7
-    """8 keeps contempt."""
-    size: int = 224
-    """Side of the prepared pictures in pixels."""
-    margin: float = 0.0
-    """Share of the face box added on each side (first release)."""
-    val_share: float = 0.05
-    """Share of the training part held out for validation, stratified by class; the official validation is test."""
-    seed: int = 0
-    """Seed of the hold-out."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PrepareFerplusConfig:
-    """FER+: fer2013new.csv beside fer2013.csv (majority rule; votes.npy keeps the distribution)."""
-
-    source: str
-    """fer2013.csv or icml_face_data.csv, or a folder, zip or tar that holds one of them."""
-    data_dir: str = "data"
-    """Folder of the prepared data sets."""
-    labels: str | None = None
-    """fer2013new.csv; None looks for it in the source, then beside it."""
-    classes: Literal[7, 8] = 8
-    """8 keeps contempt."""
-    debug: bool = False
-    """Show tracebacks."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PreparePublishedConfig(PrepareOptions):
-    """The published repository's own layout: images/*.{jpg,png} with annotations/<stem>_exp.npy."""
-
-    split: Split = "train"
-    """What the folder becomes."""
-    classes: Literal[7, 8] = 7
-    """8 keeps contempt."""
-    size: int = 224
-    """Side of the prepared pictures in pixels."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PrepareSyntheticConfig:
-    """Draws the synthetic faces."""
-
-    data_dir: str = "data"
-    """Folder of the prepared data sets."""
-    num_classes: Literal[7, 8] = 7
-    """8 adds contempt."""
-    num_train: int = 3500
-    num_val: int = 700
-    num_test: int = 700
-    size: int = 48
-    """Side of a picture in pixels."""
-    seed: int = 0
-    debug: bool = False
-    """Show tracebacks."""
-
-
-@dataclasses.dataclass(frozen=True)
-class InspectConfig:
-    """Shows every prepared split: its counts, the official ones, a grid of its pictures, what stands in it twice."""
-
-    data_dir: str = "data"
-    """Folder of the prepared data sets."""
-    dataset: DatasetName | None = None
-    """One data set; None is every prepared one."""
-    duplicates: Literal["near", "exact", "none"] = "near"
-    """What to look for: the same pixels, or pictures alike too; near takes minutes for AffectNet."""
-    distance: int = 4
-    """Bits of 64 in which the perceptual hashes of near duplicates differ at most."""
-    drop_duplicates: bool = False
-    """Rewrite train without the pictures whose duplicates (as looked for) stand in val or test; wants --dataset."""
-    debug: bool = False
-    """Show tracebacks."""
-
-
-Config = TypeVar("Config")
-_CLI_STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-
-
-def parse_options(config_class: type[Config], default: Config | None = None, args: list[str] | None = None) -> Config:
-    """Makes a config from command-line options named after its fields.
-
-    Args:
-        config_class: a frozen dataclass of this module; nested sections add their options unprefixed.
-        default: where unnamed options come from; None is the class's own defaults.
-        args: the options; None is ``sys.argv[1:]``.
-
-    Raises:
-        SystemExit: with code 2 and a message for an unknown option or a value of the wrong type.
-    """
-    extra = {} if default is None else {"default": default}
-    return tyro.cli(config_class, args=args, config=_CLI_STYLE, **extra)
-
-
-def parse_command(commands: dict[str, type], description: str) -> Any:
-    """Makes the config of the sub-command named first on the command line (`parse_options` for several).
-
-    Args:
-        commands: sub-command name to config class.
-        description: what the program does, for ``--help``.
-    """
-    return _parse_command({name: (cls, {}) for name, cls in commands.items()}, description)
-
-
-def _parse_command(
-    commands: dict[str, tuple[type, dict[str, Any]]], description: str, args: list[str] | None = None
-) -> Any:
-    choices = tuple(Annotated[cls, tyro.conf.subcommand(name, **extra)] for name, (cls, extra) in commands.items())
-    union: Any = choices[0]
-    for choice in choices[1:]:
-        union = union | choice
-    return tyro.cli(union, description=description, config=_CLI_STYLE, args=args)
-
-
 # Lowest and highest value of every number that a training is set up with; None is no bound.
 _RANGES: dict[str, tuple[float | None, float | None]] = {
     "epochs": (1, None),
@@ -543,11 +247,6 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
 _TERM_WEIGHTS = ("w_fd", "w_md", "w_ed", "w_center", "w_supcon", "w_triplet")
 
 
-def option(name: str) -> str:
-    """The command-line option of a field."""
-    return "--" + name.replace("_", "-")
-
-
 def check(settings: TrainConfig) -> None:
     """Checks that every number can be trained with.
 
@@ -572,11 +271,11 @@ def check(settings: TrainConfig) -> None:
 
 def parse_train_options() -> TrainConfig:
     """Makes the training config: ``--recipe NAME`` sets the defaults, the other options override them."""
-    recipe, args = _take_recipe(sys.argv[1:])
+    recipe, args = take_recipe(sys.argv[1:])
     return parse_options(TrainConfig, RECIPES[recipe or "default"], args)
 
 
-def _take_recipe(args: Sequence[str]) -> tuple[str | None, list[str]]:
+def take_recipe(args: Sequence[str]) -> tuple[str | None, list[str]]:
     """The value of ``--recipe``, and the words without it."""
     args = list(args)
     recipe = None
@@ -588,20 +287,6 @@ def _take_recipe(args: Sequence[str]) -> tuple[str | None, list[str]]:
     if recipe is not None and recipe not in RECIPES:
         raise UserError(f"--recipe: expected one of {', '.join(RECIPES)}, received {recipe!r}")
     return recipe, args
-
-
-def parse_grid_command(commands: dict[str, type[GridConfig]], description: str, recipe: str) -> GridConfig:
-    """Makes the config of the sub-command named first on the command line (`parse_command` over a recipe).
-
-    Args:
-        commands: sub-command name to config class.
-        description: what the program does, for ``--help``.
-        recipe: where unnamed options come from, unless the command line has a ``--recipe``.
-    """
-    chosen, args = _take_recipe(sys.argv[1:])
-    base = RECIPES[chosen or recipe]
-    own = {field.name: getattr(base, field.name) for field in dataclasses.fields(base) if field.name != "run_dir"}
-    return _parse_command({name: (cls, {"default": cls(**own)}) for name, cls in commands.items()}, description, args)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -627,17 +312,6 @@ def changed_options(settings: TrainConfig) -> dict[str, Any]:
     """The options in which ``settings`` differ from train.py's defaults, by their command-line names."""
     normal = options_by_name(TrainConfig())
     return {name: value for name, value in options_by_name(settings).items() if value != normal[name]}
-
-
-def to_args(options: Mapping[str, Any]) -> list[str]:
-    """Options by name as command-line words: ``{"w_fd": 0, "adaptive": False}`` is ``--w-fd 0 --no-adaptive``."""
-    args = []
-    for name, value in options.items():
-        if isinstance(value, bool):
-            args.append(option(name if value else f"no-{name}"))
-        else:
-            args += [option(name), str(value)]
-    return args
 
 
 def with_options(settings: TrainConfig, options: Mapping[str, Any], place: str) -> TrainConfig:

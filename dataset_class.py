@@ -9,8 +9,8 @@ import keras
 import numpy as np
 
 from data_helper import PreparedSplit
-from files import UserError
 from distributed.process_group import ALONE, Team
+from files import UserError
 
 # Pixels of larger files are read with `pread` instead of through the memory map. In random order a page fault there
 # reads the disk's whole read-ahead (8 MB on some) for one picture, and every page touched counts to the process.

@@ -10,11 +10,10 @@ from typing import Any
 import keras
 import numpy as np
 
-import runtime
 from data_helper import PreparedSplit
-from files import UserError
-from files import whole_file, write_json
+from distributed import exchange
 from distributed.process_group import ALONE, Team
+from files import UserError, whole_file, write_json
 
 
 def predict(
@@ -55,7 +54,7 @@ def predict(
     batch_size = min(batch_size, num_images)
     logits = np.empty((num_images, *network.output["logits"].shape[1:]), np.float32)
     embeddings = np.empty((num_images, *network.output["embeddings"].shape[1:]), np.float32)
-    outputs_of = runtime.predictor(network, compiled)
+    outputs_of = exchange.predictor(network, compiled)
     for start in range(0, num_images, batch_size):
         rows = range(start, min(start + batch_size, num_images))
         # The short last batch is filled up and its surplus cut off: a second shape would be compiled a second time.

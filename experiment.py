@@ -14,22 +14,23 @@ from typing import Any
 import keras
 import numpy as np
 
+import augmentation
 import cnn_model
 import config
 import custom_loss
 import evaluation
 import metrics
-from model_files import model_file
 import plots
 import runtime
 import trainer as training
 from config import DatasetName, TrainConfig
 from data_helper import PreparedSplit, open_split, prepared_splits
 from dataset_class import Batches
-from files import UserError
-from files import only_writer, read_json, write_json
-from datasets.synthetic import write_synthetic_splits
+from datasets.synthetic import PrepareSyntheticConfig, write_synthetic_splits
+from distributed import exchange
 from distributed.process_group import Team, team_of
+from files import UserError, only_writer, read_json, write_json
+from model_files import model_file
 
 BEST_WEIGHTS = "best.weights.h5"
 UNTRAINED = "untrained.json"
@@ -48,8 +49,8 @@ def train_and_evaluate(settings: TrainConfig) -> dict[str, Any]:
     config.check(settings)
     team = team_of(settings)
     folder = Path(settings.run_dir or Path("runs") / config.run_id(settings))
-    with runtime.together(team), only_writer(folder) if team.leads else contextlib.nullcontext():
-        return runtime.told(_run(settings, folder, team))
+    with exchange.together(team), only_writer(folder) if team.leads else contextlib.nullcontext():
+        return exchange.told(_run(settings, folder, team))
 
 
 def _run(settings: TrainConfig, folder: Path, team: Team) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def _run(settings: TrainConfig, folder: Path, team: Team) -> dict[str, Any]:
         _check_same_run(folder, settings)
         splits = None if (folder / "result.json").exists() else _open_splits(settings)
     start = {"options": config.identity(settings), "finished": splits is None}
-    led = runtime.told(start)  # by now the synthetic set is drawn
+    led = exchange.told(start)  # by now the synthetic set is drawn
     if changed := config.differences(led["options"], start["options"]):
         raise UserError(f"expected the options of process 0 in every process, received others ({'; '.join(changed)})")
     if led["finished"]:
@@ -87,7 +88,7 @@ def _open_splits(settings: TrainConfig) -> dict[str, PreparedSplit]:
     """Opens every split that is prepared; draws the synthetic set first when it is wanted and not there."""
     name = settings.dataset.value
     if settings.dataset == DatasetName.synthetic and (name, "train") not in prepared_splits(settings.data_dir):
-        write_synthetic_splits(config.PrepareSyntheticConfig(data_dir=settings.data_dir))
+        write_synthetic_splits(PrepareSyntheticConfig(data_dir=settings.data_dir))
     there = {split for dataset, split in prepared_splits(settings.data_dir) if dataset == name}
     wanted = there | {"train", settings.select_on}
     return {split: open_split(settings.data_dir, name, split) for split in sorted(wanted)}
@@ -116,7 +117,7 @@ def _fit(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit], 
 
     state = training.RunState(folder, monitor="val_accuracy", save_best=save_best, writes=team.leads)
     state.restore(model)
-    if (led := runtime.told(state.epochs_done)) != state.epochs_done:
+    if (led := exchange.told(state.epochs_done)) != state.epochs_done:
         raise UserError(
             f"{state.path}: expected the state after epoch {led}, as process 0 finds it, found {state.epochs_done}; "
             "every process must see one shared --run-dir"
@@ -171,8 +172,8 @@ def _build_trainer(
     model = training.AdCorreTrainer(
         network,
         _build_loss(settings, train.num_classes, steps_per_epoch),
-        cnn_model.Augmentation(settings.augmentation, seed=settings.seed),
-        cnn_model.Mixup(mixup, seed=settings.seed + 1) if mixup else None,
+        augmentation.Augmentation(settings.augmentation, seed=settings.seed),
+        augmentation.Mixup(mixup, seed=settings.seed + 1) if mixup else None,
     )
     optimizer = training.make_optimizer(settings.optimizer, steps_per_epoch, settings.epochs)
     model.compile(optimizer=optimizer, jit_compile=runtime.jit_compile())
@@ -255,9 +256,9 @@ def _model_info(
 def _report(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit], team: Team) -> dict[str, Any]:
     """Evaluates the best weights and draws the figures; the result file comes last and marks the run as finished."""
     runtime.set_up(precision="float32")
-    runtime.told(None)  # the weights are there once process 0 is here
+    exchange.told(None)  # the weights are there once process 0 is here
     network, info = model_file.load_model(folder / BEST_WEIGHTS)
-    if (led := runtime.told(info.metrics)) != info.metrics:
+    if (led := exchange.told(info.metrics)) != info.metrics:
         raise UserError(
             f"{folder / BEST_WEIGHTS}: expected the weights of epoch {led['epoch']}, as process 0 finds them, found "
             f"those of epoch {info.metrics['epoch']}; every process must see one shared --run-dir"

@@ -17,8 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from files import UserError
-from files import whole_file
+from files import UserError, whole_file
 from metrics import reliability_bins
 
 # Okabe and Ito's colours, told apart with every common colour blindness; their yellow darkened for white paper.

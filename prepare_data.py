@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
-from datasets import affectnet
-from datasets import ferplus
-from datasets import published
-from datasets import rafdb
-from config import (
-    CLASS_NAMES,
-    DatasetName,
-    InspectConfig,
-    PrepareAffectnetConfig,
-    PrepareFer2013Config,
-    PrepareFerplusConfig,
-    PreparePublishedConfig,
-    PrepareRafdbConfig,
-    PrepareSyntheticConfig,
-    Split,
-    parse_command,
-)
-from data_helper import PreparedSplit, open_split, prepared_splits, split_dir
+from command_line import parse_command
+from config import DatasetName
+from data_helper import PreparedSplit, Split, open_split, prepared_splits, split_dir
+from datasets import affectnet, ferplus, published, rafdb
+from datasets.affectnet import PrepareAffectnetConfig
+from datasets.fer2013 import OFFICIAL_COUNTS, PrepareFer2013Config, prepare_fer2013
+from datasets.ferplus import PrepareFerplusConfig
+from datasets.published import PreparePublishedConfig
+from datasets.rafdb import PrepareRafdbConfig
 from datasets.shared.duplicates import DROPPED, Duplicates
+from datasets.shared.expressions import CLASS_NAMES
+from datasets.synthetic import PrepareSyntheticConfig, write_synthetic_splits
 from files import UserError, run_command
-from datasets.fer2013 import OFFICIAL_COUNTS, prepare_fer2013
-from datasets.synthetic import write_synthetic_splits
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectConfig:
+    """Shows every prepared split: its counts, the official ones, a grid of its pictures, what stands in it twice."""
+
+    data_dir: str = "data"
+    """Folder of the prepared data sets."""
+    dataset: DatasetName | None = None
+    """One data set; None is every prepared one."""
+    duplicates: Literal["near", "exact", "none"] = "near"
+    """What to look for: the same pixels, or pictures alike too; near takes minutes for AffectNet."""
+    distance: int = 4
+    """Bits of 64 in which the perceptual hashes of near duplicates differ at most."""
+    drop_duplicates: bool = False
+    """Rewrite train without the pictures whose duplicates (as looked for) stand in val or test; wants --dataset."""
+    debug: bool = False
 
 
 def main() -> None:
@@ -126,7 +135,10 @@ def check_can_drop(config: InspectConfig, found: dict[str, list[str]]) -> None:
 
 def show_duplicates(config: InspectConfig, splits: Sequence[PreparedSplit]) -> None:
     """Prints which pictures stand more than once, and drops them from train on request."""
-    from datasets.shared.duplicates import drop_from_train, find_duplicates  # here and not above: SciPy, as with matplotlib
+    from datasets.shared.duplicates import (  # here and not above: SciPy, as with matplotlib
+        drop_from_train,
+        find_duplicates,
+    )
 
     found = find_duplicates(splits, config.distance if config.duplicates == "near" else None)
     print(duplicates_table(found))

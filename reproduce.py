@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import command_line
 import config
+from config import DatasetName, TrainConfig
+from files import UserError, copy_file, run_command
 from grids import experiments
-from reporting import report
-from config import DatasetName, GridConfig, ListGridConfig, ReportGridConfig, RunGridConfig, TrainConfig
-from files import UserError, run_command
 from grids.experiments import Grid
-from files import copy_file
+from grids.options import GridConfig, ListGridConfig, ReportGridConfig, RunGridConfig, parse_grid_command
 from grids.runner import ERROR, RESULT, Run, run_grid, runs_of, with_data
+from reporting import report
 
 _KEPT = (RESULT, "predictions.npz", "history.csv")
 
@@ -98,7 +99,7 @@ def _commands(settings: ReportGridConfig) -> list[str]:
     """What to type to get the runs and the report again, with the default folders."""
     options = {"seeds": settings.seeds, **_computed(settings.training())}
     return [
-        shlex.join(["python", "reproduce.py", word, settings.experiments, *config.to_args(options)])
+        shlex.join(["python", "reproduce.py", word, settings.experiments, *command_line.to_args(options)])
         for word in ("run", "report")
     ]
 
@@ -131,7 +132,7 @@ def main() -> None:
     words = sys.argv[2:3]
     named = bool(words) and not words[0].startswith("-")
     recipe = experiments.read_preset(words[0]).recipe if named else "default"
-    settings = config.parse_grid_command({name: cls for name, (cls, _) in _COMMANDS.items()}, __doc__, recipe)
+    settings = parse_grid_command({name: cls for name, (cls, _) in _COMMANDS.items()}, __doc__, recipe)
     if settings.experiments != (words[0] if named else GridConfig.experiments):
         raise UserError(f"{settings.experiments}: expected the experiments right after {sys.argv[1]}")
     command = next(command for cls, command in _COMMANDS.values() if type(settings) is cls)

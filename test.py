@@ -4,166 +4,103 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
+import tyro
 
-import config
-from model_files import onnx_network
 import runtime
-from config import ConvertConfig, DescribeConfig, EvaluateConfig, ExportConfig, RecognizeConfig
+from command_line import parse_command
+from config import Backend, DatasetName
+from data_helper import Split
 from files import UserError, run_command
-from images import largest_face, read_image, resize_image
+from test_model import DEFAULT_WEIGHTS, Recognition, TestModels, is_onnx
 
-DEFAULT_WEIGHTS = Path(__file__).parent / "trained_models" / "fer2013_mini_xcp.weights.h5"
+__all__ = ["Recognition", "TestModels"]  # as the published repository's users import them
 
 
 @dataclasses.dataclass(frozen=True)
-class Recognition:
-    """What a network sees in one face; a notebook shows it as the picture beside the probabilities.
+class EvaluateConfig:
+    """Measures a weights file on a prepared split and writes result.json, predictions and figures."""
 
-    Attributes:
-        label: the most probable class.
-        probabilities: class name to probability, summing to 1.
-        embeddings: float32 (k, d), each row of length 1.
-        image: uint8 (H, W, 3) RGB, the face that the network saw.
+    weights: str
+    """Model file to measure: ours, a published .h5, or one of keras.Model.save."""
+    dataset: DatasetName = DatasetName.fer2013
+    split: Split = "val"
+    data_dir: str = "data"
+    """Folder of the prepared data sets."""
+    run_dir: str | None = None
+    """Where the report goes; None is runs/evaluate-<weights>-<dataset>-<split>."""
+    flip: bool = False
+    """Average the probabilities of each picture and its mirror image (test-time augmentation)."""
+    batch_size: int = 256
+    seed: int = 0
+    """Seed of the bootstrap intervals and of the t-SNE picture."""
+    backend: Backend = "tensorflow"
+    debug: bool = False
+    """Show tracebacks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RecognizeConfig:
+    """Names the expression in each picture."""
+
+    images: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Picture files."""
+    weights: str | None = None
+    """Model file, as for evaluate, or an exported .onnx; None is trained_models/fer2013_mini_xcp.weights.h5."""
+    detect_face: bool = True
+    """Find the largest face first; a picture that is a face already is used whole."""
+    json: bool = False
+    """Print one JSON object a picture instead of a table."""
+    batch_size: int = 64
+    backend: Backend = "tensorflow"
+    debug: bool = False
+    """Show tracebacks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig:
+    """Writes a model file in our own form: a published .h5, or what keras.Model.save wrote of a network of ours."""
+
+    source: Annotated[str, tyro.conf.Positional]
+    """Model file to read."""
+    target: Annotated[str, tyro.conf.Positional]
+    """Model file to write (.weights.h5)."""
+    backend: Backend = "tensorflow"
+    debug: bool = False
+    """Show tracebacks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """Writes a network for another runtime, and keeps the file only if it agrees with the network to 1e-4.
+
+    Input: pixels, float32 (N, S, S, 3), RGB in 0..255; outputs: probabilities (N, C) and embeddings (N, k, d).
     """
 
-    label: str
-    probabilities: dict[str, float]
-    embeddings: np.ndarray
-    image: np.ndarray
-
-    def _repr_png_(self) -> bytes:
-        import plots
-
-        return plots.recognition_png(self.image, self.probabilities)
-
-
-class TestModels:
-    """A trained network, ready to recognise.
-
-    Args:
-        h5_address: a model file: one that `train.py` wrote, a published one (``AffectNet_6336.h5``), or a ``.keras``
-            or ``.h5`` file that `keras.Model.save` wrote of a network of ours; or an ``.onnx`` file that
-            `python test.py export` wrote, which ONNX Runtime runs without Keras. None is the one that comes with the
-            project. Nothing in the file is executed.
-        GPU: False keeps off the GPU; True uses one where there is one.
-
-    Raises:
-        UserError: the file is missing, damaged or not a model file; an ``.onnx`` file without ONNX Runtime here.
-
-    Example:
-        >>> model = TestModels(h5_address="trained_models/fer2013_mini_xcp.weights.h5")
-        >>> model.recognize_fer(img_path="examples/astronaut.png").label
-        Happy
-        'Happy'
-    """
-
-    __test__ = False  # pytest: a class of ours, not of tests
-
-    def __init__(self, h5_address: str | Path | None = None, GPU: bool = True):
-        if _is_onnx(h5_address):
-            self.network = onnx_network.OnnxNetwork(h5_address, gpu=GPU)
-            self.info = self.network.info
-            self.input_size = self.info.input_size
-            return
-        # Keras is imported late: `--help` stays instant, and the backend can be chosen until here.
-        import cnn_model
-        from model_files import model_file
-
-        runtime.set_up(gpu=GPU)
-        if GPU and not runtime.has_gpu():
-            print("no GPU found: running on the CPU", file=sys.stderr)
-        self.network, self.info = model_file.load_model(h5_address or DEFAULT_WEIGHTS)
-        self.input_size = self.info.input_size or cnn_model.architecture(self.info.arch).input_size
-        self._has_run = False
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The C classes, in the order of the probabilities."""
-        return self.info.class_names
-
-    def recognize_fer(self, img_path: str | Path, detect_face: bool = True) -> Recognition:
-        """Prints and returns the expression in a picture.
-
-        Args:
-            img_path: any picture that OpenCV reads.
-            detect_face: cut out the largest face first; a picture that is a face already is used whole.
-
-        Raises:
-            UserError: no picture there.
-        """
-        recognition = self.recognize([img_path], detect_face)[0]
-        print(recognition.label)
-        return recognition
-
-    def recognize(
-        self, paths: Sequence[str | Path], detect_face: bool = True, batch_size: int = 64
-    ) -> list[Recognition]:
-        """The expression in each picture, in order (`recognize_fer` for many)."""
-        faces = [read_image(path) for path in paths]
-        if detect_face:
-            faces = [largest_face(face) for face in faces]
-        probabilities, embeddings = self.predict(faces, batch_size)
-        return [
-            Recognition(
-                label=self.class_names[int(np.argmax(p))],
-                probabilities=dict(zip(self.class_names, p.tolist(), strict=True)),
-                embeddings=e,
-                image=face,
-            )
-            for p, e, face in zip(probabilities, embeddings, faces, strict=True)
-        ]
-
-    def predict(self, images: np.ndarray | Sequence[np.ndarray], batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities and embeddings of faces.
-
-        Args:
-            images: uint8 (N, H, W, 3) RGB or (N, H, W, 1) gray; or a sequence of such images (H, W, 3), (H, W, 1) or
-                (H, W), each of any size. They are taken as faces: nothing is cut out.
-            batch_size: faces a step; the result does not depend on it.
-
-        Returns:
-            Float32 probabilities (N, C), rows summing to 1, and float32 embeddings (N, k, d), vectors of length 1.
-
-        Raises:
-            UserError: no images, or one that is not uint8 of such a shape.
-        """
-        if isinstance(images, np.ndarray) and images.ndim != 4:
-            raise UserError(f"images: expected an array (N, H, W, 3) or a list of images, received {images.shape}")
-        faces = [_as_face(image, self.input_size, i) for i, image in enumerate(images)]
-        if not faces:
-            raise UserError("images: expected one or more, received none")
-        if isinstance(self.network, onnx_network.OnnxNetwork):
-            return self.network.predict(np.stack(faces), batch_size)
-        import evaluation
-
-        # The first faces, when they are but one batch, are not worth the compilation: most often no others follow.
-        compiled = self._has_run or len(faces) > batch_size or not runtime.eager_is_cheap()
-        self._has_run = True
-        return evaluation.predict(self.network, np.stack(faces), batch_size, compiled=compiled)
+    weights: str | None = None
+    """Model file, as for evaluate; None is trained_models/fer2013_mini_xcp.weights.h5."""
+    format: Literal["onnx", "tflite", "saved_model"] = "onnx"
+    """onnx (ONNX Runtime), tflite (LiteRT, phones) or saved_model (TensorFlow Serving)."""
+    output: str | None = None
+    """File or folder to write; None is <weights>.onnx, <weights>.tflite or <weights>_saved_model, here."""
+    debug: bool = False
+    """Show tracebacks."""
+    backend: ClassVar[Backend] = "tensorflow"  # all converters are TensorFlow's; weights files are the same on each
 
 
-def _is_onnx(path: str | Path | None) -> bool:
-    return str(path).endswith(".onnx")
+@dataclasses.dataclass(frozen=True)
+class DescribeConfig:
+    """Says what a model file is, and whether it holds code that was ignored."""
 
-
-def _as_face(image: np.ndarray, size: int, index: int) -> np.ndarray:
-    """One image as uint8 (size, size, 3)."""
-    image = np.asarray(image)
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3) or 0 in image.shape:
-        raise UserError(
-            f"images[{index}]: expected uint8 (H, W, 3) RGB or (H, W, 1) gray, received {image.dtype} {image.shape}"
-        )
-    if image.shape[:2] != (size, size):
-        image = resize_image(image, size)
-    return np.broadcast_to(image, (size, size, 3))
+    file: Annotated[str, tyro.conf.Positional]
+    """Model file: ours, a published one, or one of keras.Model.save."""
+    json: bool = False
+    """Print one JSON object instead of lines."""
+    backend: Backend = "tensorflow"
+    debug: bool = False
+    """Show tracebacks."""
 
 
 def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
@@ -176,8 +113,8 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         UserError: no such weights or data, or classes that do not fit.
     """
     import evaluation
-    from model_files import model_file
     from data_helper import open_split
+    from model_files import model_file
 
     split = open_split(settings.data_dir, settings.dataset.value, settings.split)
     network, info = model_file.load_model(settings.weights)
@@ -199,7 +136,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
 
 def recognize(settings: RecognizeConfig) -> None:
     """Prints the expression in each picture, as a table or as a JSON object a line."""
-    model = TestModels(settings.weights, GPU=_is_onnx(settings.weights) or runtime.has_gpu())
+    model = TestModels(settings.weights, GPU=is_onnx(settings.weights) or runtime.has_gpu())
     found = model.recognize(settings.images, settings.detect_face, settings.batch_size)
     if settings.json:
         for path, face in zip(settings.images, found, strict=True):
@@ -273,10 +210,10 @@ _COMMANDS = {
 
 
 def main() -> None:
-    settings = config.parse_command({name: cls for name, (cls, _) in _COMMANDS.items()}, description=__doc__)
+    settings = parse_command({name: cls for name, (cls, _) in _COMMANDS.items()}, description=__doc__)
     if isinstance(settings, RecognizeConfig) and not settings.images:
         raise UserError("recognize: expected one or more picture files, received none")
-    if not (isinstance(settings, RecognizeConfig) and _is_onnx(settings.weights)):
+    if not (isinstance(settings, RecognizeConfig) and is_onnx(settings.weights)):
         runtime.choose_backend(settings.backend)
     run = next(run for cls, run in _COMMANDS.values() if isinstance(settings, cls))
     run(settings)

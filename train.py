@@ -9,8 +9,8 @@ import config
 import runtime
 from config import DatasetName, DatasetType, TrainConfig
 from data_helper import open_split
-from files import UserError, run_command
 from distributed.process_group import team_of
+from files import UserError, run_command
 
 
 class TrainModel:

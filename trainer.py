@@ -21,13 +21,12 @@ import keras
 from keras import ops
 from tqdm import tqdm
 
-import runtime
-from cnn_model import Mixup, blend
+from augmentation import Mixup, blend
 from config import OptimizerConfig
 from custom_loss import AdCorreLoss, majority
 from dataset_class import Batches
-from files import UserError
-from files import whole_file, write_text
+from distributed import exchange
+from files import UserError, whole_file, write_text
 
 
 class AdCorreTrainer(keras.Model):
@@ -95,7 +94,7 @@ def _seen_by_the_loss(targets, outputs):
     The loss is then computed everywhere as on one device, from one exchange of the embeddings, and its gradient needs
     none. Behind the images there are black ones where a short batch was filled up for a team (`Batches`).
     """
-    outputs = runtime.everywhere(outputs)
+    outputs = exchange.everywhere(outputs)
     size = keras.tree.flatten(targets)[0].shape[0]
     if size is None or size == outputs["logits"].shape[0]:
         return outputs

@@ -38,8 +38,7 @@ import train_step
 from gpu_fer2013 import NOT_RUN, row_of
 
 import runtime
-from files import UserError, run_command
-from files import write_json
+from files import UserError, run_command, write_json
 
 # Peak TFLOP/s without sparsity, by a part of the name that JAX gives the device; the first that fits counts.
 # Sources: NVIDIA's data sheets of the H100 (SXM, PCIe and NVL), H200 (SXM and NVL) and A100 Tensor Core GPUs, whose

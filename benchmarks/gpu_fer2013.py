@@ -29,13 +29,14 @@ from typing import Any
 import h5py
 import numpy as np
 
+import command_line
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import config
 import runtime
 from data_helper import PreparedSplit, open_split
-from files import UserError, run_command
-from files import only_writer, read_json, sha256, whole_file, write_json, write_text
+from files import UserError, only_writer, read_json, run_command, sha256, whole_file, write_json, write_text
 
 # The loss options in which a run differs from `config.LossConfig`'s defaults.
 LOSSES = {"ce": {"w_fd": 0.0, "w_md": 0.0, "w_ed": 0.0}, "ad_corre": {}}
@@ -128,7 +129,7 @@ def check(options: argparse.Namespace) -> None:
         above = name in ("minutes", "learning_rate", "share")  # 0 itself will not do
         if value is not None and not (low < value <= high if above else low <= value <= high):
             raise UserError(
-                f"{config.option(name)}: expected {'more than ' if above else ''}{low}"
+                f"{command_line.option(name)}: expected {'more than ' if above else ''}{low}"
                 f"{'' if high == math.inf else f' to {high}'}{'' if above or high < math.inf else ' or more'}, "
                 f"received {value}"
             )
@@ -205,6 +206,7 @@ class Program:
         import jax
         import jax.numpy as jnp
 
+        import augmentation
         import cnn_model
         import custom_loss
         import trainer
@@ -221,8 +223,8 @@ class Program:
             dropout=model.dropout,
             logit_scale=model.logit_scale,
         )
-        self.augmentation = cnn_model.Augmentation(AUGMENTATION, seed=options.seed)
-        self.mixup = cnn_model.Mixup(options.mixup, seed=options.seed + 1) if options.mixup else None
+        self.augmentation = augmentation.Augmentation(AUGMENTATION, seed=options.seed)
+        self.mixup = augmentation.Mixup(options.mixup, seed=options.seed + 1) if options.mixup else None
         self.loss_layer = custom_loss.AdCorreLoss(train.num_classes, **loss_options(loss))
         self.peak = options.learning_rate or PEAK_RATE[start]
         constant = config.OptimizerConfig(schedule="constant", learning_rate=self.peak, weight_decay=WEIGHT_DECAY)
@@ -307,7 +309,7 @@ class Program:
         import jax.numpy as jnp
         import keras
 
-        from cnn_model import blend
+        from augmentation import blend
 
         def loss(weights):
             values = zip([*self.trained, *self.others], [*weights, *state["others"]], strict=True)
@@ -590,8 +592,8 @@ class Run:
         import jax
 
         import evaluation
-        from model_files import model_file
         import plots
+        from model_files import model_file
 
         notes, network = self.notes, self.program.network
         for variable, value in zip(network.weights, self.program.state["best"], strict=True):

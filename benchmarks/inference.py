@@ -75,9 +75,8 @@ def main() -> None:
 
 def export_all(weights: str | None, folder: Path) -> dict[str, Path]:
     """The exported files by format; those whose packages are not here are named and left out."""
-    from model_files import export
-    from model_files import model_file
-    from test import DEFAULT_WEIGHTS
+    from model_files import export, model_file
+    from test_model import DEFAULT_WEIGHTS
 
     network, info = model_file.load_model(weights or DEFAULT_WEIGHTS)
     exported = {}
@@ -103,7 +102,7 @@ def measure_warm(
     import cv2
 
     from images import largest_face, read_image, resize_image
-    from test import TestModels
+    from test_model import TestModels
 
     keras_model = TestModels(weights, GPU=runtime.has_gpu())
     onnx_model = TestModels(exported["onnx"]) if "onnx" in exported else None

@@ -28,13 +28,14 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.shared.expressions import CLASS_NAMES
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import config
 import runtime
-from data_helper import PreparedSplit, SplitWriter, open_split
-from files import run_command
-from files import write_json
+from data_helper import PreparedSplit, open_split
+from datasets.shared.split_writer import SplitWriter
+from files import run_command, write_json
 
 FILES = ((48, 1, 28_709), (224, 3, 4_000))  # side in pixels, channels, images: FER-2013's, and 600 MB
 SPARSE = (287_651, 224, 224, 3)  # AffectNet's training part
@@ -147,7 +148,7 @@ def make_batches(split: PreparedSplit, batch_size: int, way: str | None = None):
 def write_noise_split(folder: str, name: str, shape: tuple[int, int, int], num_images: int) -> Path:
     """A split of random pixels, on the disk when this returns; the path of its images."""
     rng = np.random.default_rng(0)
-    with SplitWriter(folder, name, "train", num_images, shape, config.CLASS_NAMES[:7], [], {}) as writer:
+    with SplitWriter(folder, name, "train", num_images, shape, CLASS_NAMES[:7], [], {}) as writer:
         for i in range(num_images):
             writer.add(rng.integers(0, 256, shape, np.uint8), i % 7)
     path = Path(folder, name, "train", "images.npy")
@@ -284,7 +285,7 @@ def write_sparse_split(folder: str, name: str, shape: tuple[int, ...]) -> Path:
         file.truncate(file.tell() + int(np.prod(shape)))
     np.save(path.with_name("labels.npy"), np.arange(shape[0]) % 7)
     meta = {"format_version": 1, "dataset": name, "split": "train", "num_images": shape[0]}
-    write_json(path.with_name("meta.json"), {**meta, "class_names": config.CLASS_NAMES[:7]})
+    write_json(path.with_name("meta.json"), {**meta, "class_names": CLASS_NAMES[:7]})
     return path
 
 

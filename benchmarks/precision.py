@@ -16,13 +16,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from datasets.synthetic import PrepareSyntheticConfig
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import config
 import runtime
-from reporting.statistics import mean_and_std, paired_t
-from files import UserError, run_command
 from datasets.synthetic import write_synthetic_splits
+from files import UserError, run_command
+from reporting.statistics import mean_and_std, paired_t
 
 POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 
@@ -50,7 +52,7 @@ def main() -> None:
 
     data_dir = options.run_dir / "data"
     if not (data_dir / "synthetic" / "train").exists():
-        write_synthetic_splits(config.PrepareSyntheticConfig(data_dir=str(data_dir), **sizes))
+        write_synthetic_splits(PrepareSyntheticConfig(data_dir=str(data_dir), **sizes))
     shared = {"data_dir": str(data_dir), "epochs": options.epochs, "backend": options.backend, "model": model}
     accuracies, seconds, num_images = train_all(options, shared)
     rows = [summary(name, accuracies, seconds[name], num_images) for name in options.policies]

@@ -29,9 +29,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from data_helper import Picture, Pictures, write_pictures
-from files import run_command
 from datasets.shared.archives import SourceFiles
+from datasets.shared.decoding import Picture
+from datasets.shared.release import Pictures, write_pictures
+from files import run_command
 
 # isort: split
 import cv2  # after our modules, which set its limits

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.shared.expressions import CLASS_NAMES
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import config
@@ -91,6 +93,7 @@ def make_trainer(
     steps_per_execution: int = 1,
 ):
     """A compiled trainer, as train.py makes it but for what the arguments change."""
+    import augmentation
     import cnn_model
     import custom_loss
     import trainer
@@ -99,7 +102,7 @@ def make_trainer(
     model = trainer.AdCorreTrainer(
         cnn_model.build_model(arch, input_size=size),
         custom_loss.AdCorreLoss(7, **loss_options),
-        cnn_model.Augmentation(config.AugmentConfig(augment=augment), seed=0),
+        augmentation.Augmentation(config.AugmentConfig(augment=augment), seed=0),
     )
     model.compile(
         optimizer=optimizer or trainer.make_optimizer(config.OptimizerConfig(), 100, 1),
@@ -111,10 +114,11 @@ def make_trainer(
 
 def write_split(folder: str, size: int, num_images: int):
     """A memory-mapped split of random pixels."""
-    from data_helper import SplitWriter, open_split
+    from data_helper import open_split
+    from datasets.shared.split_writer import SplitWriter
 
     rng = np.random.default_rng(0)
-    names = config.CLASS_NAMES[:7]
+    names = CLASS_NAMES[:7]
     shape = (size, size, 3)
     with SplitWriter(folder, "synthetic", "train", num_images, shape, names, sources=[], options={}) as writer:
         for i in range(num_images):

@@ -4,19 +4,45 @@ from __future__ import annotations
 
 import collections
 import csv
+import dataclasses
 import io
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
-from datasets.shared.annotations import NOT_EXPRESSIONS, annotated_folders, drop_reason, expression_code, few, read_annotated
-from config import CLASS_NAMES, PrepareAffectnetConfig
-from data_helper import Picture, Pictures, find_prepared, stratified_hold_out, write_pictures
-from files import UserError
+from datasets.shared.annotations import (
+    NOT_EXPRESSIONS,
+    annotated_folders,
+    drop_reason,
+    expression_code,
+    few,
+    read_annotated,
+)
 from datasets.shared.archives import SourceFiles, damaged_zip
+from datasets.shared.decoding import Picture
+from datasets.shared.expressions import CLASS_NAMES
+from datasets.shared.release import Pictures, PrepareOptions, find_prepared, stratified_hold_out, write_pictures
+from files import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareAffectnetConfig(PrepareOptions):
+    """AffectNet: the 2021 release (train_set/, val_set/) or the first one (training.csv, validation.csv)."""
+
+    classes: Literal[7, 8] = 7
+    """8 keeps contempt."""
+    size: int = 224
+    """Side of the prepared pictures in pixels."""
+    margin: float = 0.0
+    """Share of the face box added on each side (first release)."""
+    val_share: float = 0.05
+    """Share of the training part held out for validation, stratified by class; the official validation is test."""
+    seed: int = 0
+    """Seed of the hold-out."""
+
 
 # Images a class in the official releases, in the order of `CLASS_NAMES`; the hold-out "val" is part of "train" here.
 _OFFICIAL_TRAIN = (74874, 134415, 25459, 14090, 6378, 3803, 24882, 3750)

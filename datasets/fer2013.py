@@ -15,11 +15,24 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from config import ANGER, CLASS_NAMES, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
-from data_helper import Release, write_release
+from datasets.shared.archives import SourceFiles, damaged_zip, file_identity, is_zip
+from datasets.shared.expressions import ANGER, CLASS_NAMES, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
+from datasets.shared.release import Release, write_release
 from files import UserError
 from images import decode_image
-from datasets.shared.archives import SourceFiles, damaged_zip, file_identity, is_zip
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareFer2013Config:
+    """FER-2013: fer2013.csv, icml_face_data.csv, train.csv or the train/ and test/ folders; a zip of any of these."""
+
+    source: str
+    """The official release: a CSV file, a folder or a zip."""
+    data_dir: str = "data"
+    """Folder of the prepared data sets."""
+    debug: bool = False
+    """Show tracebacks."""
+
 
 IMAGE_SHAPE = (48, 48, 1)
 CODES = {"0": ANGER, "1": DISGUST, "2": FEAR, "3": HAPPY, "4": SAD, "5": SURPRISE, "6": NEUTRAL}  # the CSV's emotion

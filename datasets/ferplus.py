@@ -7,29 +7,36 @@ ICMI 2016. `fer2013new.csv` holds votes alone, a row for each picture of FER-201
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from config import (
-    ANGER,
-    CLASS_NAMES,
-    CONTEMPT,
-    DISGUST,
-    FEAR,
-    HAPPY,
-    NEUTRAL,
-    SAD,
-    SURPRISE,
-    PrepareFerplusConfig,
-)
-from data_helper import Release, write_release
-from files import UserError
 from datasets.fer2013 import IMAGE_SHAPE, SPLITS, Table, check_usage, csv_rows, find_table, found_in, is_archive
 from datasets.shared.archives import file_identity
+from datasets.shared.expressions import ANGER, CLASS_NAMES, CONTEMPT, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
+from datasets.shared.release import Release, write_release
+from files import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareFerplusConfig:
+    """FER+: fer2013new.csv beside fer2013.csv (majority rule; votes.npy keeps the distribution)."""
+
+    source: str
+    """fer2013.csv or icml_face_data.csv, or a folder, zip or tar that holds one of them."""
+    data_dir: str = "data"
+    """Folder of the prepared data sets."""
+    labels: str | None = None
+    """fer2013new.csv; None looks for it in the source, then beside it."""
+    classes: Literal[7, 8] = 8
+    """8 keeps contempt."""
+    debug: bool = False
+    """Show tracebacks."""
+
 
 # Images a class that the majority rule keeps, in the order of `CLASS_NAMES`.
 OFFICIAL_COUNTS = {

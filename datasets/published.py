@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import collections
-from typing import Any
+import dataclasses
+from typing import Any, Literal
 
+from data_helper import Split
 from datasets.shared.annotations import annotated_folders, drop_reason, read_annotated
-from config import CLASS_NAMES, PreparePublishedConfig
-from data_helper import Picture, Pictures, find_prepared, write_pictures
-from files import UserError
 from datasets.shared.archives import SourceFiles
+from datasets.shared.decoding import Picture
+from datasets.shared.expressions import CLASS_NAMES
+from datasets.shared.release import Pictures, PrepareOptions, find_prepared, write_pictures
+from files import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparePublishedConfig(PrepareOptions):
+    """The published repository's own layout: images/*.{jpg,png} with annotations/<stem>_exp.npy."""
+
+    split: Split = "train"
+    """What the folder becomes."""
+    classes: Literal[7, 8] = 7
+    """8 keeps contempt."""
+    size: int = 224
+    """Side of the prepared pictures in pixels."""
+
 
 _PATTERNS = [f"{depth}{files}" for depth in ("", "*/") for files in ("images/*", "annotations/*_exp.npy")]
 

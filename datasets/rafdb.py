@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from datasets.shared.annotations import few
-from config import ANGER, CLASS_NAMES, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE, PrepareRafdbConfig
-from data_helper import Picture, Pictures, find_prepared, stratified_hold_out, write_pictures
-from datasets.shared.decoding import Box
-from files import UserError
 from datasets.shared.archives import SourceFiles
+from datasets.shared.decoding import Box, Picture
+from datasets.shared.expressions import ANGER, CLASS_NAMES, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
+from datasets.shared.release import Pictures, PrepareOptions, find_prepared, stratified_hold_out, write_pictures
+from files import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareRafdbConfig(PrepareOptions):
+    """RAF-DB basic: EmoLabel/list_patition_label.txt and Image/aligned/ or Image/original/."""
+
+    images: Literal["aligned", "original"] = "aligned"
+    """original cuts the faces out by Annotation/boundingbox/."""
+    size: int = 100
+    """Side of the prepared pictures in pixels."""
+    val_share: float = 0.1
+    """Share of the training part held out for validation, stratified by class."""
+    seed: int = 0
+    """Seed of the hold-out."""
+
 
 CODES = {"1": SURPRISE, "2": FEAR, "3": DISGUST, "4": HAPPY, "5": SAD, "6": ANGER, "7": NEUTRAL}  # the list's
 # Images a class in the official release, in the order of `CLASS_NAMES`; the hold-out "val" is part of "train" here.

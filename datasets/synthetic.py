@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from config import CLASS_NAMES, PrepareSyntheticConfig
-from data_helper import Release, write_release
-from files import UserError
 from datasets.shared.drawn_faces import draw_faces
+from datasets.shared.expressions import CLASS_NAMES
+from datasets.shared.release import Release, write_release
+from files import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareSyntheticConfig:
+    """Draws the synthetic faces."""
+
+    data_dir: str = "data"
+    """Folder of the prepared data sets."""
+    num_classes: Literal[7, 8] = 7
+    """8 adds contempt."""
+    num_train: int = 3500
+    num_val: int = 700
+    num_test: int = 700
+    size: int = 48
+    """Side of a picture in pixels."""
+    seed: int = 0
+    debug: bool = False
+    """Show tracebacks."""
 
 
 def write_synthetic_splits(config: PrepareSyntheticConfig) -> dict[str, dict[str, Any]]:

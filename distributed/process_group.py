@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from config import TrainConfig, option
+from command_line import option
+from config import TrainConfig
 from files import UserError
 
 _ADDRESS = re.compile(r"[^\s/]+:\d{1,5}")

@@ -13,8 +13,7 @@ import yaml
 
 import config
 from config import DatasetName, TrainConfig
-from files import UserError
-from files import write_text
+from files import UserError, write_text
 
 # The rows whose number in the paper is the accuracy of the data set: the full loss.
 AD_CORRE = "Ad-Corre"

@@ -19,15 +19,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+import command_line
 import config
 from config import DatasetName, TrainConfig
 from data_helper import prepared_splits
-from files import UserError
+from files import UserError, is_taken, read_json, write_json
 from grids.experiments import Experiment, Grid
-from files import is_taken, read_json, write_json
 
 RESULT, ERROR, LOG = "result.json", "error.json", "log.txt"
-TRAIN = Path(__file__).with_name("train.py")
+TRAIN = Path(__file__).parents[1] / "train.py"
 _POLL_SECONDS = 0.5
 _MESSAGE_LINES = 20
 
@@ -52,7 +52,7 @@ class Run:
         return [
             "python",
             TRAIN.name,
-            *config.to_args(config.changed_options(self.settings)),
+            *command_line.to_args(config.changed_options(self.settings)),
             "--run-dir",
             str(self.folder),
         ]

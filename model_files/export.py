@@ -24,8 +24,7 @@ import numpy as np
 import cnn_model
 import evaluation
 import runtime
-from files import UserError
-from files import whole_file, whole_folder
+from files import UserError, whole_file, whole_folder
 from images import resize_image
 from model_files.model_file import ModelInfo
 from model_files.onnx_network import ATTRIBUTE, ExportInfo, OnnxNetwork, parse_info

@@ -26,10 +26,9 @@ import keras
 import numpy as np
 
 import cnn_model
+from datasets.shared.expressions import CLASS_NAMES
+from files import UserError, whole_file
 from model_files import published_file
-from config import CLASS_NAMES
-from files import UserError
-from files import whole_file
 from model_files.published_file import Layer, SavedModel
 from model_files.safe_hdf5 import open_hdf5
 

@@ -17,10 +17,10 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from reporting.statistics import bootstrap_interval, mean_and_std
 from grids.experiments import AD_CORRE
 from plots import BLUE, COLORS, GRAY, ORANGE, PALE, TERM_TITLES, draw_tsne, expression_legend, new_figure
 from reporting.rows import Row
+from reporting.statistics import bootstrap_interval, mean_and_std
 from reporting.tables import Paper, percent, seeds_text, why_empty
 
 _OPTION_TITLES = {

@@ -9,12 +9,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import config
+import command_line
+from files import UserError, write_text
+from grids.experiments import AD_CORRE
 from reporting import figures as report_figures
 from reporting import tables as report_tables
-from files import UserError
-from grids.experiments import AD_CORRE
-from files import write_text
 from reporting.formats import Table, csv_text, latex_tables
 from reporting.page import Section, html_page, markdown_page
 from reporting.rows import Record, Row, RunFiles, check_same_images, run_records
@@ -136,12 +135,12 @@ def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
         ("Mean training time", _minutes(results)),
         ("Mirror images", "averaged with" if any(result.get("flip") for result in results) else ""),
         ("Commit", _listed(result.get("commit") for result in results)),
-        ("Options of all rows", " ".join(config.to_args(shared))),
+        ("Options of all rows", " ".join(command_line.to_args(shared))),
     ]
     facts += [
         (
             f"Options of {row.name}",
-            " ".join(config.to_args({k: v for k, v in row.options.items() if k not in shared})) or "no others",
+            " ".join(command_line.to_args({k: v for k, v in row.options.items() if k not in shared})) or "no others",
         )
         for row in rows
     ]

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 import config
+from files import UserError, read_json
 from reporting.statistics import bootstrap_interval, mcnemar, mean_and_std, paired_bootstrap, paired_t
-from files import UserError
-from files import read_json
 
 MEASURES = ("accuracy", "mean_class_recall", "macro_f1", "ece")
 CORRELATIONS = ("same_class", "different_classes", "between_class_means", "between_embeddings")

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grids.experiments import AD_CORRE
 from files import read_json
+from grids.experiments import AD_CORRE
 from reporting.formats import DAGGER, DOUBLE_DAGGER, Table
 from reporting.rows import CORRELATIONS, Record, Row, correlation_record, recall_records, summary_record
 

@@ -14,14 +14,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 import pytest
 
-from config import CLASS_NAMES
+from datasets.shared.expressions import CLASS_NAMES
 
 ROOT = Path(__file__).parents[1]
 
 
 def write_split(data_dir, labels, *, split="train", dataset="synthetic", shape=(8, 8, 1), num_classes=7):
     """Prepares a split whose image i is filled with i % 256, so that a batch tells which rows it holds."""
-    from data_helper import SplitWriter
+    from datasets.shared.split_writer import SplitWriter
 
     with SplitWriter(data_dir, dataset, split, len(labels), shape, CLASS_NAMES[:num_classes], [], {}) as writer:
         for i, label in enumerate(labels):

@@ -1,6 +1,6 @@
 """What do the losses beside Ad-Corre give on JAX? Run by ``test_rivals.py`` in a process of its own.
 
-``KERAS_BACKEND=jax python jax_rivals.py INPUTS.npz OUTPUTS.npz``: a process has one Keras backend.
+``KERAS_BACKEND=jax python jax_baselines.py INPUTS.npz OUTPUTS.npz``: a process has one Keras backend.
 """
 
 from __future__ import annotations

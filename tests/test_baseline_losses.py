@@ -7,19 +7,19 @@ import os
 import subprocess
 import sys
 
-import jax_rivals
+import baseline_oracle as oracle
+import jax_baselines
 import keras
 import numpy as np
 import pytest
-import rival_oracle as oracle
 import tensorflow as tf
 from conftest import ROOT
 from test_custom_loss import value_and_gradient
 from test_custom_loss_jax import BATCHES, PLAIN, STEP_SIZES, assert_close
 
 import baseline_losses as rivals
-from files import UserError
 from baseline_losses import CenterLoss, supervised_contrastive, triplet_semihard
+from files import UserError
 
 NUM_CLASSES = 5
 
@@ -477,11 +477,11 @@ JAX_BATCHES = {
 @pytest.fixture(scope="module")
 def on_jax(tmp_path_factory) -> dict[str, np.ndarray]:
     """What the JAX process wrote; its own words, if it fails."""
-    folder = tmp_path_factory.mktemp("jax_rivals")
+    folder = tmp_path_factory.mktemp("jax_baselines")
     arrays = {f"{name}/{part}": array for name, batch in JAX_BATCHES.items() for part, array in batch.items()}
     np.savez(folder / "inputs.npz", **arrays)
     environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, jax_rivals.__file__, str(folder / "inputs.npz"), str(folder / "outputs.npz")]
+    command = [sys.executable, jax_baselines.__file__, str(folder / "inputs.npz"), str(folder / "outputs.npz")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     with np.load(folder / "outputs.npz", allow_pickle=False) as file:
@@ -489,10 +489,10 @@ def on_jax(tmp_path_factory) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", [name for name in JAX_BATCHES if not name.startswith("step")])
-@pytest.mark.parametrize("loss", jax_rivals.LOSSES)
+@pytest.mark.parametrize("loss", jax_baselines.LOSSES)
 def test_jax_gives_the_same_loss_and_gradient(loss, name, on_jax):
     batch = JAX_BATCHES[name]
-    function = jax_rivals.LOSSES[loss]
+    function = jax_baselines.LOSSES[loss]
     value, gradient = value_and_gradient(lambda e: function(e, batch["labels"]), batch["embeddings"])
     floor = 0.0 if name in PLAIN else 1.0  # a degenerate batch may have a value of 0
     # The triplet loss is a difference of distances of about 2, and so is its rounding.
@@ -502,7 +502,7 @@ def test_jax_gives_the_same_loss_and_gradient(loss, name, on_jax):
 
 
 def test_jax_moves_the_centers_alike(on_jax):
-    layer, centers = CenterLoss(jax_rivals.NUM_CLASSES, 3, 16), []
+    layer, centers = CenterLoss(jax_baselines.NUM_CLASSES, 3, 16), []
     for number in range(len(STEP_SIZES)):
         batch, name, training = JAX_BATCHES[f"step{number}"], f"step{number}", number < len(STEP_SIZES) - 1
         value, gradient = value_and_gradient(

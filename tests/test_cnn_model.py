@@ -11,9 +11,11 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
+import augmentation
 import cnn_model
 import runtime
-from cnn_model import Augmentation, PixelInput, UnitVectors, build_model
+from augmentation import Augmentation
+from cnn_model import PixelInput, UnitVectors, build_model
 from config import AugmentConfig
 from files import UserError
 
@@ -516,7 +518,7 @@ def test_resampling_is_bilinear_and_its_border_goes_on(channels):
             for z in range(7):
                 total += max(0, 1 - abs(from_y - y)) * max(0, 1 - abs(from_x - z)) * x[i, y, z].astype(np.float64)
         expected[i, row, column] = total
-    np.testing.assert_allclose(cnn_model.resample(x, moves), expected, atol=0.01)
+    np.testing.assert_allclose(augmentation.resample(x, moves), expected, atol=0.01)
     np.testing.assert_allclose(expected[0], x[0, :, ::-1], atol=1e-4)
 
 
@@ -560,7 +562,7 @@ def test_augmentation_and_network_compile_with_xla(mini, monkeypatch):
 def test_blend_is_the_weighted_mean_with_the_row_before():
     """Rows 0, 10, 20 with shares 1, 0.5, 0.75: 0; 0.5 * 10 + 0.5 * 0 = 5; 0.75 * 20 + 0.25 * 10 = 17.5."""
     rows = np.array([[0.0], [10.0], [20.0]], "float32")
-    found = cnn_model.blend(rows, np.array([1.0, 0.5, 0.75], "float32"))
+    found = augmentation.blend(rows, np.array([1.0, 0.5, 0.75], "float32"))
     np.testing.assert_allclose(found, [[0.0], [5.0], [17.5]])
 
 
@@ -569,7 +571,7 @@ def test_mixup_keeps_at_least_half_of_each_image(compiled):
     """Beta(0.4, 0.4) folded at a half: the own shares lie in 0.5..1, differ, and blend the images as they say."""
     import tensorflow as tf
 
-    layer = cnn_model.Mixup(0.4, seed=3)
+    layer = augmentation.Mixup(0.4, seed=3)
     pixels = np.random.default_rng(0).uniform(0, 255, (64, 2, 2, 1)).astype("float32")
     blended, shares = tf.function(layer.call, jit_compile=compiled)(pixels)
     shares = np.asarray(shares)
@@ -581,6 +583,6 @@ def test_mixup_keeps_at_least_half_of_each_image(compiled):
 
 def test_mixup_shares_are_those_of_the_folded_beta():
     """Beta(1, 1) is uniform: folded, uniform over 0.5..1, so that its mean is 0.75 and its deviation 0.5 / sqrt(12)."""
-    _, shares = cnn_model.Mixup(1.0, seed=0)(np.zeros((20_000, 1, 1, 1), "float32"))
+    _, shares = augmentation.Mixup(1.0, seed=0)(np.zeros((20_000, 1, 1, 1), "float32"))
     assert np.mean(shares) == pytest.approx(0.75, abs=0.005)
     assert np.std(shares) == pytest.approx(0.5 / 12**0.5, abs=0.005)

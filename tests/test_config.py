@@ -9,20 +9,23 @@ import shlex
 
 import pytest
 
+import command_line
 import config
 from config import (
     RECIPES,
     AugmentConfig,
     DatasetName,
     DatasetType,
-    EvaluateConfig,
     LossConfig,
     ModelConfig,
     OptimizerConfig,
-    RecognizeConfig,
     TrainConfig,
 )
+from datasets.shared import expressions
+from datasets.shared.expressions import CLASS_NAMES
 from files import UserError
+from grids.options import ListGridConfig, ReportGridConfig, RunGridConfig, parse_grid_command
+from test import EvaluateConfig, RecognizeConfig
 
 # No field has its default here, so that a forgotten one shows.
 UNUSUAL = TrainConfig(
@@ -118,8 +121,8 @@ def test_every_training_option_can_be_set(monkeypatch):
 def test_options_come_back_from_the_words_that_say_them(monkeypatch):
     options = config.changed_options(UNUSUAL)
     assert len(options) == len(leaves(config.to_dict(UNUSUAL)))  # all of them differ
-    assert train_options(monkeypatch, *config.to_args(options)) == UNUSUAL
-    assert config.to_args({"w_fd": 0.5, "adaptive": False, "augment": True, "w_ce": None}) == [
+    assert train_options(monkeypatch, *command_line.to_args(options)) == UNUSUAL
+    assert command_line.to_args({"w_fd": 0.5, "adaptive": False, "augment": True, "w_ce": None}) == [
         *("--w-fd", "0.5", "--no-adaptive", "--augment", "--w-ce", "None")
     ]
     assert config.changed_options(TrainConfig()) == {}
@@ -146,8 +149,8 @@ def test_a_run_is_named_after_what_it_computes():
 
 def grid_options(monkeypatch, *args, recipe="default"):
     monkeypatch.setattr("sys.argv", ["reproduce.py", *args])
-    commands = {"run": config.RunGridConfig, "list": config.ListGridConfig, "report": config.ReportGridConfig}
-    return config.parse_grid_command(commands, "", recipe)
+    commands = {"run": RunGridConfig, "list": ListGridConfig, "report": ReportGridConfig}
+    return parse_grid_command(commands, "", recipe)
 
 
 def test_a_grid_takes_all_options_of_a_training(monkeypatch):
@@ -225,14 +228,14 @@ def test_what_cannot_be_an_option_exits_with_2_and_says_so(monkeypatch, capsys, 
 def test_the_first_word_chooses_the_command(monkeypatch, args, expected):
     monkeypatch.setattr("sys.argv", ["test.py", *args])
     commands = {"recognize": RecognizeConfig, "evaluate": EvaluateConfig}
-    assert config.parse_command(commands, description="") == expected
+    assert command_line.parse_command(commands, description="") == expected
 
 
 @pytest.mark.parametrize("args", [["guess", "a.png"], ["evaluate"], []])
 def test_a_command_that_is_unknown_or_incomplete_exits_with_2(monkeypatch, capsys, args):
     monkeypatch.setattr("sys.argv", ["test.py", *args])
     with pytest.raises(SystemExit) as stop:
-        config.parse_command({"recognize": RecognizeConfig, "evaluate": EvaluateConfig}, description="")
+        command_line.parse_command({"recognize": RecognizeConfig, "evaluate": EvaluateConfig}, description="")
     assert stop.value.code == 2 and capsys.readouterr().err
 
 
@@ -247,8 +250,8 @@ def test_published_parts_are_our_splits(part, split):
 
 
 def test_class_codes_are_the_places_of_their_names():
-    named = {name: getattr(config, name.upper()) for name in config.CLASS_NAMES}
-    assert list(named.items()) == [(name, code) for code, name in enumerate(config.CLASS_NAMES)]
+    named = {name: getattr(expressions, name.upper()) for name in CLASS_NAMES}
+    assert list(named.items()) == [(name, code) for code, name in enumerate(CLASS_NAMES)]
 
 
 def test_every_option_has_a_unique_name():

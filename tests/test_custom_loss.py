@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import custom_loss
 import baseline_losses as rivals
+import custom_loss
 from custom_loss import (
     AdCorreLoss,
     cross_entropy,

@@ -17,14 +17,15 @@ import h5py
 import numpy as np
 import pytest
 
+import augmentation
 import config
 import experiment
-from model_files import model_file
 import trainer as training
-from config import DatasetName, DatasetType, PrepareSyntheticConfig, TrainConfig
-from files import UserError
-from datasets.synthetic import write_synthetic_splits
+from config import DatasetName, DatasetType, TrainConfig
+from datasets.synthetic import PrepareSyntheticConfig, write_synthetic_splits
 from distributed.process_group import ALONE
+from files import UserError
+from model_files import model_file
 from train import TrainModel
 
 ROOT = Path(__file__).parents[1]
@@ -337,10 +338,10 @@ def test_mixup_blends_images_and_targets(data_dir):
     import custom_loss
     from data_helper import open_split
 
-    class Shares(cnn_model.Mixup):
+    class Shares(augmentation.Mixup):
         def call(self, pixels):
             shares = np.full(pixels.shape[0], 0.75, "float32")
-            return cnn_model.blend(pixels, shares), shares
+            return augmentation.blend(pixels, shares), shares
 
     split = open_split(data_dir, "synthetic", "train")
     images, labels = np.asarray(split.images[:14], "float32"), split.labels[:14].astype(np.int32)

@@ -219,7 +219,7 @@ def test_our_own_bugs_keep_their_traceback():
 def test_a_reader_that_goes_away_is_no_failure():
     """As in `python test.py ... | head -1`."""
     program = (
-        "from errors import run_command\n"
+        "from files import run_command\n"
         "def main():\n"
         "    for _ in range(100_000):\n"
         "        print('line')\n"

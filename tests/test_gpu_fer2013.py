@@ -17,10 +17,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import gpu_fer2013 as gpu
 
-from model_files import model_file
-from config import PrepareSyntheticConfig
+from datasets.synthetic import PrepareSyntheticConfig, write_synthetic_splits
 from files import UserError, run_command
-from datasets.synthetic import write_synthetic_splits
+from model_files import model_file
 
 STEPS = 5
 # 64 pictures in batches of 16: 4 steps an epoch.

@@ -173,7 +173,7 @@ TOO_LARGE = "the picture is too large; expected at most 100,000,000 pixels"
 def test_a_refusal_comes_before_the_memory_is_full_and_is_all_that_is_said(tmp_path, data, message):
     """In a process of its own: OpenCV reads its limit and its log level when it is first imported."""
     (tmp_path / "big").write_bytes(data)
-    code = "import images, errors, sys\ntry: images.read_image(sys.argv[1])\nexcept errors.UserError as e: print(e)"
+    code = "import images, files, sys\ntry: images.read_image(sys.argv[1])\nexcept files.UserError as e: print(e)"
     done = run_python("-c", code, tmp_path / "big")
     assert message in done.stdout
     assert done.stderr == ""

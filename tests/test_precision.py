@@ -12,6 +12,7 @@ import pytest
 from conftest import write_split
 from keras import layers
 
+import augmentation
 import cnn_model
 import config
 import custom_loss
@@ -48,7 +49,7 @@ def make_trainer(policy: str, dropout: float = 0.5, jit_compile: bool = False) -
     model = training.AdCorreTrainer(
         cnn_model.build_model("mini_xcp", num_embeddings=2, embedding_size=8, dropout=dropout),
         custom_loss.AdCorreLoss(7, history=20),
-        cnn_model.Augmentation(config.AugmentConfig(), seed=0),
+        augmentation.Augmentation(config.AugmentConfig(), seed=0),
     )
     model.compile(training.make_optimizer(config.OptimizerConfig(warmup_epochs=0), 10, 1), jit_compile=jit_compile)
     return model

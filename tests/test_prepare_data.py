@@ -8,9 +8,9 @@ import pytest
 from conftest import ROOT, run_python, write_split
 
 import prepare_data
-from config import CLASS_NAMES
 from data_helper import open_split
 from datasets.fer2013 import OFFICIAL_COUNTS
+from datasets.shared.expressions import CLASS_NAMES
 from datasets.shared.split_writer import SplitWriter
 
 

@@ -10,9 +10,8 @@ import pytest
 from conftest import ROOT, run_python
 
 import reproduce
-from config import PrepareSyntheticConfig
+from datasets.synthetic import PrepareSyntheticConfig, write_synthetic_splits
 from files import UserError
-from datasets.synthetic import write_synthetic_splits
 
 YAML = """
 about: Does FD change anything in two epochs?

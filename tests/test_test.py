@@ -13,14 +13,17 @@ from conftest import ROOT, run_python, write_split
 
 import cnn_model
 import evaluation
-from model_files import model_file
 import runtime
 import test as test_module
-from config import CLASS_NAMES, EvaluateConfig
+import test_model
+from config import DatasetName
+from datasets.shared.expressions import CLASS_NAMES
 from files import UserError
 from images import resize_image
+from model_files import model_file
 from model_files.model_file import ModelInfo
-from test import TestModels
+from test import EvaluateConfig
+from test_model import TestModels
 
 # What TensorFlow's libraries write while they are loaded; `runtime` lets it through where there is a GPU's driver.
 STARTUP_NOTICE = re.compile(r"WARNING: All log messages before absl|[IWE]\d{4} \d{2}:\d{2}:")
@@ -168,7 +171,7 @@ def test_a_notebook_shows_the_recognition_as_a_picture(model, tmp_path):
 
 
 def test_the_face_is_looked_for_unless_that_is_switched_off(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(test_module, "largest_face", lambda image: image[10:40, 5:35])
+    monkeypatch.setattr(test_model, "largest_face", lambda image: image[10:40, 5:35])
     pixels = picture(60, 50, 3)
     path = save(tmp_path / "face.png", pixels)
     assert np.array_equal(model.recognize_fer(path).image, pixels[10:40, 5:35, ::-1])
@@ -222,8 +225,8 @@ def test_a_missing_picture_and_a_folder_are_refused(model, tmp_path):
 
 
 def test_the_network_that_comes_with_the_project_is_the_default(tiny_weights, monkeypatch):
-    assert test_module.DEFAULT_WEIGHTS == ROOT / "trained_models" / "fer2013_mini_xcp.weights.h5"
-    monkeypatch.setattr(test_module, "DEFAULT_WEIGHTS", tiny_weights)
+    assert test_model.DEFAULT_WEIGHTS == ROOT / "trained_models" / "fer2013_mini_xcp.weights.h5"
+    monkeypatch.setattr(test_model, "DEFAULT_WEIGHTS", tiny_weights)
     assert TestModels().info.embedding_size == 8
 
 
@@ -284,7 +287,7 @@ def test_evaluate_measures_a_split_and_says_where_the_report_is(tiny_weights, tm
 def test_evaluate_names_its_folder_after_weights_and_split(tiny_weights, tmp_path, monkeypatch, capsys):
     write_split(tmp_path / "data", np.arange(14) % 7, split="val", shape=(24, 24, 1))
     monkeypatch.chdir(tmp_path)
-    settings = EvaluateConfig(str(tiny_weights), test_module.config.DatasetName.synthetic)
+    settings = EvaluateConfig(str(tiny_weights), DatasetName.synthetic)
     test_module.evaluate(settings)
     assert (tmp_path / "runs" / "evaluate-tiny-synthetic-val" / "result.json").is_file()
     assert "wrote runs/evaluate-tiny-synthetic-val/" in capsys.readouterr().out
@@ -350,5 +353,5 @@ def test_evaluate_names_its_folder_after_any_kind_of_file(model, tmp_path, monke
     write_split(tmp_path / "data", np.arange(14) % 7, split="val", shape=(24, 24, 1))
     model.network.save(tmp_path / "run.keras")
     monkeypatch.chdir(tmp_path)
-    test_module.evaluate(EvaluateConfig("run.keras", test_module.config.DatasetName.synthetic))
+    test_module.evaluate(EvaluateConfig("run.keras", DatasetName.synthetic))
     assert (tmp_path / "runs" / "evaluate-run-synthetic-val" / "result.json").is_file()

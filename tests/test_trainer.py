@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 
+import augmentation
 import cnn_model
 import custom_loss
 import trainer as training
@@ -114,7 +115,7 @@ def small_trainer(embedding_size=8, config=OptimizerConfig()):  # noqa: B008 - f
     model = training.AdCorreTrainer(
         cnn_model.build_model("mini_xcp", num_embeddings=2, embedding_size=embedding_size),
         custom_loss.AdCorreLoss(7, history=20),
-        cnn_model.Augmentation(AugmentConfig(), seed=0),
+        augmentation.Augmentation(AugmentConfig(), seed=0),
     )
     model.compile(training.make_optimizer(config, 10, 1), jit_compile=False)
     model.build((None, 48, 48, 1))

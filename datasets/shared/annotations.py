@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from config import CONTEMPT
+from datasets.shared.expressions import CONTEMPT
 from files import UserError
 
 # AffectNet's codes 0..7 are the canonical ones; a picture with one of these has no expression to learn.

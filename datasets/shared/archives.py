@@ -19,8 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from files import UserError
-from files import sha256
+from files import UserError, sha256
 
 EDGE = 1 << 20  # bytes of an archive's beginning and end that its stamp covers
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from datasets.shared.archives import SourceFiles
 from files import UserError
 from images import decode_image, resize_image
-from datasets.shared.archives import SourceFiles
 
 # isort: split
 import cv2  # after images, which sets the limits that OpenCV reads when it is first imported

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from config import ANGER, CONTEMPT, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
+from datasets.shared.expressions import ANGER, CONTEMPT, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
 from files import UserError
 
 Colour = tuple[float, float, float]  # RGB, 0..255; an array of three does as well
@@ -375,7 +375,7 @@ def draw_faces(
 
     Returns:
         images: uint8 (num_images, size, size, 3), RGB.
-        labels: int64 (num_images,), codes of `config.CLASS_NAMES` in random order; counts differ by 1 at most.
+        labels: int64 (num_images,), codes of `CLASS_NAMES` in random order; counts differ by 1 at most.
 
     Raises:
         UserError: an argument is out of its range.

@@ -22,9 +22,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_helper import PreparedSplit
-from files import UserError
-from files import read_json
 from datasets.shared.split_writer import SplitWriter
+from files import UserError, read_json
 
 DROPPED = "dropped_duplicates"  # what was dropped, in the options of a `meta.json`
 MAX_DISTANCE = 8  # there half of FER-2013's near pairs are chance, and the search compares nearly all with all

@@ -13,15 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from files import UserError
-from files import only_writer, whole_file, write_json, write_text
-
-FORMAT_VERSION = 1
-
-
-def split_dir(data_dir: str | Path, dataset: str, split: str) -> Path:
-    """The folder of a prepared split."""
-    return Path(data_dir) / dataset / split
+from data_helper import FORMAT_VERSION, split_dir
+from files import UserError, only_writer, whole_file, write_json, write_text
 
 
 class SplitWriter:

@@ -22,8 +22,8 @@ from affectnet_releases import (
     write_zip,
 )
 
-from datasets.affectnet import OFFICIAL_COUNTS, prepare_affectnet
-from config import CLASS_NAMES, PrepareAffectnetConfig
+from datasets.affectnet import OFFICIAL_COUNTS, PrepareAffectnetConfig, prepare_affectnet
+from datasets.shared.expressions import CLASS_NAMES
 from files import UserError
 
 SEVEN = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger")

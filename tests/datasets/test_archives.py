@@ -13,8 +13,8 @@ import zipfile
 import pytest
 
 from datasets.shared import archives as sources
-from files import UserError
 from datasets.shared.archives import SourceFiles, damaged_zip, file_identity
+from files import UserError
 
 FILES = {"b/2.txt": b"two", "a/1.txt": b"one", "top.csv": b"1,2"}
 

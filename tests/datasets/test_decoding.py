@@ -13,8 +13,8 @@ import pytest
 from conftest import run_python
 
 from datasets.shared import decoding
-from datasets.shared.decoding import Picture, Unreadable, crop_box, decode_pictures
 from datasets.shared.archives import SourceFiles
+from datasets.shared.decoding import Picture, Unreadable, crop_box, decode_pictures
 
 
 def png(image):
@@ -106,7 +106,8 @@ def test_a_picture_of_20_000_pixels_a_side_is_refused_unseen(tmp_path):
     size = struct.pack("<iiHHIIiiII", 20_000, 20_000, 1, 24, 0, 0, 0, 0, 0, 0)
     files = write_source(tmp_path / "in", {"a.bmp": struct.pack("<2sIHHII", b"BM", 54, 0, 0, 54, 40) + size})
     code = (
-        "import sys; from decoding import Picture, decode_pictures; from sources import SourceFiles\n"
+        "import sys; from datasets.shared.decoding import Picture, decode_pictures\n"
+        "from datasets.shared.archives import SourceFiles\n"
         "print(*decode_pictures(SourceFiles(sys.argv[1], ('*',)), [Picture('train', 'a.bmp', 0)], 4, 3))"
     )
     done = run_python("-c", code, files.path)

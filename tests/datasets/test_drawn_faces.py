@@ -10,9 +10,9 @@ import pytest
 from sklearn.linear_model import RidgeClassifier
 
 from datasets.shared import drawn_faces as synthetic
-from config import ANGER, CONTEMPT, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
-from files import UserError
 from datasets.shared.drawn_faces import PROTOTYPES, Actions, Identity, View, draw_face, draw_faces
+from datasets.shared.expressions import ANGER, CONTEMPT, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
+from files import UserError
 
 CANONICAL = Identity()
 LEFT, RIGHT = -1, 1

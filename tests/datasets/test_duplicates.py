@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.shared import duplicates
-from config import CLASS_NAMES
 from data_helper import open_split
+from datasets.shared import duplicates
 from datasets.shared.duplicates import drop_from_train, find_duplicates, fingerprints, near_pairs
-from files import UserError
+from datasets.shared.expressions import CLASS_NAMES
 from datasets.shared.split_writer import SplitWriter
+from files import UserError
 
 SIDE = 48
 

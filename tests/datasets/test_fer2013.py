@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from config import CLASS_NAMES
-from files import UserError
 from datasets.fer2013 import OFFICIAL_COUNTS, prepare_fer2013
+from datasets.shared.expressions import CLASS_NAMES
+from files import UserError
 
 REAL_ZIP = ROOT / "../shared/data/fer2013-folder.zip"
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from datasets import ferplus
-from config import CLASS_NAMES, PrepareFerplusConfig
 from data_helper import open_split
-from files import UserError
+from datasets import ferplus
 from datasets.fer2013 import find_table
-from datasets.ferplus import OFFICIAL_COUNTS, majority, prepare_ferplus, vote_shares
+from datasets.ferplus import OFFICIAL_COUNTS, PrepareFerplusConfig, majority, prepare_ferplus, vote_shares
+from datasets.shared.expressions import CLASS_NAMES
+from files import UserError
 
 REAL = [path for path in (ROOT / "../shared/data", Path("/work/shared/data")) if (path / "fer2013new.csv").exists()]
 NAMES = {  # column -> our class name

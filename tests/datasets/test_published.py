@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from affectnet_releases import CODES, annotated, jpeg, npy, release_2021, shown, write_folder, write_tar, write_zip
 
-from config import CLASS_NAMES, PreparePublishedConfig
+from datasets.published import PreparePublishedConfig, prepare_published
+from datasets.shared.expressions import CLASS_NAMES
 from files import UserError
-from datasets.published import prepare_published
 
 SEVEN = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger")
 # Pictures a class; no two alike, so that no two can be swapped unseen.

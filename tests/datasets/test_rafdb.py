@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import pytest
 
-from config import CLASS_NAMES, PrepareRafdbConfig
-from data_helper import stratified_hold_out
+from datasets.rafdb import LIST, OFFICIAL_COUNTS, PrepareRafdbConfig, prepare_rafdb
+from datasets.shared.expressions import CLASS_NAMES
+from datasets.shared.release import stratified_hold_out
 from files import UserError
-from datasets.rafdb import LIST, OFFICIAL_COUNTS, prepare_rafdb
 
 # The codes as RAF-DB's own readme lists them, against the canonical names.
 RAFDB = {1: "Surprise", 2: "Fear", 3: "Disgust", 4: "Happy", 5: "Sad", 6: "Anger", 7: "Neutral"}

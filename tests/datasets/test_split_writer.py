@@ -12,9 +12,8 @@ import pytest
 from conftest import run_python
 
 from datasets.shared import split_writer
-from files import UserError
-from files import only_writer
 from datasets.shared.split_writer import SplitWriter, published_together
+from files import UserError, only_writer
 
 NAMES = ("a", "b", "c")
 SHAPE = (2, 3, 1)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from config import PrepareSyntheticConfig
+from datasets.synthetic import PrepareSyntheticConfig, write_synthetic_splits
 from files import UserError
-from datasets.synthetic import write_synthetic_splits
 
 SPLITS = ("train", "val", "test")
 

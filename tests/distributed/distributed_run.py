@@ -1,8 +1,8 @@
 """train.py for the tests of several devices: a network that compiles in a second, no figures, no TensorFlow.
 
-``python tests/distributed_run.py OPTIONS`` trains; with DIE_AT_EPOCH=N in the environment the process kills itself
-(SIGKILL) when epoch N begins. ``python tests/distributed_run.py collectives DEVICES`` prints the exchanges of the
-compiled training step on so many devices of a CPU as one JSON list of ``[operation, [shape, …], where it comes from]``.
+``python distributed_run.py OPTIONS`` trains; with DIE_AT_EPOCH=N in the environment it dies (SIGKILL)
+when epoch N begins. ``python distributed_run.py collectives DEVICES`` prints the exchanges of the compiled training step
+on so many devices of a CPU as one JSON list of ``[operation, [shape, …], where it comes from]``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import config
 import runtime
 import train
+from distributed import exchange
 from files import run_command
 
 EMBEDDINGS, SIZE, CLASSES, BATCH = 2, 8, 7, 16
@@ -59,6 +60,7 @@ def collectives(devices: int) -> list[tuple[str, list[str], str]]:
     import keras
     import numpy as np
 
+    import augmentation
     import cnn_model
     import custom_loss
     import trainer
@@ -75,12 +77,12 @@ def collectives(devices: int) -> list[tuple[str, list[str], str]]:
 
         return step
 
-    with runtime.together(Team(devices)):
+    with exchange.together(Team(devices)):
         keras.utils.set_random_seed(0)
         model = trainer.AdCorreTrainer(
             cnn_model.build_model("tiny", CLASSES, EMBEDDINGS, SIZE),
             custom_loss.AdCorreLoss(CLASSES, history=50),
-            cnn_model.Augmentation(config.AugmentConfig(), seed=0),
+            augmentation.Augmentation(config.AugmentConfig(), seed=0),
         )
         model.compile(trainer.make_optimizer(config.OptimizerConfig(), 5, 4), jit_compile=True)
         model.build((None, 16, 16, 1))

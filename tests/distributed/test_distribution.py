@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 from conftest import ROOT, run_python
 
-from config import PrepareSyntheticConfig
-from datasets.synthetic import write_synthetic_splits
+from datasets.synthetic import PrepareSyntheticConfig, write_synthetic_splits
 
-SCRIPT = ROOT / "tests" / "distributed_run.py"
+SCRIPT = Path(__file__).with_name("distributed_run.py")
 EPOCHS, BATCH = 4, 16
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from conftest import ROOT, run_python
 
-from distributed import lost_peers
 from config import PLACES, TrainConfig, run_id
-from files import UserError
+from distributed import lost_peers
 from distributed.process_group import ALONE, Team, first_host, team_of
+from files import UserError
 
 SLURM = {
     "SLURM_JOB_ID": "4100",

@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 
 import config
-from grids import experiments
 from config import RECIPES, DatasetName, TrainConfig
 from files import UserError
+from grids import experiments
 from grids.experiments import PRESETS, make_grid, read_preset
 
 

@@ -13,12 +13,12 @@ import time
 import pytest
 from conftest import ROOT, write_split
 
+import command_line
 import config
-from grids import runner as grids
 from config import DatasetName, TrainConfig
-from files import UserError
+from files import UserError, only_writer
+from grids import runner as grids
 from grids.experiments import PRESETS, make_grid
-from files import only_writer
 
 # Stands in for train.py: takes the folder, does its epochs, and notes every start. Seed 1 fails the first time.
 STAND_IN = """
@@ -84,7 +84,7 @@ def test_every_run_has_the_folder_that_train_py_would_choose(tmp_path):
 def test_a_command_gives_back_its_settings(tmp_path):
     for run in runs_in(tmp_path, w_ce=2.5, augment=False):
         assert run.command[:2] == ["python", "train.py"]
-        parsed = config.parse_options(TrainConfig, args=run.command[2:])
+        parsed = command_line.parse_options(TrainConfig, args=run.command[2:])
         assert config.identity(parsed) == config.identity(run.settings)
         assert parsed.run_dir == str(run.folder)
 
@@ -153,10 +153,15 @@ def test_a_run_that_another_process_has_taken_is_passed_over(tmp_path, stand_in)
 def test_two_processes_share_a_grid_and_never_take_the_same_run(tmp_path, stand_in):
     stand_in(pause=0.05)
     code = (
-        "import sys; sys.path[:0] = [{root!r}, {tests!r}]; import grid, test_grid; from pathlib import Path;"
-        "grid.TRAIN = Path({train!r}); grid._POLL_SECONDS = 0.01;"
-        "grid.run_grid(test_grid.runs_in({folder!r}, preset='loss-weights'))"
-    ).format(root=str(ROOT), tests=str(ROOT / "tests"), train=str(grids.TRAIN), folder=str(tmp_path / "runs"))
+        "import sys; sys.path[:0] = {paths!r}\n"
+        "import test_runner; from grids import runner; from pathlib import Path\n"
+        "runner.TRAIN = Path({train!r}); runner._POLL_SECONDS = 0.01\n"
+        "runner.run_grid(test_runner.runs_in({folder!r}, preset='loss-weights'))"
+    ).format(
+        paths=[str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/grids")],
+        train=str(grids.TRAIN),
+        folder=str(tmp_path / "runs"),
+    )
     processes = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait(timeout=60) for process in processes] == [0, 0]
     runs = runs_in(tmp_path / "runs", preset="loss-weights")

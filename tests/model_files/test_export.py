@@ -19,13 +19,11 @@ import cv2
 import keras
 
 import evaluation
-from model_files import export
-from model_files import model_file
 import test as test_module
-from config import CLASS_NAMES
-from files import UserError
-from files import whole_folder
-from test import TestModels
+from datasets.shared.expressions import CLASS_NAMES
+from files import UserError, whole_folder
+from model_files import export, model_file
+from test_model import TestModels
 
 ONNX_HERE = all(importlib.util.find_spec(name) for name in ("tf2onnx", "onnx", "onnxruntime"))
 needs_onnx = pytest.mark.skipif(not ONNX_HERE, reason="pip install -r requirements-export.txt")

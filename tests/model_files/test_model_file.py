@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import cnn_model
-from model_files import model_file
-from config import CLASS_NAMES
+from datasets.shared.expressions import CLASS_NAMES
 from files import UserError
+from model_files import model_file
 from model_files.model_file import ModelInfo, load_model, read_info, save_model
 
 EIGHT = ModelInfo("mini_xcp", CLASS_NAMES, num_embeddings=3, embedding_size=4, input_size=16)

@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from model_files import onnx_network
 from files import UserError
+from model_files import onnx_network
 from model_files.onnx_network import ATTRIBUTE, ExportInfo, OnnxNetwork, parse_info
 
 INFO = ExportInfo(("Dark", "Bright"), 2, "toy", "toy/train", "a test")

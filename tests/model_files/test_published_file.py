@@ -17,10 +17,9 @@ import tf_keras
 import cnn_model
 import config
 import experiment
-from model_files import model_file
-from model_files import published_file
-from config import CLASS_NAMES
+from datasets.shared.expressions import CLASS_NAMES
 from files import UserError
+from model_files import model_file, published_file
 from model_files.published_file import read_saved_model
 
 SIDE = 71  # the least that Xception takes
@@ -105,7 +104,7 @@ def make(tmp_path_factory):
 
 @pytest.mark.parametrize(("arch", "k", "classes"), [("xcp", 7, 7), ("xcp", 10, 8), ("resnet", 7, 8), ("resnet", 10, 7)])
 def test_probabilities_and_embeddings_agree_with_keras_2(make, arch, k, classes):
-    from test import TestModels
+    from test_model import TestModels
 
     published = make(arch, k, classes)
     model = TestModels(published.path)

@@ -11,7 +11,8 @@ import numpy as np
 
 import config
 import metrics
-from config import CLASS_NAMES, TrainConfig
+from config import TrainConfig
+from datasets.shared.expressions import CLASS_NAMES
 from reporting.rows import Row, RunFiles
 
 CLASSES = CLASS_NAMES[:7]

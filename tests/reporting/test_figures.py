@@ -14,10 +14,10 @@ from matplotlib.text import Text
 from report_runs import CLASSES, make_row
 
 import plots
+from datasets.shared.expressions import CLASS_NAMES
+from grids.experiments import AD_CORRE
 from reporting import figures as report_figures
 from reporting import tables as report_tables
-from config import CLASS_NAMES
-from grids.experiments import AD_CORRE
 
 PAPER = json.loads(report_tables.PAPER_RESULTS.read_text(encoding="utf-8"))
 CE = {"w_fd": 0, "w_md": 0, "w_ed": 0}

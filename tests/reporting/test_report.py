@@ -12,11 +12,10 @@ import pytest
 from markdown_it import MarkdownIt
 from report_runs import make_row
 
-from reporting import report
-from reporting import figures as report_figures
-from files import UserError
+from files import UserError, write_text
 from grids.experiments import AD_CORRE
-from files import write_text
+from reporting import figures as report_figures
+from reporting import report
 from reporting.report import write_report
 
 COMMAND = "python reproduce.py run components --dataset fer2013\npython reproduce.py report components"

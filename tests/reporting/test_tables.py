@@ -7,9 +7,9 @@ import json
 import pytest
 from report_runs import CLASSES, make_row
 
-from reporting import tables as report_tables
-from config import CLASS_NAMES
+from datasets.shared.expressions import CLASS_NAMES
 from grids.experiments import AD_CORRE
+from reporting import tables as report_tables
 from reporting.tables import (
     accuracy_table,
     correlation_table,

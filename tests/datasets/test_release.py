@@ -11,21 +11,12 @@ import numpy as np
 import pytest
 from conftest import run_python, write_split
 
-from data_helper import (
-    SPLITS,
-    Picture,
-    Pictures,
-    Release,
-    find_prepared,
-    open_split,
-    stratified_hold_out,
-    write_pictures,
-    write_release,
-)
-from files import UserError
-from files import only_writer
+from data_helper import SPLITS, open_split
 from datasets.shared.archives import SourceFiles
+from datasets.shared.decoding import Picture
+from datasets.shared.release import Pictures, Release, find_prepared, stratified_hold_out, write_pictures, write_release
 from datasets.shared.split_writer import SplitWriter
+from files import UserError, only_writer
 
 SHAPE = (2, 3, 1)
 NAMES = ("a", "b", "c")
@@ -200,18 +191,18 @@ def test_a_split_of_which_nothing_can_be_read_is_an_error(tmp_path):
 
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, "tests")
-import data_helper
+sys.path[:0] = ["tests", "tests/datasets"]
+from datasets.shared import release as writing
 from datasets.shared.split_writer import SplitWriter
-from test_data_helper import release
-data_helper.CHECKPOINT_SECONDS = 0.0
+from test_release import release
+writing.CHECKPOINT_SECONDS = 0.0
 add = SplitWriter.add
 def add_or_die(writer, image, label):
     if image[0, 0, 0] == 40:
         os.kill(os.getpid(), signal.SIGKILL)
     add(writer, image, label)
 SplitWriter.add = add_or_die
-data_helper.write_pictures(sys.argv[1], "set", release(sys.argv[2]))
+writing.write_pictures(sys.argv[1], "set", release(sys.argv[2]))
 """
 
 

@@ -1,0 +1,1 @@
+"""Data sets: one module each; what they share is in `datasets.shared`."""

@@ -1,0 +1,1 @@
+"""What the readers share: archives, annotations, decoding, writing, duplicates, the drawn faces."""

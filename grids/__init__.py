@@ -1,0 +1,1 @@
+"""Grids of runs: rows of options, presets, and running many."""

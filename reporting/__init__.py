@@ -1,0 +1,1 @@
+"""Reports of grids: rows, statistics, tables, figures, pages."""
