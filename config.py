@@ -18,21 +18,12 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, Literal
 
+import datasets
 from command_line import option, parse_options, to_args
 from files import UserError
 
-# Canonical codes (AffectNet's, and the order of the paper's figures); every reader maps into them.
-
-
-class DatasetName(str, Enum):
-    """The data sets that can be prepared, trained on and evaluated."""
-
-    affectnet = "affectnet"
-    rafdb = "rafdb"
-    fer2013 = "fer2013"
-    ferplus = "ferplus"
-    published = "published"
-    synthetic = "synthetic"
+# The data sets that can be prepared, trained on and evaluated.
+DatasetName = Enum("DatasetName", {name: name for name in datasets.NAMES}, type=str, module=__name__)
 
 
 class DatasetType(str, Enum):
@@ -191,6 +182,17 @@ class TrainConfig:
     debug: bool = False
     """Show tracebacks."""
 
+
+# The terms of the loss and their titles, each with its option w_<term> in `LossConfig`.
+LOSS_TERMS = {
+    "ce": "Cross-entropy",
+    "fd": "Feature Discriminator",
+    "md": "Mean Discriminator",
+    "ed": "Embedding Discriminator",
+    "center": "Center loss",
+    "supcon": "Supervised contrastive",
+    "triplet": "Triplet, semi-hard",
+}
 
 # The published set-up, as far as the released code tells it; its augmentation is not known, ours stays.
 RECIPES: dict[str, TrainConfig] = {

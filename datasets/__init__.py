@@ -1,1 +1,21 @@
-"""Data sets: one module each; what they share is in `datasets.shared`."""
+"""The data sets, one module each; what they share is in `datasets.shared`.
+
+A module of this folder is a data set and holds `DATASET`, a `datasets.shared.dataset.DataSet` of the module's name.
+Nothing else lists the data sets: the commands, ``--help``, the tables and `config.DatasetName` iterate over `NAMES`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datasets.shared.dataset import DataSet
+
+NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg))
+
+
+def get(name: str) -> DataSet:
+    """The data set of a name in `NAMES`."""
+    return importlib.import_module(f"datasets.{name}").DATASET

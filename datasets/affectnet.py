@@ -22,6 +22,7 @@ from datasets.shared.annotations import (
     read_annotated,
 )
 from datasets.shared.archives import SourceFiles, damaged_zip
+from datasets.shared.dataset import DataSet
 from datasets.shared.decoding import Picture
 from datasets.shared.expressions import CLASS_NAMES
 from datasets.shared.release import Pictures, PrepareOptions, find_prepared, stratified_hold_out, write_pictures
@@ -285,3 +286,6 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
+
+
+DATASET = DataSet("affectnet", "AffectNet", PrepareAffectnetConfig, prepare_affectnet)

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.shared.archives import SourceFiles, damaged_zip, file_identity, is_zip
+from datasets.shared.dataset import DataSet
 from datasets.shared.expressions import ANGER, CLASS_NAMES, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
 from datasets.shared.release import Release, write_release
 from files import UserError
@@ -274,3 +275,8 @@ def _folder_image(files: SourceFiles, name: str) -> np.ndarray:
         kind = "gray" if channels == 1 else "colour"
         raise UserError(f"{files.path}/{name}: expected a gray picture of 48 x 48, found {width} x {height} {kind}")
     return image
+
+
+DATASET = DataSet(
+    "fer2013", "FER-2013", PrepareFer2013Config, lambda options: prepare_fer2013(options.source, options.data_dir)
+)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from datasets.fer2013 import IMAGE_SHAPE, SPLITS, Table, check_usage, csv_rows, find_table, found_in, is_archive
 from datasets.shared.archives import file_identity
+from datasets.shared.dataset import DataSet
 from datasets.shared.expressions import ANGER, CLASS_NAMES, CONTEMPT, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
 from datasets.shared.release import Release, write_release
 from files import UserError
@@ -216,3 +217,6 @@ def _examples(
             f"{pixels.name}: expected {len(splits):,} pictures, as {ballots} has rows, found {number + more:,}; "
             f"take the whole {' or '.join(_PIXEL_TABLES)}, whose rows the votes belong to"
         )
+
+
+DATASET = DataSet("ferplus", "FER+", PrepareFerplusConfig, prepare_ferplus)

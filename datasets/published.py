@@ -9,6 +9,7 @@ from typing import Any, Literal
 from data_helper import Split
 from datasets.shared.annotations import annotated_folders, drop_reason, read_annotated
 from datasets.shared.archives import SourceFiles
+from datasets.shared.dataset import DataSet
 from datasets.shared.decoding import Picture
 from datasets.shared.expressions import CLASS_NAMES
 from datasets.shared.release import Pictures, PrepareOptions, find_prepared, write_pictures
@@ -76,3 +77,6 @@ def prepare_published(settings: PreparePublishedConfig) -> dict[str, dict[str, A
     }
     release = Pictures(files, pictures, settings.size, 3, CLASS_NAMES[: settings.classes], sources, options)
     return write_pictures(settings.data_dir, "published", release, strict=settings.strict, workers=settings.workers)
+
+
+DATASET = DataSet("published", "published layout", PreparePublishedConfig, prepare_published)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from datasets.shared.annotations import few
 from datasets.shared.archives import SourceFiles
+from datasets.shared.dataset import DataSet
 from datasets.shared.decoding import Box, Picture
 from datasets.shared.expressions import ANGER, CLASS_NAMES, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
 from datasets.shared.release import Pictures, PrepareOptions, find_prepared, stratified_hold_out, write_pictures
@@ -172,3 +173,6 @@ def _report_unlisted(names: set[str], folder: str, pictures: Sequence[Picture]) 
     if bare:
         print(f"left out {len(bare):,} pictures that {LIST} does not name ({few(bare)})", file=sys.stderr)
     return len(bare)
+
+
+DATASET = DataSet("rafdb", "RAF-DB", PrepareRafdbConfig, prepare_rafdb)

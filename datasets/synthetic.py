@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from datasets.shared.dataset import DataSet
 from datasets.shared.drawn_faces import draw_faces
 from datasets.shared.expressions import CLASS_NAMES
 from datasets.shared.release import Release, write_release
@@ -69,3 +70,6 @@ def _draw(config: PrepareSyntheticConfig, counts: dict[str, int]) -> Iterator[tu
         images, labels = draw_faces(count, config.num_classes, config.size, seed, progress=True)
         for image, label in zip(images, labels.tolist(), strict=True):
             yield split, image, label
+
+
+DATASET = DataSet("synthetic", "synthetic faces", PrepareSyntheticConfig, write_synthetic_splits)

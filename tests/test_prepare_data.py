@@ -212,7 +212,7 @@ def test_a_grid_is_not_taken_for_a_split(tmp_path, run):
             (),
             "expected prepared affectnet or .* or synthetic data, found none; run: python prepare_data.py affectnet ",
         ),
-        ((), "or published --source PATH --data-dir .*, or python prepare_data.py synthetic --data-dir "),
+        ((), "or rafdb --source PATH --data-dir .*, or python prepare_data.py synthetic --data-dir "),
         (("--dataset", "fer2013"), "expected prepared fer2013 data, found none; run: python prepare_data.py fer2013"),
         (("--dataset", "synthetic"), "run: python prepare_data.py synthetic --data-dir"),
     ],

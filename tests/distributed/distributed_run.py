@@ -1,7 +1,7 @@
 """train.py for the tests of several devices: a network that compiles in a second, no figures, no TensorFlow.
 
 ``python distributed_run.py OPTIONS`` trains; with DIE_AT_EPOCH=N in the environment it dies (SIGKILL)
-when epoch N begins. ``python distributed_run.py collectives DEVICES`` prints the exchanges of the compiled training step
+when epoch N begins. ``python distributed_run.py collectives DEVICES`` prints the exchanges of one step
 on so many devices of a CPU as one JSON list of ``[operation, [shape, …], where it comes from]``.
 """
 
