@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
+
+from files import UserError
 
 Config = TypeVar("Config")
 _CLI_STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
@@ -21,9 +25,12 @@ def parse_options(config_class: type[Config], default: Config | None = None, arg
 
     Raises:
         SystemExit: with code 2 and a message for an unknown option or a value of the wrong type.
+        UserError: a number outside its field's `Range`.
     """
     extra = {} if default is None else {"default": default}
-    return tyro.cli(config_class, args=args, config=_CLI_STYLE, **extra)
+    options = tyro.cli(config_class, args=args, config=_CLI_STYLE, **extra)
+    check_ranges(options)
+    return options
 
 
 def parse_command(commands: dict[str, type], description: str) -> Any:
@@ -43,7 +50,52 @@ def parse_command_over(
     union: Any = choices[0]
     for choice in choices[1:]:
         union = union | choice
-    return tyro.cli(union, description=description, config=_CLI_STYLE, args=args)
+    options = tyro.cli(union, description=description, config=_CLI_STYLE, args=args)
+    check_ranges(options)
+    return options
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The smallest and the largest value of a numeric option, as ``epochs: Annotated[int, Range(1, None)]``.
+
+    Attributes:
+        low: the smallest value; None is no bound.
+        high: the largest value; None is no bound.
+    """
+
+    low: float | None = None
+    high: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        above = self.low is None or value >= self.low
+        below = self.high is None or value <= self.high
+        return math.isfinite(value) and above and below
+
+    def __str__(self) -> str:
+        if self.low is None and self.high is None:
+            return "a finite number"
+        if self.low is None:
+            return f"{self.high} or less"
+        return f"{self.low} or more" if self.high is None else f"{self.low} to {self.high}"
+
+
+def check_ranges(options: Any) -> None:
+    """Checks every number of a config, its nested sections included, against the `Range` beside its field.
+
+    Args:
+        options: a config (dataclass instance); None fits every range.
+
+    Raises:
+        UserError: a number outside its range, or not finite; it names the option, the range and the value.
+    """
+    for name, hint in get_type_hints(type(options), include_extras=True).items():
+        value = getattr(options, name)
+        if dataclasses.is_dataclass(value):
+            check_ranges(value)
+        for extra in getattr(hint, "__metadata__", ()):
+            if isinstance(extra, Range) and value is not None and value not in extra:
+                raise UserError(f"{option(name)}: expected {extra}, received {value}")
 
 
 def option(name: str) -> str:

@@ -11,15 +11,14 @@ import dataclasses
 import hashlib
 import io
 import json
-import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import datasets
-from command_line import option, parse_options, to_args
+from command_line import Range, check_ranges, option, parse_options, to_args
 from files import UserError
 
 # The data sets that can be prepared, trained on and evaluated.
@@ -52,47 +51,54 @@ class ModelConfig:
 
     arch: str = "mini_xcp"
     """mini_xcp (48 px, CPUs), xcp (Xception), resnet (ResNet50) or keras:<Name> of keras.applications."""
-    num_embeddings: int = 7
+    num_embeddings: Annotated[int, Range(1, 1_024)] = 7
     """k, embedding vectors a face."""
-    embedding_size: int = 256
+    embedding_size: Annotated[int, Range(3, 65_536)] = 256
     """d, numbers in a vector."""
-    input_size: int | None = None
+    input_size: Annotated[int | None, Range(1, 4_096)] = None
     """The network's side in pixels; None takes the architecture's own."""
-    dropout: float = 0.5
+    dropout: Annotated[float, Range(0, 0.99)] = 0.5
     """Share of the embedding's numbers dropped before the classifier, 0..1."""
     pretrained: Literal["none", "imagenet"] = "none"
     """Where the backbone's first weights come from."""
-    logit_scale: float = 1.0
+    logit_scale: Annotated[float, Range(1e-3, 1e6)] = 1.0
     """Factor of the unit vectors before the classifier, the inverse of the logits' temperature."""
+
+
+class Title(str):
+    """The title of a term of the loss in tables and figures, beside its weight in `LossConfig`."""
+
+
+WEIGHT = Range(0, 1e6)  # of a term of the loss
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
     """The Ad-Corre loss; a weight of 0 switches its term off at no cost."""
 
-    w_ce: float | None = None
+    w_ce: Annotated[float | None, WEIGHT, Title("Cross-entropy")] = None
     """Weight of the cross-entropy; None is 50 / classes, the published 50 over a mean of batch and classes."""
-    w_fd: float = 1.0
+    w_fd: Annotated[float, WEIGHT, Title("Feature Discriminator")] = 1.0
     """Weight of the Feature Discriminator."""
-    w_md: float = 1.0
+    w_md: Annotated[float, WEIGHT, Title("Mean Discriminator")] = 1.0
     """Weight of the Mean Discriminator."""
-    w_ed: float = 1.0
+    w_ed: Annotated[float, WEIGHT, Title("Embedding Discriminator")] = 1.0
     """Weight of the Embedding Discriminator."""
     adaptive: bool = True
     """Weigh pairs by the recall of their classes (adaptive attention map)."""
-    weight_floor: float = 1.0
+    weight_floor: Annotated[float, Range(0, 1e6)] = 1.0
     """Floor of the adaptive map: 1 as in the published code, 0 as in the paper's notation."""
-    history: int = 1000
+    history: Annotated[int, Range(1, 10_000_000)] = 1000
     """Predictions that the adaptive map's confusion matrix looks back on."""
-    label_smoothing: float = 0.1
+    label_smoothing: Annotated[float, Range(0, 0.99)] = 0.1
     """Share of the target spread evenly over the classes, 0..1 (labels of expressions are noisy)."""
-    ramp_epochs: float = 0.0
+    ramp_epochs: Annotated[float, Range(0, 100_000)] = 0.0
     """Epochs over which the weights of all terms but the cross-entropy rise linearly from 0."""
-    w_center: float = 0.0
+    w_center: Annotated[float, WEIGHT, Title("Center loss")] = 0.0
     """Weight of the center loss, a rival to compare with (rivals.py)."""
-    w_supcon: float = 0.0
+    w_supcon: Annotated[float, WEIGHT, Title("Supervised contrastive")] = 0.0
     """Weight of the supervised contrastive loss, a rival."""
-    w_triplet: float = 0.0
+    w_triplet: Annotated[float, WEIGHT, Title("Triplet, semi-hard")] = 0.0
     """Weight of the triplet loss with semi-hard negatives, a rival."""
 
 
@@ -101,19 +107,19 @@ class OptimizerConfig:
     """How the weights move."""
 
     optimizer: Literal["adamw", "adam"] = "adamw"
-    learning_rate: float = 2e-3
+    learning_rate: Annotated[float, Range(0, 1e30)] = 2e-3
     """Peak learning rate."""
     schedule: Literal["cosine", "inverse_time", "constant"] = "cosine"
     """cosine: linear warm-up, then half a cosine to 0; inverse_time: rate / (1 + decay * step)."""
-    warmup_epochs: float = 2.0
+    warmup_epochs: Annotated[float, Range(0, 100_000)] = 2.0
     """Epochs of linear warm-up from 0 (cosine only)."""
-    decay: float = 1e-5
+    decay: Annotated[float, Range(0, 1e6)] = 1e-5
     """Decay per step (inverse_time only)."""
-    weight_decay: float = 0.05
+    weight_decay: Annotated[float, Range(0, 1e6)] = 0.05
     """Decoupled weight decay on kernels (adamw only)."""
-    accumulate: int = 1
+    accumulate: Annotated[int, Range(1, 1_000_000)] = 1
     """Batches whose gradients are averaged before one update (the published "virtual batch")."""
-    average: float = 0.0
+    average: Annotated[float, Range(0, 0.99999)] = 0.0
     """Decay a step of the moving average of the weights that is evaluated and saved, 0..1; 0 keeps none."""
 
 
@@ -125,15 +131,15 @@ class AugmentConfig:
     """Switches all of them."""
     flip: bool = True
     """Mirror left and right, half of the time."""
-    rotation: float = 10.0
+    rotation: Annotated[float, Range(0, 180)] = 10.0
     """Largest turn, degrees."""
-    shift: float = 0.1
+    shift: Annotated[float, Range(0, 1)] = 0.1
     """Largest shift, share of the side."""
-    zoom: float = 0.1
+    zoom: Annotated[float, Range(0, 0.9)] = 0.1
     """Largest change of size, share."""
-    erase: float = 0.5
+    erase: Annotated[float, Range(0, 1)] = 0.5
     """Probability of erasing one random rectangle."""
-    mixup: float = 0.0
+    mixup: Annotated[float, Range(0, 1_000)] = 0.0
     """Alpha of mixup: each picture is blended with another, shares from Beta(alpha, alpha); 0 blends none."""
 
 
@@ -154,11 +160,11 @@ class TrainConfig:
     """Weights file to start from."""
     teacher: str | None = None
     """Model file whose probabilities on the training images are blended into the targets (distillation)."""
-    teacher_share: float = 0.5
+    teacher_share: Annotated[float, Range(0, 1)] = 0.5
     """Share of the teacher in the targets, 0..1."""
-    epochs: int = 12
-    batch_size: int = 128
-    seed: int = 0
+    epochs: Annotated[int, Range(1, 100_000)] = 12
+    batch_size: Annotated[int, Range(1, 1_000_000)] = 128
+    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
     balanced: bool = False
     """Draw every class equally often."""
     soft_labels: bool = False
@@ -167,11 +173,11 @@ class TrainConfig:
     """Split that chooses the best epoch; test imitates the published practice and is marked in every report."""
     precision: Precision = "float32"
     backend: Backend = "tensorflow"
-    devices: int = 1
+    devices: Annotated[int, Range(1, 1_024)] = 1
     """Devices that each process trains on (--backend jax): GPUs, or where there is none shares of the processor."""
-    processes: int | None = None
+    processes: Annotated[int | None, Range(1, 65_536)] = None
     """Processes that train one network together (--backend jax); None is Slurm's tasks under srun, else 1."""
-    process_id: int | None = None
+    process_id: Annotated[int | None, Range(0, 65_535)] = None
     """Which of them this one is, 0..processes-1; None is Slurm's."""
     coordinator: str | None = None
     """HOST:PORT where process 0 can be reached; None is made of Slurm's first host."""
@@ -183,16 +189,24 @@ class TrainConfig:
     """Show tracebacks."""
 
 
-# The terms of the loss and their titles, each with its option w_<term> in `LossConfig`.
-LOSS_TERMS = {
-    "ce": "Cross-entropy",
-    "fd": "Feature Discriminator",
-    "md": "Mean Discriminator",
-    "ed": "Embedding Discriminator",
-    "center": "Center loss",
-    "supcon": "Supervised contrastive",
-    "triplet": "Triplet, semi-hard",
-}
+def _loss_terms() -> dict[str, str]:
+    hints = get_type_hints(LossConfig, include_extras=True)
+    return {
+        name.removeprefix("w_"): extra
+        for name, hint in hints.items()
+        for extra in getattr(hint, "__metadata__", ())
+        if isinstance(extra, Title)
+    }
+
+
+# The title of every term of the loss, in the order of the fields ``w_<term>`` of `LossConfig`.
+LOSS_TERMS: dict[str, str] = _loss_terms()
+
+
+def loss_weights(loss: LossConfig) -> dict[str, float | None]:
+    """The weight of every term of the loss, in the order of `LOSS_TERMS`; None for ``ce`` is 50 / classes."""
+    return {term: getattr(loss, f"w_{term}") for term in LOSS_TERMS}
+
 
 # The published set-up, as far as the released code tells it; its augmentation is not known, ours stays.
 RECIPES: dict[str, TrainConfig] = {
@@ -207,68 +221,16 @@ RECIPES: dict[str, TrainConfig] = {
 }
 
 
-# Lowest and highest value of every number that a training is set up with; None is no bound.
-_RANGES: dict[str, tuple[float | None, float | None]] = {
-    "epochs": (1, None),
-    "batch_size": (1, None),
-    "devices": (1, None),
-    "processes": (1, None),
-    "process_id": (0, None),
-    "seed": (0, None),
-    "num_embeddings": (1, None),
-    "embedding_size": (3, None),
-    "input_size": (1, None),
-    "dropout": (0, 0.99),
-    "w_ce": (0, None),
-    "w_fd": (0, None),
-    "w_md": (0, None),
-    "w_ed": (0, None),
-    "logit_scale": (1e-3, None),
-    "w_center": (0, None),
-    "w_supcon": (0, None),
-    "w_triplet": (0, None),
-    "ramp_epochs": (0, None),
-    "average": (0, 0.99999),
-    "weight_floor": (0, None),
-    "history": (1, None),
-    "label_smoothing": (0, 0.99),
-    "learning_rate": (0, None),
-    "warmup_epochs": (0, None),
-    "decay": (0, None),
-    "weight_decay": (0, None),
-    "accumulate": (1, None),
-    "rotation": (0, 180),
-    "shift": (0, 1),
-    "zoom": (0, 0.9),
-    "erase": (0, 1),
-    "mixup": (0, None),
-    "teacher_share": (0, 1),
-}
-
-
-_TERM_WEIGHTS = ("w_fd", "w_md", "w_ed", "w_center", "w_supcon", "w_triplet")
-
-
 def check(settings: TrainConfig) -> None:
-    """Checks that every number can be trained with.
+    """Checks every number of ``settings``.
 
     Raises:
-        UserError: a number out of its range, or a loss without any term.
+        UserError: a number outside its field's `Range`, or a loss whose weights are all 0.
     """
-    for section in (settings, settings.model, settings.loss, settings.optimizer, settings.augmentation):
-        for field in dataclasses.fields(section):
-            value = getattr(section, field.name)
-            if field.name not in _RANGES or value is None:
-                continue
-            low, high = _RANGES[field.name]
-            if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
-                expected = f"{low} or more" if high is None else f"{low} to {high}"
-                raise UserError(f"{option(field.name)}: expected {expected}, received {value}")
-    loss = settings.loss
-    if not any((loss.w_ce is None or loss.w_ce, *(getattr(loss, name) for name in _TERM_WEIGHTS))):
-        raise UserError(
-            f"--w-ce, {', '.join(map(option, _TERM_WEIGHTS))}: expected at least one above 0, received only 0"
-        )
+    check_ranges(settings)
+    if not any(weight is None or weight > 0 for weight in loss_weights(settings.loss).values()):
+        options = ", ".join(option(f"w_{term}") for term in LOSS_TERMS)
+        raise UserError(f"{options}: expected at least one above 0, received only 0")
 
 
 def parse_train_options() -> TrainConfig:

@@ -6,11 +6,13 @@ import dataclasses
 import json
 import re
 import shlex
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 import pytest
 
 import command_line
 import config
+from command_line import Range
 from config import (
     RECIPES,
     AugmentConfig,
@@ -299,7 +301,51 @@ def test_a_loss_without_terms_is_refused():
 
 def test_every_number_of_a_training_has_a_range():
     whole = TrainConfig()
-    sections = (whole, whole.model, whole.loss, whole.optimizer, whole.augmentation)
-    kinds = ("int", "float", "int | None", "float | None")
-    numbers = {field.name for section in sections for field in dataclasses.fields(section) if field.type in kinds}
-    assert numbers == set(config._RANGES)
+    for section in (whole, whole.model, whole.loss, whole.optimizer, whole.augmentation):
+        for name, hint in get_type_hints(type(section), include_extras=True).items():
+            kind, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+            is_number = {int, float} & {kind, *get_args(kind)}
+            assert bool(is_number) == any(isinstance(extra, Range) for extra in extras), name
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    share: Annotated[float, Range(0, 1)] = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    how_many: Annotated[int | None, Range(1, None)] = None
+    inner: Inner = Inner()
+
+
+@pytest.mark.parametrize("options", [Outer(), Outer(1), Outer(10**9, Inner(0)), Outer(3, Inner(1))])
+def test_numbers_inside_their_ranges_pass(options):
+    command_line.check_ranges(options)
+
+
+@pytest.mark.parametrize(
+    ("options", "facts"),
+    [
+        (Outer(0), "--how-many.*1 or more.* 0"),
+        (Outer(1, Inner(1.5)), "--share.*0 to 1.*1.5"),
+        (Outer(1, Inner(float("nan"))), "--share.*0 to 1.*nan"),
+    ],
+)
+def test_a_number_outside_its_range_is_refused_in_every_section(options, facts):
+    with pytest.raises(UserError, match=facts):
+        command_line.check_ranges(options)
+
+
+def test_a_command_checks_its_numbers(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["a.py", "outer", "--share", "2"])
+    with pytest.raises(UserError, match="--share"):
+        command_line.parse_command({"outer": Outer, "inner": Inner}, description="")
+
+
+def test_a_term_of_the_loss_is_one_field():
+    """Each field ``w_<term>`` has a title, in the order of the fields, and nothing else is a term."""
+    names = [field.name for field in dataclasses.fields(LossConfig) if field.name.startswith("w_")]
+    assert [f"w_{term}" for term in config.LOSS_TERMS] == names
+    assert config.LOSS_TERMS["md"] == "Mean Discriminator"
+    assert config.loss_weights(UNUSUAL.loss) == {name.removeprefix("w_"): getattr(UNUSUAL.loss, name) for name in names}
