@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
@@ -15,7 +15,9 @@ Config = TypeVar("Config")
 _CLI_STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 
 
-def parse_options(config_class: type[Config], default: Config | None = None, args: list[str] | None = None) -> Config:
+def parse_options(
+    config_class: type[Config], default: Config | None = None, args: Sequence[str] | None = None
+) -> Config:
     """Makes a config from command-line options named after its fields.
 
     Args:
@@ -33,6 +35,19 @@ def parse_options(config_class: type[Config], default: Config | None = None, arg
     return options
 
 
+def parse_some_options(config_class: type[Config], args: Sequence[str] | None = None) -> Config:
+    """Makes a config from its own options, wherever they stand among others, which are ignored.
+
+    Args:
+        config_class: a frozen dataclass; see `parse_options`.
+        args: the options; None is ``sys.argv[1:]``.
+
+    Raises:
+        SystemExit: with code 2 and a message for a value of the wrong type.
+    """
+    return tyro.cli(config_class, args=args, config=_CLI_STYLE, add_help=False, return_unknown_args=True)[0]
+
+
 def parse_command(commands: dict[str, type], description: str) -> Any:
     """Makes the config of the sub-command named first on the command line (`parse_options` for several).
 
@@ -44,7 +59,7 @@ def parse_command(commands: dict[str, type], description: str) -> Any:
 
 
 def parse_command_over(
-    commands: dict[str, tuple[type, dict[str, Any]]], description: str, args: list[str] | None = None
+    commands: dict[str, tuple[type, dict[str, Any]]], description: str, args: Sequence[str] | None = None
 ) -> Any:
     choices = tuple(Annotated[cls, tyro.conf.subcommand(name, **extra)] for name, (cls, extra) in commands.items())
     union: Any = choices[0]

@@ -12,13 +12,12 @@ import hashlib
 import io
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Annotated, Any, Literal, get_type_hints
 
 import datasets
-from command_line import Range, check_ranges, option, parse_options, to_args
+from command_line import Range, check_ranges, option, parse_options, parse_some_options, to_args
 from files import UserError
 
 # The data sets that can be prepared, trained on and evaluated.
@@ -145,11 +144,7 @@ class AugmentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Trains a network with the Ad-Corre loss and reports how good it is.
-
-    Without options: draws the synthetic faces, trains mini_xcp on them and evaluates it. --recipe published sets
-    the published set-up (Xception from ImageNet at 224 px, Adam, batch 50, 300 epochs); other options override it.
-    """
+    """Everything that can be chosen for a training."""
 
     dataset: DatasetName = DatasetName.synthetic
     data_dir: str = "data"
@@ -221,6 +216,26 @@ RECIPES: dict[str, TrainConfig] = {
 }
 
 
+Recipe = Literal[tuple(RECIPES)]
+
+
+@dataclasses.dataclass(frozen=True)
+class RecipeOption:
+    """The choice of a recipe, for the commands that offer it."""
+
+    recipe: Recipe | None = None
+    """Set-up that gives the defaults of all other options; None is default, for experiments their own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions(TrainConfig, RecipeOption):
+    """Trains a network with the Ad-Corre loss and reports how good it is.
+
+    Without options: draws the synthetic faces, trains mini_xcp on them and evaluates it. --recipe published sets
+    the published set-up (Xception from ImageNet at 224 px, Adam, batch 50, 300 epochs); other options override it.
+    """
+
+
 def check(settings: TrainConfig) -> None:
     """Checks every number of ``settings``.
 
@@ -233,24 +248,28 @@ def check(settings: TrainConfig) -> None:
         raise UserError(f"{options}: expected at least one above 0, received only 0")
 
 
-def parse_train_options() -> TrainConfig:
-    """Makes the training config: ``--recipe NAME`` sets the defaults, the other options override them."""
-    recipe, args = take_recipe(sys.argv[1:])
-    return parse_options(TrainConfig, RECIPES[recipe or "default"], args)
+def parse_train_options(args: Sequence[str] | None = None) -> TrainConfig:
+    """The options of ``train.py``: ``--recipe NAME`` sets the defaults, the other options override them.
+
+    Args:
+        args: the command line; None is ``sys.argv[1:]``.
+    """
+    recipe = RECIPES[chosen_recipe(args) or "default"]
+    return training_options(parse_options(TrainOptions, TrainOptions(**_fields(recipe)), args))
 
 
-def take_recipe(args: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The value of ``--recipe``, and the words without it."""
-    args = list(args)
-    recipe = None
-    for place, arg in enumerate(args):
-        if arg.split("=")[0] == "--recipe":
-            recipe = arg.partition("=")[2] if "=" in arg else "".join(args[place + 1 : place + 2])
-            del args[place : place + (1 if "=" in arg else 2)]
-            break
-    if recipe is not None and recipe not in RECIPES:
-        raise UserError(f"--recipe: expected one of {', '.join(RECIPES)}, received {recipe!r}")
-    return recipe, args
+def chosen_recipe(args: Sequence[str] | None = None) -> str | None:
+    """The value of ``--recipe`` anywhere on the command line; None without it."""
+    return parse_some_options(RecipeOption, args).recipe
+
+
+def training_options(settings: TrainConfig) -> TrainConfig:
+    """The plain `TrainConfig` in the options of a command that adds some of its own."""
+    return TrainConfig(**_fields(settings))
+
+
+def _fields(settings: TrainConfig) -> dict[str, Any]:
+    return {field.name: getattr(settings, field.name) for field in dataclasses.fields(TrainConfig)}
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from typing import Annotated
 
 import tyro
 
 from command_line import parse_command_over
-from config import RECIPES, TrainConfig, take_recipe
+from config import RECIPES, RecipeOption, TrainConfig, chosen_recipe, training_options
 
 
 @dataclasses.dataclass(frozen=True)
-class GridConfig(TrainConfig):
+class GridConfig(TrainConfig, RecipeOption):
     """What the commands of reproduce.py share: which experiments, and the options that all of their runs have.
 
     Options of train.py that are named here hold for every row that does not set them itself.
@@ -28,8 +27,7 @@ class GridConfig(TrainConfig):
 
     def training(self) -> TrainConfig:
         """The options of the runs."""
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(TrainConfig)}
-        return TrainConfig(**{**own, "run_dir": None})
+        return dataclasses.replace(training_options(self), run_dir=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +66,6 @@ def parse_grid_command(commands: dict[str, type[GridConfig]], description: str, 
         description: what the program does, for ``--help``.
         recipe: where unnamed options come from, unless the command line has a ``--recipe``.
     """
-    chosen, args = take_recipe(sys.argv[1:])
-    base = RECIPES[chosen or recipe]
+    base = RECIPES[chosen_recipe() or recipe]
     own = {field.name: getattr(base, field.name) for field in dataclasses.fields(base) if field.name != "run_dir"}
-    return parse_command_over(
-        {name: (cls, {"default": cls(**own)}) for name, cls in commands.items()}, description, args
-    )
+    return parse_command_over({name: (cls, {"default": cls(**own)}) for name, cls in commands.items()}, description)
