@@ -306,7 +306,7 @@ def with_options(settings: TrainConfig, options: Mapping[str, Any], place: str) 
         place: what a message calls the place of the options.
 
     Raises:
-        UserError: an unknown name, or a value of the wrong type.
+        UserError: an unknown name, a value of the wrong type or a number outside its range.
     """
     screen = io.StringIO()
     try:
@@ -315,6 +315,8 @@ def with_options(settings: TrainConfig, options: Mapping[str, Any], place: str) 
     except SystemExit:
         reason = " ".join(re.sub("[^\\x20-\\x7e]", " ", screen.getvalue()).split())
         raise UserError(f"{place}: cannot use the options {dict(options)} ({reason})") from None
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
 
 
 # What a run may differ in and still be the same run: where things lie and are done, not what is computed.

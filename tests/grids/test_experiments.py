@@ -130,7 +130,7 @@ def test_a_yaml_file(tmp_path):
         ("rows: [{name: a}, {name: a}]", "row 2: the name 'a' stands twice"),
         ("rows: [{name: a, w_xx: 1}]", "row 'a': cannot use the options {'w_xx': 1}.*w-xx"),
         ("rows: [{name: a, epochs: many}]", "row 'a': cannot use the options {'epochs': 'many'}"),
-        ("rows: [{name: a, epochs: 0}]", "--epochs: expected 1 or more, received 0"),
+        ("rows: [{name: a, epochs: 0}]", "row 'a': --epochs: expected 1 to .*, received 0"),
         ("rows: [{name: a}]\nrecipe: cake", "recipe: expected one of default, published, found 'cake'"),
         ("rows: [{name: a}]\ndatasets: [moon]", "datasets: 'moon'"),
         ("rows: [", "expected YAML"),
