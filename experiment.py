@@ -18,6 +18,7 @@ import augmentation
 import cnn_model
 import config
 import custom_loss
+import datasets
 import evaluation
 import metrics
 import plots
@@ -266,7 +267,8 @@ def _report(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit
     extra = {}
     if team.leads:
         history = training.read_history(folder)
-        plots.save_history(folder / "history.png", history)
+        title = f"{datasets.title(settings.dataset.value)}, train, n = {len(splits['train'].labels):,}"
+        plots.save_history(folder / "history.png", history, title, info.metrics["epoch"])
         extra = {
             "selected_on": settings.select_on,
             "best_epoch": info.metrics["epoch"],
