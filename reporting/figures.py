@@ -149,7 +149,9 @@ def _save_tsne(folder: Path, rows: Sequence[Row]) -> ReportFigure | None:
         return None
     seed = min(shared)
     path = _path(folder, rows, "tsne")
-    with new_figure(path, 1.4 + 3.6 * len(chosen), 3.8, measured_on(rows)) as figure:
+    count = len(shown[0][seed].predictions["tsne_rows"])
+    title = f"{measured_on(rows)} ({count:,} shown)"
+    with new_figure(path, 1.4 + 3.6 * len(chosen), 3.8, title) as figure:
         panel_axes = figure.subplots(1, len(chosen), squeeze=False)[0]
         seen = []
         for axes, row, runs in zip(panel_axes, chosen, shown, strict=True):
@@ -159,7 +161,7 @@ def _save_tsne(folder: Path, rows: Sequence[Row]) -> ReportFigure | None:
             axes.set_title(f"{_wrapped(row.name)}, {percent(runs[seed].result['accuracy'])}%")
         expression_legend(figure, np.concatenate(seen), chosen[0].results[0]["class_names"])
     caption = (
-        f"t-SNE of all embeddings of {len(seen[0]):,} images, seed {seed}. Each panel has its own plane: compare which "
+        f"t-SNE of all embeddings of {count:,} images, seed {seed}. Each panel has its own plane: compare which "
         "images are close together and which are apart, not the places."
     )
     return ReportFigure(path, "Embeddings on a plane", caption)
