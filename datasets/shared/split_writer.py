@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from data_helper import FORMAT_VERSION, split_dir
+from data_helper import FORMAT_VERSION, content_digest, split_dir
 from files import UserError, only_writer, whole_file, write_json, write_text
 
 
@@ -67,6 +68,7 @@ class SplitWriter:
         }
         self.skipped: list[dict[str, str]] = []
         self._labels: list[int] = []
+        self._pixels = hashlib.sha256()
         self._arrays: dict[str, np.ndarray] = {}
         # Two levels deep, so that nobody who looks for <dataset>/<split>/meta.json finds an unfinished one.
         self._stage = self.folder.with_name(f".tmp-{split}")
@@ -89,7 +91,9 @@ class SplitWriter:
             raise ValueError(f"expected uint8 {self.meta['image_shape']}, received {image.dtype} {list(image.shape)}")
         if not 0 <= label < len(self.meta["class_names"]):
             raise ValueError(f"expected a label 0..{len(self.meta['class_names']) - 1}, received {label}")
-        self._images.write(image.tobytes())
+        data = image.tobytes()
+        self._images.write(data)
+        self._pixels.update(data)
         self._labels.append(int(label))
 
     def skip(self, name: str, reason: str) -> None:
@@ -142,7 +146,9 @@ class SplitWriter:
             return False
         self._images = open(path, "r+b")  # noqa: SIM115 - open as long as the writer is
         self._images.truncate(num_bytes)
-        self._images.seek(num_bytes)
+        self._images.seek(len(self._header(len(labels))))
+        while block := self._images.read(1 << 20):  # ends at the file's end, where writing goes on
+            self._pixels.update(block)
         self._labels, self.skipped = labels, skipped
         self._journal.begin(labels, skipped)
         return True
@@ -175,12 +181,15 @@ class SplitWriter:
         self._images.flush()
         os.fsync(self._images.fileno())
         self._images.close()
-        for name, rows in {"labels": np.array(self._labels, np.int64), **self._arrays}.items():
+        labels = np.array(self._labels, np.int64)
+        for name, rows in {"labels": labels, **self._arrays}.items():
             if len(rows) != len(self._labels):
                 raise ValueError(f"{name}: expected {len(self._labels)} rows, an image each, received {len(rows)}")
             with whole_file(self._new / f"{name}.npy") as path:
                 np.save(path, rows)
         self.meta["class_counts"] = np.bincount(self._labels, minlength=len(self.meta["class_names"])).tolist()
+        image_shape = (len(labels), *self.meta["image_shape"])
+        self.meta["digest"] = content_digest(image_shape, self._pixels.hexdigest(), labels, self._arrays.get("votes"))
         write_json(self._new / "meta.json", self.meta)
 
     def _publish(self) -> None:

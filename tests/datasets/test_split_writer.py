@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import hashlib
 import json
 import signal
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import run_python
 
+from data_helper import content_digest
 from datasets.shared import split_writer
 from datasets.shared.split_writer import SplitWriter, published_together
 from files import UserError, only_writer
@@ -58,7 +60,9 @@ def test_a_split_holds_what_was_added(tmp_path):
     assert (images.shape, images.dtype, labels.dtype) == ((3, 2, 3, 1), np.uint8, np.int64)
     assert images[:, 1, 2, 0].tolist() == [10, 20, 30]
     assert labels.tolist() == [2, 0, 2]
-    assert json.loads((folder / "meta.json").read_text()) == {
+    meta = json.loads((folder / "meta.json").read_text())
+    assert len(meta.pop("digest")) == 64
+    assert meta == {
         "format_version": 1,
         "dataset": "set",
         "split": "val",
@@ -253,6 +257,9 @@ def test_an_interrupted_preparation_goes_on(tmp_path):
     assert np.load(tmp_path / "set/train/labels.npy").tolist() == [2, 0, 1]
     meta = json.loads((tmp_path / "set/train/meta.json").read_text())
     assert (meta["num_images"], meta["class_counts"], meta["preparation"]) == (3, [1, 1, 1], RUN)
+    assert meta["digest"] == content_digest(
+        (3, *SHAPE), hashlib.sha256(images.tobytes()).hexdigest(), np.array([2, 0, 1])
+    )
     assert meta["skipped"] == [{"name": "x.jpg", "reason": "broken"}, {"name": "y.jpg", "reason": "broken too"}]
 
 
