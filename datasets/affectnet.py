@@ -1,4 +1,4 @@
-"""How is an official AffectNet release read? Both of them: their layouts, codes, face boxes, hold-out and counts."""
+"""AffectNet: reads both official releases; layouts, face boxes, hold-out and official counts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PrepareAffectnetConfig(PrepareOptions):
     """Seed of the hold-out."""
 
 
-# Images a class in the official releases, in the order of `CLASS_NAMES`; the hold-out "val" is part of "train" here.
+# Images per class in the official releases, in the order of `CLASS_NAMES`; the hold-out "val" is part of "train" here.
 _OFFICIAL_TRAIN = (74874, 134415, 25459, 14090, 6378, 3803, 24882, 3750)
 OFFICIAL_COUNTS = {
     "2021": {"train": _OFFICIAL_TRAIN, "test": (500, 500, 500, 500, 500, 500, 500, 499)},
@@ -288,4 +288,14 @@ def _is_number(text: str) -> bool:
         return False
 
 
-DATASET = DataSet("affectnet", "AffectNet", PrepareAffectnetConfig, prepare_affectnet)
+DATASET = DataSet(
+    name="affectnet",
+    title="AffectNet",
+    options=PrepareAffectnetConfig,
+    prepare=prepare_affectnet,
+    paper="Mollahosseini, Hasani and Mahoor, AffectNet: A Database for Facial Expression, Valence, and Arousal "
+    "Computing in the Wild, IEEE Transactions on Affective Computing 2019",
+    request="by a professor or lab manager, http://mohammadmahoor.com/pages/databases/affectnet/",
+    official_counts=lambda meta: OFFICIAL_COUNTS.get(meta["options"].get("form"), {}),
+    paper_key=lambda num_classes: "affectnet_7" if num_classes == 7 else None,
+)

@@ -1,4 +1,4 @@
-"""How is an official FER-2013 release read? Every form it comes in, its codes, its splits, its counts."""
+"""FER-2013: reads every form of the official release; codes, splits and official counts."""
 
 from __future__ import annotations
 
@@ -18,21 +18,17 @@ from tqdm import tqdm
 from datasets.shared.archives import SourceFiles, damaged_zip, file_identity, is_zip
 from datasets.shared.dataset import DataSet
 from datasets.shared.expressions import ANGER, CLASS_NAMES, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
-from datasets.shared.release import Release, write_release
+from datasets.shared.release import Release, ReleaseOptions, write_release
 from files import UserError
 from images import decode_image
 
 
 @dataclasses.dataclass(frozen=True)
-class PrepareFer2013Config:
+class PrepareFer2013Config(ReleaseOptions):
     """FER-2013: fer2013.csv, icml_face_data.csv, train.csv or the train/ and test/ folders; a zip of any of these."""
 
     source: str
-    """The official release: a CSV file, a folder or a zip."""
-    data_dir: str = "data"
-    """Folder of the prepared data sets."""
-    debug: bool = False
-    """Show tracebacks."""
+    """The official release: a CSV file, a folder, a zip or a tar."""
 
 
 IMAGE_SHAPE = (48, 48, 1)
@@ -47,7 +43,7 @@ FOLDERS = {  # by name: the folders' alphabetical order is not the order of the 
     "surprise": SURPRISE,
 }
 SPLITS = {"Training": "train", "PublicTest": "val", "PrivateTest": "test"}
-# Images a class in the official release, in the order of `CLASS_NAMES`.
+# Images per class in the official release, in the order of `CLASS_NAMES`.
 OFFICIAL_COUNTS = {
     "train": (4965, 7215, 4830, 3171, 4097, 436, 3995),
     "val": (607, 895, 653, 415, 496, 56, 467),
@@ -66,16 +62,15 @@ _USAGES = {"train": ("Training",), "test": ("PublicTest", "PrivateTest")}
 _PIXELS = {str(value): value for value in range(256)}
 
 
-def prepare_fer2013(source: str | Path, data_dir: str | Path) -> dict[str, dict[str, Any]]:
+def prepare_fer2013(settings: PrepareFer2013Config) -> dict[str, dict[str, Any]]:
     """Prepares FER-2013 from any form of the official release, with a progress bar.
 
     The CSV forms hold the exact pixels; the folder form holds them as JPEG, which `meta.json` says (``form``).
 
     Args:
-        source: ``fer2013.csv``, ``icml_face_data.csv``, ``train.csv``, the folder form, or a folder, zip or tar of
-            these.
-        data_dir: folder of the prepared data sets; writes ``fer2013/{train,val,test}``, uint8 (N, 48, 48, 1), in the
-            order of the CSV or of the file names.
+        settings: where from (``fer2013.csv``, ``icml_face_data.csv``, ``train.csv``, the folder form, or a folder, zip
+            or tar of these) and where to; writes ``fer2013/{train,val,test}``, uint8 (N, 48, 48, 1), in the order of
+            the CSV or of the file names.
 
     Returns:
         Split -> the content of its `meta.json`; a split that the source lacks is absent, and an earlier one stays.
@@ -83,7 +78,7 @@ def prepare_fer2013(source: str | Path, data_dir: str | Path) -> dict[str, dict[
     Raises:
         UserError: the source is missing, of no known form, or damaged; what was prepared earlier is untouched.
     """
-    return write_release(data_dir, "fer2013", _read(Path(source)))
+    return write_release(settings.data_dir, "fer2013", _read(Path(settings.source)))
 
 
 def _read(source: Path) -> Release:
@@ -278,5 +273,13 @@ def _folder_image(files: SourceFiles, name: str) -> np.ndarray:
 
 
 DATASET = DataSet(
-    "fer2013", "FER-2013", PrepareFer2013Config, lambda options: prepare_fer2013(options.source, options.data_dir)
+    name="fer2013",
+    title="FER-2013",
+    options=PrepareFer2013Config,
+    prepare=prepare_fer2013,
+    paper="Goodfellow et al., Challenges in Representation Learning: A report on three machine learning contests, "
+    "ICONIP 2013",
+    request="https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge",
+    official_counts=lambda meta: OFFICIAL_COUNTS,
+    paper_key=lambda num_classes: "fer2013",
 )

@@ -1,7 +1,6 @@
-"""How is FER+ read? Ten people's votes on each picture of FER-2013, the majority rule, and the pixels beside them.
+"""FER+: reads ten people's votes on each image of FER-2013, applies the majority rule, and takes FER-2013's pixels.
 
-Barsoum et al., "Training Deep Networks for Facial Expression Recognition with Crowd-Sourced Label Distribution",
-ICMI 2016. `fer2013new.csv` holds votes alone, a row for each picture of FER-2013's CSV, in its order.
+`fer2013new.csv` holds votes only, one row per image of FER-2013's CSV, in its order.
 """
 
 from __future__ import annotations
@@ -19,27 +18,23 @@ from datasets.fer2013 import IMAGE_SHAPE, SPLITS, Table, check_usage, csv_rows, 
 from datasets.shared.archives import file_identity
 from datasets.shared.dataset import DataSet
 from datasets.shared.expressions import ANGER, CLASS_NAMES, CONTEMPT, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
-from datasets.shared.release import Release, write_release
+from datasets.shared.release import Release, ReleaseOptions, write_release
 from files import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class PrepareFerplusConfig:
+class PrepareFerplusConfig(ReleaseOptions):
     """FER+: fer2013new.csv beside fer2013.csv (majority rule; votes.npy keeps the distribution)."""
 
     source: str
     """fer2013.csv or icml_face_data.csv, or a folder, zip or tar that holds one of them."""
-    data_dir: str = "data"
-    """Folder of the prepared data sets."""
     labels: str | None = None
     """fer2013new.csv; None looks for it in the source, then beside it."""
     classes: Literal[7, 8] = 8
     """8 keeps contempt."""
-    debug: bool = False
-    """Show tracebacks."""
 
 
-# Images a class that the majority rule keeps, in the order of `CLASS_NAMES`.
+# Images per class that the majority rule keeps, in the order of `CLASS_NAMES`.
 OFFICIAL_COUNTS = {
     "train": (8740, 7287, 3014, 3149, 532, 119, 2100, 119),
     "val": (1182, 865, 351, 415, 62, 24, 287, 13),
@@ -219,4 +214,13 @@ def _examples(
         )
 
 
-DATASET = DataSet("ferplus", "FER+", PrepareFerplusConfig, prepare_ferplus)
+DATASET = DataSet(
+    name="ferplus",
+    title="FER+",
+    options=PrepareFerplusConfig,
+    prepare=prepare_ferplus,
+    paper="Barsoum et al., Training Deep Networks for Facial Expression Recognition with Crowd-Sourced Label "
+    "Distribution, ICMI 2016",
+    request="FER-2013, and its votes from https://github.com/microsoft/FERPlus",
+    official_counts=lambda meta: OFFICIAL_COUNTS,
+)

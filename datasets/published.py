@@ -1,4 +1,4 @@
-"""How is a folder as the published repository keeps its data read? ``images/`` and ``annotations/<stem>_exp.npy``."""
+"""The layout of the published repository: reads ``images/`` with ``annotations/<stem>_exp.npy``."""
 
 from __future__ import annotations
 
@@ -79,4 +79,12 @@ def prepare_published(settings: PreparePublishedConfig) -> dict[str, dict[str, A
     return write_pictures(settings.data_dir, "published", release, strict=settings.strict, workers=settings.workers)
 
 
-DATASET = DataSet("published", "published layout", PreparePublishedConfig, prepare_published)
+DATASET = DataSet(
+    name="published",
+    title="published layout",
+    options=PreparePublishedConfig,
+    prepare=prepare_published,
+    paper="Fard and Mahoor, Ad-Corre: Adaptive Correlation-Based Loss for Facial Expression Recognition in the Wild, "
+    "IEEE Access 2022",
+    request="a folder of your own, as https://github.com/aliprf/Ad-Corre reads it",
+)

@@ -1,4 +1,4 @@
-"""How is an official RAF-DB basic release read? Its list, its codes, its two kinds of pictures, its counts."""
+"""RAF-DB basic: reads the official release, aligned faces or originals; codes and official counts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PrepareRafdbConfig(PrepareOptions):
 
 
 CODES = {"1": SURPRISE, "2": FEAR, "3": DISGUST, "4": HAPPY, "5": SAD, "6": ANGER, "7": NEUTRAL}  # the list's
-# Images a class in the official release, in the order of `CLASS_NAMES`; the hold-out "val" is part of "train" here.
+# Images per class in the official release, in the order of `CLASS_NAMES`; the hold-out "val" is part of "train" here.
 OFFICIAL_COUNTS = {
     "train": (2524, 4772, 1982, 1290, 281, 717, 705),
     "test": (680, 1185, 478, 329, 74, 160, 162),
@@ -175,4 +175,14 @@ def _report_unlisted(names: set[str], folder: str, pictures: Sequence[Picture]) 
     return len(bare)
 
 
-DATASET = DataSet("rafdb", "RAF-DB", PrepareRafdbConfig, prepare_rafdb)
+DATASET = DataSet(
+    name="rafdb",
+    title="RAF-DB",
+    options=PrepareRafdbConfig,
+    prepare=prepare_rafdb,
+    paper="Li, Deng and Du, Reliable Crowdsourcing and Deep Locality-Preserving Learning for Expression Recognition in "
+    "the Wild, CVPR 2017",
+    request="by e-mail, http://www.whdeng.cn/RAF/model1.html",
+    official_counts=lambda meta: OFFICIAL_COUNTS,
+    paper_key=lambda num_classes: "rafdb",
+)

@@ -29,19 +29,25 @@ CHECKPOINT_SECONDS = 5.0  # of work that an interruption costs at most
 
 
 @dataclasses.dataclass(frozen=True)
-class PrepareOptions:
-    """What every preparation from an official release shares."""
+class ReleaseOptions:
+    """The options of every preparation from an official release."""
 
     source: str
     """The official release: a folder, or a zip or tar of it."""
     data_dir: str = "data"
     """Folder of the prepared data sets."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareOptions(ReleaseOptions):
+    """The options of every preparation that decodes image files."""
+
     strict: bool = False
     """Stop at the first picture that cannot be read, instead of listing and skipping it."""
     workers: int | None = None
-    """Threads that decode; None is one a core."""
-    debug: bool = False
-    """Show tracebacks."""
+    """Threads that decode; None is one per core."""
 
 
 @dataclasses.dataclass(frozen=True)
