@@ -41,7 +41,7 @@ OFFICIAL_COUNTS = {
     "test": (1090, 893, 384, 396, 83, 18, 273, 16),
 }
 
-UNKNOWN, NOT_A_FACE = len(CLASS_NAMES), len(CLASS_NAMES) + 1  # what a vote can be for besides the classes
+UNKNOWN, NOT_A_FACE = len(CLASS_NAMES), len(CLASS_NAMES) + 1  # other options that people can vote for
 _COLUMNS = {  # of the votes; by name, because their order is not that of our codes
     "neutral": NEUTRAL,
     "happiness": HAPPY,
@@ -59,7 +59,7 @@ _REASONS = {_NO_MAJORITY: "no majority", CONTEMPT: "contempt", UNKNOWN: "unknown
 
 _LABELS = "fer2013new.csv"
 _PIXEL_TABLES = ("fer2013.csv", "icml_face_data.csv")
-_FORMS = f"expected {_LABELS} of FER+: the columns Usage, Image name, {', '.join(_COLUMNS)}, a row a picture"
+_FORMS = f"expected {_LABELS} of FER+: the columns Usage, Image name, {', '.join(_COLUMNS)}, one row per image"
 
 
 def prepare_ferplus(settings: PrepareFerplusConfig) -> dict[str, dict[str, Any]]:
@@ -76,7 +76,7 @@ def prepare_ferplus(settings: PrepareFerplusConfig) -> dict[str, dict[str, Any]]
         Split -> the content of its `meta.json`.
 
     Raises:
-        UserError: a file is missing, of another form, or damaged; the two files are not of the same pictures in
+        UserError: a file is missing, of another form, or damaged; the two files are not of the same images in
             the same order. What was prepared earlier is untouched.
     """
     source = Path(settings.source)
@@ -90,7 +90,7 @@ def prepare_ferplus(settings: PrepareFerplusConfig) -> dict[str, dict[str, Any]]
         here = splits == split
         counts[split] = int(np.sum(here & kept))
         if not counts[split]:
-            raise UserError(f"{ballots.name}: the majority rule leaves no picture for {split}; {_FORMS}")
+            raise UserError(f"{ballots.name}: the majority rule leaves no image for {split}; {_FORMS}")
         shares[split] = vote_shares(votes[here & kept], settings.classes)
         left_out[split] = dict(collections.Counter(_REASONS[winner] for winner in winners[here & ~kept].tolist()))
     examples = _examples(pixels, ballots.name, splits, np.where(kept, winners, _NO_MAJORITY))
@@ -105,11 +105,11 @@ def prepare_ferplus(settings: PrepareFerplusConfig) -> dict[str, dict[str, Any]]
 
 
 def majority(votes: np.ndarray) -> np.ndarray:
-    """What most people saw in each picture.
+    """The expression that the majority saw in each image.
 
-    An option that one person alone voted for counts nothing; the winner needs more than half of the votes that are
-    then left, those for unknown and for no face among them. On the official file this keeps 25,060, 3,199 and 3,153
-    pictures, the published counts, where exactly half would keep 25,841 and half of all ten votes 21,811.
+    An option with a single vote does not count. The winner needs more than half of the votes that are left, including
+    those for unknown and for no face. On the official file this keeps 25,060, 3,199 and 3,153
+    images, the published counts, where exactly half would keep 25,841 and half of all ten votes 21,811.
 
     Args:
         votes: int (N, 10), in the order of `CLASS_NAMES`, then unknown and not a face.
@@ -122,7 +122,7 @@ def majority(votes: np.ndarray) -> np.ndarray:
 
 
 def vote_shares(votes: np.ndarray, num_classes: int) -> np.ndarray:
-    """The shares of the first classes in the votes that `majority` counts, of pictures that one of them has won.
+    """The shares of the first classes in the votes that `majority` counts, of images that one of them has won.
 
     Args:
         votes: int (N, 10), as for `majority`.
@@ -150,7 +150,7 @@ def _find_pixels(source: Path) -> Table:
     raise UserError(
         f"{source}: expected {' or '.join(_PIXEL_TABLES)}, found {found_in(source)}; the votes of FER+ belong to the "
         "rows of that file, and the folder form of FER-2013 (train/<class>/Training_*.jpg) does not tell which row a "
-        "picture was"
+        "image was"
     )
 
 
@@ -193,23 +193,23 @@ def read_votes(ballots: Table) -> tuple[np.ndarray, np.ndarray]:
 def _examples(
     pixels: Table, ballots: str, splits: np.ndarray, labels: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray, int]]:
-    """Yields (split, image, label) of each row whose label is not -1, and checks that both tables go together."""
+    """Yields (split, image, label) of each row whose label is not -1, and checks that both tables fit together."""
     rows = csv_rows(pixels)
     number = 0
-    # The rows stand last: zip must not take one more of them than there are votes.
+    # The rows come last, because zip must not take one row more than there are votes.
     for number, (split, label, row) in enumerate(zip(splits.tolist(), labels.tolist(), rows, strict=False), start=1):
         if row.split != split:
             usages = {split: usage for usage, split in SPLITS.items()}
             raise UserError(
-                f"{row.where}: expected a {usages[split]} picture, as in row {number:,} of {ballots}, found "
-                f"{usages[row.split]}; both files must hold the same pictures in the same order"
+                f"{row.where}: expected a {usages[split]} image, as in row {number:,} of {ballots}, found "
+                f"{usages[row.split]}; both files must hold the same images in the same order"
             )
         if label != _NO_MAJORITY:
             yield split, row.image(), label
     more = sum(1 for _ in rows)
     if more or number != len(splits):
         raise UserError(
-            f"{pixels.name}: expected {len(splits):,} pictures, as {ballots} has rows, found {number + more:,}; "
+            f"{pixels.name}: expected {len(splits):,} images, as {ballots} has rows, found {number + more:,}; "
             f"take the whole {' or '.join(_PIXEL_TABLES)}, whose rows the votes belong to"
         )
 
