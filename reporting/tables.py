@@ -40,9 +40,8 @@ class Paper:
 
     def __init__(self, rows: Sequence[Row]):
         self._content = read_json(PAPER_RESULTS)
-        dataset = rows[0].dataset
-        num_classes = {len(result["class_names"]) for row in rows for result in row.results}
-        self._key = "affectnet_7" if dataset == "affectnet" and num_classes <= {7} else dataset
+        num_classes = next((len(result["class_names"]) for row in rows for result in row.results), 7)
+        self._key = datasets.get(rows[0].dataset).paper_key(num_classes)
 
     @property
     def ad_corre(self) -> Mapping[str, Any] | None:
