@@ -20,7 +20,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--address", help="address of a running cluster (auto); without it Ray starts one on this machine")
+    parser.add_argument("--address", help="address of a running cluster (auto); none starts Ray on this machine")
     parser.add_argument("--cpus", type=float, default=1, help="cores per run")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs per run; 0.5 puts two runs on one GPU")
     options, grid = parser.parse_known_args()
