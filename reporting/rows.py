@@ -102,8 +102,9 @@ def _read_predictions(path: Path, result: Mapping[str, Any]) -> dict[str, np.nda
 
 def _read_history(path: Path) -> dict[str, np.ndarray]:
     try:
-        table = pd.read_csv(path, index_col=False, float_precision="round_trip")
-        return {name: table[name].to_numpy(np.float64) for name in table.columns}
+        # Read as text, because some versions of pandas round numbers that they parse themselves.
+        table = pd.read_csv(path, index_col=False, dtype=str)
+        return {name: table[name].astype(np.float64).to_numpy() for name in table.columns}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError) as error:  # pandas's own errors are ValueErrors

@@ -1,4 +1,4 @@
-"""Run folders as `experiment.py` leaves them, without training: probabilities of a wanted quality, scored."""
+"""Run folders as `experiment.py` leaves them, without training: scored probabilities of a chosen quality."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import config
 import metrics
 from config import TrainConfig
 from datasets.shared.expressions import CLASS_NAMES
-from reporting.rows import Row, RunFiles
+from reporting.rows import AD_CORRE, Row, RunFiles
 
 CLASSES = CLASS_NAMES[:7]
 
 
 def labels_of(n: int, num_classes: int = 7) -> np.ndarray:
-    """The same n labels for every run, some classes rarer than others."""
+    """The same n labels for every run; some classes are rarer than others."""
     share = np.linspace(2, 0.5, num_classes)
     return np.random.default_rng(99).choice(num_classes, n, p=share / share.sum())
 
@@ -39,7 +39,7 @@ def write_run(
     epochs=3,
     commit="c" * 40,
 ) -> Path:
-    """Writes result.json, predictions.npz and history.csv; a larger ``quality`` has more images right."""
+    """Writes result.json, predictions.npz and history.csv; a larger ``quality`` has more correct images."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     num_classes = len(class_names)
@@ -99,10 +99,10 @@ def _write_history(folder, rng, quality, epochs, terms):
 
 
 def make_row(folder, name, qualities, *, wanted=None, options=None, failures=None, **run) -> Row:
-    """A row with one finished run a quality, seeds 0, 1, ...; ``wanted`` seeds in all."""
+    """A row with one finished run per quality, seeds 0, 1, ...; ``wanted`` seeds in all."""
     options = options or {}
     runs = {
-        seed: RunFiles(
+        seed: RunFiles.read(
             write_run(
                 Path(folder) / f"{run.get('dataset', 'fer2013')}-{name}-{seed}".replace("/", "_"),
                 seed=seed,
@@ -115,3 +115,16 @@ def make_row(folder, name, qualities, *, wanted=None, options=None, failures=Non
     }
     seeds = tuple(range(wanted or len(qualities)))
     return Row(name, run.get("dataset", "fer2013"), options, seeds, runs, failures or {})
+
+
+CE = {"w_fd": 0, "w_md": 0, "w_ed": 0}
+
+
+def with_seeds(row, *seeds) -> Row:
+    """The row with only these of its runs."""
+    return dataclasses.replace(row, runs={seed: row.runs[seed] for seed in seeds})
+
+
+def make_two_rows(folder) -> list[Row]:
+    """Cross-entropy and Ad-Corre on FER-2013, two seeds each."""
+    return [make_row(folder, "CE", [1.0, 1.4], options=CE), make_row(folder, AD_CORRE, [1.6, 1.5])]

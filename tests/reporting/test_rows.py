@@ -1,4 +1,4 @@
-"""Do the records hold what the runs' files hold, counted again by loops?"""
+"""Records of runs, compared with loops over the files of the runs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import math
 
 import numpy as np
 import pytest
-from report_runs import CLASSES, labels_of, make_row, write_run
+from report_runs import CE, CLASSES, labels_of, make_row, make_two_rows, with_seeds, write_run
 
 from files import UserError
 from reporting.rows import (
+    CORRELATIONS,
     RunFiles,
     check_same_images,
     correlation_record,
@@ -20,68 +21,73 @@ from reporting.rows import (
 )
 
 
+@pytest.fixture(scope="module")
+def two_rows(tmp_path_factory):
+    return make_two_rows(tmp_path_factory.mktemp("two_rows"))
+
+
 def right(run):
-    """Which images a run has right, image by image."""
+    """Which images a run predicts correctly, image by image."""
     with np.load(run.folder / "predictions.npz") as file:
         pairs = zip(file["labels"].tolist(), file["probabilities"].tolist(), strict=True)
         return [label == row.index(max(row)) for label, row in pairs]
 
 
-def test_run_files_load(tmp_path):
-    run = RunFiles(write_run(tmp_path / "run", seed=3, epochs=4))
+def test_the_files_of_a_run(tmp_path):
+    run = RunFiles.read(write_run(tmp_path / "run", seed=3, epochs=4))
     assert run.result["seed"] == 3
     assert run.correct.tolist() == right(run)
-    assert np.mean(right(run)) == pytest.approx(run.result["accuracy"])
     assert run.history["epoch"].tolist() == [1, 2, 3, 4] and "val_fd" in run.history
     assert len(run.predictions["tsne_rows"]) == len(run.predictions["tsne_places"]) == 150
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"accuracy": 0.5}'])
-def test_a_damaged_result_is_named(tmp_path, content):
-    folder = write_run(tmp_path / "run")
-    (folder / "result.json").unlink() if content is None else (folder / "result.json").write_text(content)
-    with pytest.raises(UserError, match=r"run/result\.json: (no such file|expected)"):
-        RunFiles(folder)
-
-
-def damage(path, how):
-    if how == "gone":
+@pytest.mark.parametrize("damage", ["gone", "{", "[]", "no accuracy", "text for a number"])
+def test_a_damaged_result_is_named(tmp_path, damage):
+    path = write_run(tmp_path / "run") / "result.json"
+    result = json.loads(path.read_text())
+    if damage == "gone":
         path.unlink()
-    elif how == "cut":
+    elif damage == "no accuracy":
+        del result["accuracy"]
+        path.write_text(json.dumps(result))
+    else:
+        path.write_text(damage if len(damage) < 3 else json.dumps(result | {"macro_f1": "0.5"}))
+    with pytest.raises(UserError, match=r"run.result\.json"):
+        RunFiles.read(path.parent)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "of another run"])
+def test_damaged_predictions_are_named(tmp_path, damage):
+    path = write_run(tmp_path / "run") / "predictions.npz"
+    if damage == "gone":
+        path.unlink()
+    elif damage == "cut":
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     else:
-        path.write_text("epoch,loss\n1,high\n" if path.suffix == ".csv" else "no array")
+        path.write_bytes((write_run(tmp_path / "other", seed=1) / "predictions.npz").read_bytes())
+    with pytest.raises(UserError, match=r"run.predictions\.npz"):
+        RunFiles.read(path.parent)
 
 
-@pytest.mark.parametrize("how", ["gone", "cut", "other"])
-def test_damaged_predictions_are_named(tmp_path, how):
-    run = RunFiles(write_run(tmp_path / "run"))
-    damage(run.folder / "predictions.npz", how)
-    with pytest.raises(UserError, match=r"run/predictions\.npz: (no such file|expected the predictions)"):
-        _ = run.correct
+def test_blanks_of_a_history_are_gaps_and_words_are_damage(tmp_path):
+    path = write_run(tmp_path / "run") / "history.csv"
+    path.write_text("epoch,loss,fd\n1,2.5,\n2,2.0000000000000004,0.5\n")
+    history = RunFiles.read(path.parent).history
+    np.testing.assert_array_equal(history["fd"], [np.nan, 0.5])
+    assert history["loss"].tolist() == [2.5, 2.0000000000000004]
+    path.write_text("epoch,loss\n1,high\n")
+    with pytest.raises(UserError, match=r"run.history\.csv"):
+        RunFiles.read(path.parent)
+    path.unlink()
+    assert RunFiles.read(path.parent).history == {}
 
 
-@pytest.mark.parametrize("how", ["gone", "other"])
-def test_a_damaged_history_is_named(tmp_path, how):
-    run = RunFiles(write_run(tmp_path / "run"))
-    damage(run.folder / "history.csv", how)
-    with pytest.raises(UserError, match=r"run/history\.csv: (no such file|expected numbers)"):
-        _ = run.history
-
-
-def test_predictions_of_another_run_are_refused(tmp_path):
-    one, other = (write_run(tmp_path / str(i), seed=i) for i in range(2))
-    (one / "predictions.npz").write_bytes((other / "predictions.npz").read_bytes())
-    with pytest.raises(UserError, match="the two are of different runs"):
-        _ = RunFiles(one).correct
-
-
-def test_rows_on_other_images_are_refused(tmp_path):
-    rows = [make_row(tmp_path, "CE", [1.0, 2.0]), make_row(tmp_path, "FD", [1.5])]
-    check_same_images(rows)
+def test_rows_on_other_images_are_refused(tmp_path, two_rows):
+    check_same_images(two_rows)
     for change in ({"n": 200}, {"split": "test"}, {"labels": labels_of(210)[::-1]}):
-        with pytest.raises(UserError, match=r"other-0: expected the images of .*CE-0 \(fer2013/val, 210 images\)"):
-            check_same_images([*rows, make_row(tmp_path, "other", [1.0], **change)])
+        other = make_row(tmp_path, "other", [1.0], **change)
+        with pytest.raises(UserError, match=r"other-0.*CE-0 \(fer2013/val, 210 images\)"):
+            check_same_images([*two_rows, other])
 
 
 def test_settings_are_those_of_the_run_or_else_the_wanted_ones(tmp_path):
@@ -94,28 +100,12 @@ def test_settings_are_those_of_the_run_or_else_the_wanted_ones(tmp_path):
 def test_every_seed_has_a_run_record(tmp_path):
     row = make_row(tmp_path, "CE", [1.0, 2.0], wanted=4, failures={2: "broke"})
     records = run_records(row)
-    assert [(record["seed"], record["status"]) for record in records] == [
-        (0, "done"),
-        (1, "done"),
-        (2, "failed"),
-        (3, "not run"),
-    ]
-    result = json.loads((row.runs[1].folder / "result.json").read_text())
-    for name in (
-        "split",
-        "n",
-        "accuracy",
-        "mean_class_recall",
-        "macro_f1",
-        "ece",
-        "parameters",
-        "commit",
-        "selected_on",
-    ):
+    assert [(r["seed"], r["status"]) for r in records] == [(0, "done"), (1, "done"), (2, "failed"), (3, "not run")]
+    result = row.runs[1].result
+    for name in ("split", "n", "accuracy", "mean_class_recall", "macro_f1", "ece", "parameters", "commit"):
         assert records[1][name] == result[name]
     assert records[1]["same_class"] == result["correlations"]["same_class"]
     assert records[1]["untrained_between_embeddings"] == result["correlations_untrained"]["between_embeddings"]
-    assert set(records[3]) == {"dataset", "row", "seed", "status"}
 
 
 def test_summary_is_over_the_seeds(tmp_path):
@@ -130,9 +120,9 @@ def test_summary_is_over_the_seeds(tmp_path):
     assert "difference" not in record
 
 
-def test_difference_is_over_the_shared_seeds(tmp_path):
-    reference = make_row(tmp_path, "CE", [1.0, 1.2])
-    row = make_row(tmp_path, "Ad-Corre", [1.5, 1.1, 9.0])  # seed 2 has no partner
+def test_difference_is_over_the_shared_seeds(tmp_path, two_rows):
+    reference = two_rows[0]
+    row = make_row(tmp_path, "Ad-Corre", [1.5, 1.1, 9.0])  # the reference has no seed 2
     record = summary_record(row, reference)
     pairs = [(right(row.runs[seed]), right(reference.runs[seed])) for seed in (0, 1)]
     differences = [np.mean(a) - np.mean(b) for a, b in pairs]
@@ -145,45 +135,38 @@ def test_difference_is_over_the_shared_seeds(tmp_path):
         assert record[f"only_row_seed{seed}"] == sum(x and not y for x, y in zip(a, b, strict=True))
         assert record[f"only_reference_seed{seed}"] == sum(y and not x for x, y in zip(a, b, strict=True))
     assert "p_mcnemar_seed2" not in record
+    alone = summary_record(with_seeds(row, 2), reference)
+    assert alone["seeds_shared"] == 0 and "difference" not in alone
 
 
-def test_rows_without_a_shared_seed_have_no_difference(tmp_path):
-    reference, row = make_row(tmp_path, "CE", [], wanted=2), make_row(tmp_path, "FD", [1.0], wanted=2)
-    assert summary_record(row, reference)["seeds_shared"] == 0
-    assert "difference" not in summary_record(row, reference)
-    assert "accuracy_mean" not in summary_record(reference, reference)
-
-
-def test_recall_counts_each_class(tmp_path):
-    reference = make_row(tmp_path, "CE", [1.0, 1.2])
-    row = make_row(tmp_path, "FD", [1.5, 1.4])
+def test_recall_counts_each_class(two_rows):
+    reference, row = two_rows
     labels = labels_of(210)
 
     def recall(run, code):
         found = [ok for ok, label in zip(right(run), labels, strict=True) if label == code]
         return sum(found) / len(found)
 
-    records = recall_records(row, reference)
+    records = recall_records(with_seeds(row, 0), reference)
     assert [record["class"] for record in records] == list(CLASSES)
     for code, record in enumerate(records):
-        mean = np.mean([recall(run, code) for run in row.runs.values()])
-        before = np.mean([recall(run, code) for run in reference.runs.values()])
-        assert record["recall_mean"] == pytest.approx(mean) and record["change"] == pytest.approx(mean - before)
+        after, before = recall(row.runs[0], code), recall(reference.runs[0], code)
+        assert record["recall_mean"] == pytest.approx(after) and record["change"] == pytest.approx(after - before)
         assert record["n"] == np.sum(labels == code)
     assert all(record["change"] is None for record in recall_records(reference, reference))
 
 
 def test_a_class_without_images_has_no_recall(tmp_path):
-    labels = np.arange(60) % 6  # nobody is angry
+    labels = np.arange(60) % 6  # no Anger
     rows = [make_row(tmp_path, name, [1.0], labels=labels) for name in ("CE", "FD")]
     record = recall_records(rows[1], rows[0])[-1]
     assert (record["class"], record["recall_mean"], record["change"], record["n"]) == ("Anger", None, None, 0)
 
 
-def test_correlations_are_means_over_seeds(tmp_path):
-    row = make_row(tmp_path, "CE", [1.0, 2.0])
+def test_correlations_are_means_over_seeds(two_rows):
+    row = two_rows[0]
     record = correlation_record(row)
-    for name in ("same_class", "different_classes", "between_class_means", "between_embeddings"):
+    for name in CORRELATIONS:
         values = [run.result["correlations"][name] for run in row.runs.values()]
         before = [run.result["correlations_untrained"][name] for run in row.runs.values()]
         assert record[f"{name}_mean"] == pytest.approx(sum(values) / 2)
@@ -191,7 +174,22 @@ def test_correlations_are_means_over_seeds(tmp_path):
         assert record[f"untrained_{name}_mean"] == pytest.approx(sum(before) / 2)
 
 
-def test_mean_leaves_absent_values_out(tmp_path):
+def test_a_mean_leaves_absent_values_out(tmp_path):
+    row = make_row(tmp_path, "CE", [1.0, 2.0], options=CE)
+    for run, values in zip(row.runs.values(), ([1.0, None, None], [3.0, 5.0, None]), strict=True):
+        run.result["new"] = {"values": values}
+    np.testing.assert_array_equal(row.mean("new", "values"), [2.0, 5.0, np.nan])
+    del row.runs[1].result["new"]
+    assert row.mean("new", "values") is None
+
+
+def test_a_measure_that_one_seed_lacks_has_no_mean(tmp_path):
     row = make_row(tmp_path, "CE", [1.0, 2.0])
-    values = iter([[1.0, None, None], [3.0, 5.0, None]])
-    np.testing.assert_array_equal(row.mean(lambda _: next(values)), [2.0, 5.0, np.nan])
+    result = row.runs[1].result
+    for name in ("ece", "per_class", "correlations", "config", "commit"):
+        del result[name]
+    summary = summary_record(row, row)
+    assert summary["ece_mean"] is None and summary["macro_f1_mean"] is not None
+    assert {record["recall_mean"] for record in recall_records(row, row)} == {None}
+    assert correlation_record(row)["same_class_mean"] is None
+    assert run_records(row)[1]["ece"] is None and run_records(row)[0]["ece"] is not None
