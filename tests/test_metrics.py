@@ -1,4 +1,4 @@
-"""Do the scores equal their definitions, worked by hand and by plain loops?"""
+"""Measures equal their definitions, worked out by hand and by plain loops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import metrics
 from metrics import correlations, expected_calibration_error, reliability_bins, score, tsne
 
-# Worked by hand. Rows are true classes, columns predictions:
+# Worked out by hand. Rows are true classes, columns predictions:
 #        a  b  c
 #   a  [ 2  2  0 ]
 #   b  [ 0  3  0 ]
@@ -28,7 +28,7 @@ def probabilities_of(predictions, num_classes, confidence=0.8):
 
 
 def random_case(n, num_classes=5, seed=0):
-    """Labels with a rare class, and predictions of which about six in ten are right."""
+    """Labels with a rare class, and predictions about six in ten of which are correct."""
     rng = np.random.default_rng(seed)
     labels = rng.choice(num_classes, n, p=[0.4, 0.3, 0.2, 0.08, 0.02])
     logits = rng.normal(size=(n, num_classes))
@@ -107,29 +107,16 @@ def test_first_of_equal_probabilities_is_predicted():
     assert score(np.array([0]), np.array([[0.5, 0.5]]), "ab")["confusion_matrix"] == [[1, 0], [0, 0]]
 
 
-def test_intervals_hold_the_estimate_and_shrink_with_n():
-    widths = {}
-    for n in (200, 3200):
-        scores = score(*random_case(n), "abcde")
-        for name, (low, high) in scores["intervals"].items():
-            assert low < scores[name] < high
-            widths[name, n] = high - low
-    # sixteen times the samples: a quarter of the width, within the noise of two samples
-    assert widths["accuracy", 200] / widths["accuracy", 3200] == pytest.approx(4, rel=0.25)
-    assert widths["macro_f1", 200] > 2 * widths["macro_f1", 3200]
-    assert widths["mean_class_recall", 200] > 2 * widths["mean_class_recall", 3200]
-
-
-def test_intervals_follow_the_seed():
+def test_intervals_follow_the_seed_and_hold_the_estimate():
     case = random_case(300)
-    first, again, other = (score(*case, "abcde", seed=seed)["intervals"] for seed in (3, 3, 4))
-    assert first == again
-    assert first != other
+    first, again, other = (score(*case, "abcde", seed=seed) for seed in (3, 3, 4))
+    assert first == again and first["intervals"] != other["intervals"]
+    assert all(low < first[name] < high for name, (low, high) in first["intervals"].items())
 
 
 def test_accuracy_interval_is_near_the_normal_approximation():
     labels = np.zeros(1000, np.int64)
-    predictions = (np.arange(1000) < 300).astype(np.int64)  # 700 of 1000 right
+    predictions = (np.arange(1000) < 300).astype(np.int64)  # 700 of 1000 correct
     scores = score(labels, probabilities_of(predictions, 2), "ab", num_resamples=20_000)
     half = 1.96 * math.sqrt(0.7 * 0.3 / 1000)
     assert scores["intervals"]["accuracy"] == pytest.approx([0.7 - half, 0.7 + half], abs=0.002)
@@ -153,41 +140,27 @@ def test_intervals_equal_resampling_the_samples_themselves():
     assert intervals["macro_f1"] == pytest.approx(np.percentile(f1_means, [2.5, 97.5]), abs=0.015)
 
 
-def test_everything_right_leaves_no_doubt():
+def test_extremes():
     scores = score(LABELS, probabilities_of(LABELS, 3), "abc")
     assert scores["intervals"] == {"accuracy": [1, 1], "mean_class_recall": [1, 1], "macro_f1": [1, 1]}
-
-
-def test_one_sample_is_enough():
     scores = score(np.array([1]), np.array([[0.3, 0.7]]), "ab")
     assert (scores["accuracy"], scores["mean_class_recall"], scores["n"]) == (1, 1, 1)
 
 
-def test_calibrated_predictions_have_no_calibration_error():
-    # confidence 0.8 with 8 of 10 right, and confidence 0.5 with 5 of 10 right
-    labels = np.array([0] * 8 + [1] * 2 + [0] * 5 + [1] * 5)
-    probabilities = np.array([[0.8, 0.1, 0.1]] * 10 + [[0.5, 0.3, 0.2]] * 10)
-    assert expected_calibration_error(labels, probabilities) == pytest.approx(0, abs=1e-12)
-
-
-def test_overconfident_predictions():
-    # always certain, right half of the time: |0.5 - 1.0|
-    labels = np.array([0, 1, 0, 1])
-    assert expected_calibration_error(labels, np.array([[1.0, 0.0]] * 4)) == pytest.approx(0.5)
-
-
-def test_calibration_error_weighs_bins_by_their_samples():
-    # 3 samples at 0.9, one right: |1/3 - 0.9|; 1 sample at 0.6, right: |1 - 0.6|
-    labels = np.array([0, 1, 1, 0])
-    probabilities = np.array([[0.9, 0.1]] * 3 + [[0.6, 0.4]])
-    assert expected_calibration_error(labels, probabilities) == pytest.approx(3 / 4 * (0.9 - 1 / 3) + 1 / 4 * 0.4)
-
-
-def test_calibration_error_averages_inside_a_bin_first():
-    # 0.61 and 0.65 share the bin (9/15, 10/15]: accuracy 1/2 against confidence 0.63, not two gaps of their own
-    labels = np.array([0, 1])
-    probabilities = np.array([[0.61, 0.39], [0.65, 0.35]])
-    assert expected_calibration_error(labels, probabilities) == pytest.approx(0.63 - 0.5)
+@pytest.mark.parametrize(
+    ("labels", "confidences", "expected"),
+    [
+        # 8 of 10 correct at 0.8 and 5 of 10 at 0.5
+        ([0] * 8 + [1] * 2 + [0] * 5 + [1] * 5, [0.8] * 10 + [0.5] * 10, 0),
+        # 1 of 3 correct at 0.9 and 1 of 1 at 0.6: bins weighted by their samples
+        ([0, 1, 1, 0], [0.9] * 3 + [0.6], 3 / 4 * (0.9 - 1 / 3) + 1 / 4 * 0.4),
+        # 0.61 and 0.65 share the bin (9/15, 10/15]: accuracy 1/2 against confidence 0.63, averaged first
+        ([0, 1], [0.61, 0.65], 0.63 - 0.5),
+    ],
+)
+def test_calibration_error_by_hand(labels, confidences, expected):
+    probabilities = np.array([[confidence, 1 - confidence] for confidence in confidences])
+    assert expected_calibration_error(np.array(labels), probabilities) == pytest.approx(expected, abs=1e-12)
 
 
 def test_reliability_bins_equal_plain_loops():
@@ -218,29 +191,25 @@ GOOD = np.array([[0.5, 0.5], [0.25, 0.75]])
 
 
 @pytest.mark.parametrize(
-    ("labels", "probabilities", "message"),
+    ("labels", "probabilities", "facts"),
     [
-        (np.zeros(0, int), np.zeros((0, 2)), "at least one sample"),
-        (np.zeros(3, int), GOOD, r"received labels \(3,\) and probabilities \(2, 2\)"),
-        (np.zeros((2, 1), int), GOOD, r"received labels \(2, 1\)"),
-        (np.zeros(2, int), GOOD[:, 0], r"probabilities \(2,\)"),
-        (np.zeros(2), GOOD, "integer labels, received float64"),
-        (np.array([0, 2]), GOOD, "labels 0..1 for 2 classes, received 2 at row 1"),
-        (np.array([-1, 0]), GOOD, "received -1 at row 0"),
-        (np.zeros(2, int), np.array([[0.5, 0.5], [np.nan, 0.5]]), r"received \[nan, 0.5\] at row 1"),
-        (np.zeros(2, int), np.array([[3.0, -2.0], [0.5, 0.5]]), r"received \[3.0, -2.0\] at row 0"),
-        (np.zeros(2, int), np.array([[4.0, 1.0], [0.5, 0.5]]), "adding up to 1"),
+        (np.zeros(0, int), np.zeros((0, 2)), "none"),
+        (np.zeros(3, int), GOOD, r"\(3,\).*\(2, 2\)"),
+        (np.zeros(2), GOOD, "float64"),
+        (np.array([0, 2]), GOOD, "0..1.*2 at row 1"),
+        (np.array([-1, 0]), GOOD, "-1 at row 0"),
+        (np.zeros(2, int), np.array([[0.5, 0.5], [np.nan, 0.5]]), "nan.*row 1"),
+        (np.zeros(2, int), np.array([[3.0, -2.0], [0.5, 0.5]]), r"-2\.0.*row 0"),
+        (np.zeros(2, int), np.array([[4.0, 1.0], [0.5, 0.5]]), r"4\.0.*row 0"),
     ],
 )
-def test_input_that_cannot_be_measured(labels, probabilities, message):
-    with pytest.raises(ValueError, match=message):
+def test_input_that_cannot_be_measured(labels, probabilities, facts):
+    with pytest.raises(ValueError, match=facts):
         score(labels, probabilities, ["a", "b"])
 
 
 def test_class_names_must_fit():
-    with pytest.raises(
-        ValueError, match="expected 2 class names, one a column of the probabilities, received 3: a, b, c"
-    ):
+    with pytest.raises(ValueError, match=r"2 class names.*3: a, b, c"):
         score(np.zeros(2, int), GOOD, ["a", "b", "c"])
 
 
@@ -285,7 +254,6 @@ def correlations_by_loops(labels, embeddings, num_classes):
         ([0, 1, 2, 0, 1, 2, 0, 0], 3, 3),
         ([0, 0, 2, 2, 2], 4, 2),  # classes 1 and 3 are absent
         ([1, 1, 1], 3, 2),  # one class
-        ([0, 1, 2], 3, 2),  # no two images of a class
         ([2], 3, 2),  # one image
         ([0, 1, 1, 0], 2, 1),  # one embedding
     ],
@@ -344,8 +312,7 @@ def test_tsne_takes_a_share_of_many_samples(monkeypatch):
     assert len(set(rows.tolist())) == 30 == len(places)
 
 
-@pytest.mark.parametrize("case", ["few", "equal"])
-def test_tsne_of_too_little_is_empty(case):
-    embeddings = np.random.default_rng(0).normal(size=(9, 2, 4)) if case == "few" else np.ones((40, 2, 4))
-    rows, places = tsne(embeddings)
-    assert (rows.shape, places.shape) == ((0,), (0, 2))
+def test_tsne_of_too_few_different_images_is_empty():
+    for embeddings in (np.random.default_rng(0).normal(size=(9, 2, 4)), np.ones((40, 2, 4))):
+        rows, places = tsne(embeddings)
+        assert (rows.shape, places.shape) == ((0,), (0, 2))

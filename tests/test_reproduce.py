@@ -12,6 +12,7 @@ from conftest import ROOT, run_python, write_split
 import reproduce
 from datasets.synthetic import PrepareSyntheticConfig, write_synthetic_splits
 from files import UserError
+from reporting import figures
 
 YAML = """
 about: Does anything change in one epoch?
@@ -83,6 +84,7 @@ def old_grid(tmp_path):
 
 
 def test_damaged_results_are_named_and_passed_over(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(figures, "_DRAWERS", ())  # tested elsewhere, and slow
     grid = old_grid(tmp_path)
     in_process(tmp_path, monkeypatch, "list", *grid)
     one, two = capsys.readouterr().out.splitlines()  # of seeds 1 and 2

@@ -145,6 +145,7 @@ def test_each_data_set_has_its_section_and_its_own_reference(tmp_path):
     ]
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")  # the figures' font has no Chinese letters
 def test_any_name_comes_through(tmp_path):
     odd = "a_b*c* | <script>alert(1)</script> & 100% [x](y) `z` {{ 7 * 7 }} \u03b1 \u8868"
     rows = [make_row(tmp_path, "CE", [1.0]), make_row(tmp_path, "odd", [1.2])]
@@ -199,6 +200,7 @@ def test_what_cannot_be_reported_is_refused(tmp_path):
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.slow
 def test_a_run_of_an_old_version_is_reported_with_blanks(tmp_path, monkeypatch):
     """Its `result.json` with the first version's measures alone gives a whole report too."""
     monkeypatch.undo()  # all figures
