@@ -103,10 +103,6 @@ def test_class_never_predicted_has_no_precision_and_counts_as_zero():
     assert scores["macro_f1"] == pytest.approx((4 / 5 + 0) / 2)
 
 
-def test_first_of_equal_probabilities_is_predicted():
-    assert score(np.array([0]), np.array([[0.5, 0.5]]), "ab")["confusion_matrix"] == [[1, 0], [0, 0]]
-
-
 def test_intervals_follow_the_seed_and_hold_the_estimate():
     case = random_case(300)
     first, again, other = (score(*case, "abcde", seed=seed) for seed in (3, 3, 4))
@@ -143,24 +139,24 @@ def test_intervals_equal_resampling_the_samples_themselves():
 def test_extremes():
     scores = score(LABELS, probabilities_of(LABELS, 3), "abc")
     assert scores["intervals"] == {"accuracy": [1, 1], "mean_class_recall": [1, 1], "macro_f1": [1, 1]}
+    # the first of equal probabilities is predicted
+    assert score(np.array([0]), np.array([[0.5, 0.5]]), "ab")["confusion_matrix"] == [[1, 0], [0, 0]]
     scores = score(np.array([1]), np.array([[0.3, 0.7]]), "ab")
     assert (scores["accuracy"], scores["mean_class_recall"], scores["n"]) == (1, 1, 1)
 
 
-@pytest.mark.parametrize(
-    ("labels", "confidences", "expected"),
-    [
+def test_calibration_error_by_hand():
+    cases = [
         # 8 of 10 correct at 0.8 and 5 of 10 at 0.5
         ([0] * 8 + [1] * 2 + [0] * 5 + [1] * 5, [0.8] * 10 + [0.5] * 10, 0),
         # 1 of 3 correct at 0.9 and 1 of 1 at 0.6: bins weighted by their samples
         ([0, 1, 1, 0], [0.9] * 3 + [0.6], 3 / 4 * (0.9 - 1 / 3) + 1 / 4 * 0.4),
         # 0.61 and 0.65 share the bin (9/15, 10/15]: accuracy 1/2 against confidence 0.63, averaged first
         ([0, 1], [0.61, 0.65], 0.63 - 0.5),
-    ],
-)
-def test_calibration_error_by_hand(labels, confidences, expected):
-    probabilities = np.array([[confidence, 1 - confidence] for confidence in confidences])
-    assert expected_calibration_error(np.array(labels), probabilities) == pytest.approx(expected, abs=1e-12)
+    ]
+    for labels, confidences, expected in cases:
+        probabilities = np.array([[confidence, 1 - confidence] for confidence in confidences])
+        assert expected_calibration_error(np.array(labels), probabilities) == pytest.approx(expected, abs=1e-12)
 
 
 def test_reliability_bins_equal_plain_loops():
@@ -190,9 +186,8 @@ def test_reliability_bins_are_closed_above():
 GOOD = np.array([[0.5, 0.5], [0.25, 0.75]])
 
 
-@pytest.mark.parametrize(
-    ("labels", "probabilities", "facts"),
-    [
+def test_input_that_cannot_be_measured():
+    cases = [
         (np.zeros(0, int), np.zeros((0, 2)), "none"),
         (np.zeros(3, int), GOOD, r"\(3,\).*\(2, 2\)"),
         (np.zeros(2), GOOD, "float64"),
@@ -201,14 +196,10 @@ GOOD = np.array([[0.5, 0.5], [0.25, 0.75]])
         (np.zeros(2, int), np.array([[0.5, 0.5], [np.nan, 0.5]]), "nan.*row 1"),
         (np.zeros(2, int), np.array([[3.0, -2.0], [0.5, 0.5]]), r"-2\.0.*row 0"),
         (np.zeros(2, int), np.array([[4.0, 1.0], [0.5, 0.5]]), r"4\.0.*row 0"),
-    ],
-)
-def test_input_that_cannot_be_measured(labels, probabilities, facts):
-    with pytest.raises(ValueError, match=facts):
-        score(labels, probabilities, ["a", "b"])
-
-
-def test_class_names_must_fit():
+    ]
+    for labels, probabilities, facts in cases:
+        with pytest.raises(ValueError, match=facts):
+            score(labels, probabilities, ["a", "b"])
     with pytest.raises(ValueError, match=r"2 class names.*3: a, b, c"):
         score(np.zeros(2, int), GOOD, ["a", "b", "c"])
 

@@ -120,16 +120,14 @@ def test_the_recipe_of_the_experiments_is_used(tmp_path, monkeypatch, capsys):
     assert "--epochs" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("args", "facts"),
-    [
+def test_mistakes_are_one_message(tmp_path, monkeypatch):
+    cases = [
         (["run", "moon"], "components.*'moon'"),
         (["run", "--seeds", "2", "rivals"], "rivals.*after run"),
         (["run", "components", "--seeds", "0"], "--seeds.*1.*0"),
         (["run", "components", "--jobs", "0"], "--jobs.*1.*0"),
         (["report", "components"], "finished run of components"),
-    ],
-)
-def test_mistakes_are_one_message(tmp_path, monkeypatch, args, facts):
-    with pytest.raises(UserError, match=facts):
-        in_process(tmp_path, monkeypatch, *args)
+    ]
+    for args, facts in cases:
+        with pytest.raises(UserError, match=facts):
+            in_process(tmp_path, monkeypatch, *args)

@@ -74,9 +74,8 @@ def test_base_holds_for_all_rows(tmp_path):
     assert ramp.loss.w_ce is None
 
 
-@pytest.mark.parametrize(
-    ("text", "facts"),
-    [
+def test_a_bad_file_is_refused(tmp_path, monkeypatch):
+    cases = [
         ("rows: 3", "rows.*list.*3"),
         ("rows: []", "one row or more"),
         ("rows: [{name: a}]\nmore: 1", "rows.*about"),
@@ -88,20 +87,20 @@ def test_base_holds_for_all_rows(tmp_path):
         ("rows: [{name: a}]\nrecipe: cake", "recipe.*published.*'cake'"),
         ("rows: [{name: a}]\ndatasets: [moon]", "datasets.*'moon'.*rafdb"),
         ("!!python/object/apply:os.system ['touch owned']", "YAML"),
-    ],
-)
-def test_a_bad_file_is_refused(tmp_path, monkeypatch, text, facts):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.yaml").write_text(text)
-    with pytest.raises(UserError, match=f"x.*{facts}"):
-        grid_of("x.yaml")
-    assert not (tmp_path / "owned").exists()
+    ]
+    for text, facts in cases:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "x.yaml").write_text(text)
+        with pytest.raises(UserError, match=f"x.*{facts}"):
+            grid_of("x.yaml")
+        assert not (tmp_path / "owned").exists()
 
 
-@pytest.mark.parametrize(("name", "facts"), [("moon", "backbones, components.*'moon'"), ("no.yaml", "no.yaml")])
-def test_unknown_experiments(name, facts):
-    with pytest.raises(UserError, match=facts):
-        read_experiments(name)
+def test_unknown_experiments():
+    cases = [("moon", "backbones, components.*'moon'"), ("no.yaml", "no.yaml")]
+    for name, facts in cases:
+        with pytest.raises(UserError, match=facts):
+            read_experiments(name)
 
 
 def test_a_written_grid_reads_back_whatever_the_command_line_says(tmp_path):

@@ -41,32 +41,34 @@ def test_the_files_of_a_run(tmp_path):
     assert len(run.predictions["tsne_rows"]) == len(run.predictions["tsne_places"]) == 150
 
 
-@pytest.mark.parametrize("damage", ["gone", "{", "[]", "no accuracy", "text for a number"])
-def test_a_damaged_result_is_named(tmp_path, damage):
-    path = write_run(tmp_path / "run") / "result.json"
-    result = json.loads(path.read_text())
-    if damage == "gone":
-        path.unlink()
-    elif damage == "no accuracy":
-        del result["accuracy"]
-        path.write_text(json.dumps(result))
-    else:
-        path.write_text(damage if len(damage) < 3 else json.dumps(result | {"macro_f1": "0.5"}))
-    with pytest.raises(UserError, match=r"run.result\.json"):
-        RunFiles.read(path.parent)
+def test_a_damaged_result_is_named(tmp_path):
+    cases = ["gone", "{", "[]", "no accuracy", "text for a number"]
+    for damage in cases:
+        path = write_run(tmp_path / "run") / "result.json"
+        result = json.loads(path.read_text())
+        if damage == "gone":
+            path.unlink()
+        elif damage == "no accuracy":
+            del result["accuracy"]
+            path.write_text(json.dumps(result))
+        else:
+            path.write_text(damage if len(damage) < 3 else json.dumps(result | {"macro_f1": "0.5"}))
+        with pytest.raises(UserError, match=r"run.result\.json"):
+            RunFiles.read(path.parent)
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut", "of another run"])
-def test_damaged_predictions_are_named(tmp_path, damage):
-    path = write_run(tmp_path / "run") / "predictions.npz"
-    if damage == "gone":
-        path.unlink()
-    elif damage == "cut":
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    else:
-        path.write_bytes((write_run(tmp_path / "other", seed=1) / "predictions.npz").read_bytes())
-    with pytest.raises(UserError, match=r"run.predictions\.npz"):
-        RunFiles.read(path.parent)
+def test_damaged_predictions_are_named(tmp_path):
+    cases = ["gone", "cut", "of another run"]
+    for damage in cases:
+        path = write_run(tmp_path / "run") / "predictions.npz"
+        if damage == "gone":
+            path.unlink()
+        elif damage == "cut":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        else:
+            path.write_bytes((write_run(tmp_path / "other", seed=1) / "predictions.npz").read_bytes())
+        with pytest.raises(UserError, match=r"run.predictions\.npz"):
+            RunFiles.read(path.parent)
 
 
 def test_blanks_of_a_history_are_gaps_and_words_are_damage(tmp_path):
