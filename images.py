@@ -1,4 +1,4 @@
-"""How does a picture file become pixels, and where in it is the face? OpenCV and NumPy only."""
+"""Reads and resizes image files, and finds the largest face; OpenCV and NumPy only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import os
 from pathlib import Path
 
-# OpenCV reads both when it is first imported: a picture of more pixels is refused before it eats the
+# OpenCV reads both when it is first imported: an image of more pixels is refused before it takes the
 # memory, and OpenCV's own warnings do not mix with our one message.
 MAX_PIXELS = 100_000_000
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
@@ -20,9 +20,9 @@ from files import UserError  # noqa: E402
 MAX_BYTES = 1_000_000_000
 MID_GRAY = 128
 
-# The face is looked for in a copy whose longer side is at most this many pixels.
+# The face is searched in a copy whose longer side has at most this many pixels.
 SEARCH_SIDE = 640
-# Below this side, or when its face fills this share of the shorter side, a picture is a face crop already.
+# Below this side, or when its face fills this share of the shorter side, an image is a face crop already.
 CROP_SIDE = 96
 CROP_SHARE = 0.5
 
@@ -35,16 +35,16 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
 
     Args:
         data: the whole file.
-        name: what messages call it.
+        name: its name in messages.
 
     Returns:
         uint8 (H, W, 1) for a gray file, (H, W, 3) RGB for a colour file.
 
     Raises:
-        UserError: empty, no picture, cut off, more than `MAX_PIXELS` pixels, or neither 8 nor 16 bits a channel.
+        UserError: empty, no image, cut off, more than `MAX_PIXELS` pixels, or neither 8 nor 16 bits per channel.
     """
     if not data:
-        raise UserError(f"{name}: the file is empty; expected a picture")
+        raise UserError(f"{name}: the file is empty; expected an image")
     # Only IMREAD_UNCHANGED keeps transparency, and it alone ignores EXIF; a JPEG has the latter, never the former.
     is_jpeg = data[:3] == b"\xff\xd8\xff"
     try:
@@ -52,13 +52,13 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     except cv2.error as error:
         if "MAX_IMAGE" in error.err:
             raise UserError(
-                f"{name}: the picture is too large; expected at most {MAX_PIXELS:,} pixels, and no side of more than "
+                f"{name}: the image is too large; expected at most {MAX_PIXELS:,} pixels, and no side of more than "
                 "1,048,576; make it smaller first"
             ) from None
         pixels = None
     if pixels is None:
         raise UserError(
-            f"{name}: expected a whole JPEG, PNG, BMP, TIFF, WebP or GIF picture, found {len(data):,} bytes that "
+            f"{name}: expected a whole JPEG, PNG, BMP, TIFF, WebP or GIF image, found {len(data):,} bytes that "
             f"begin with {data[:8]!r} and cannot be decoded"
         )
     if pixels.dtype == np.uint16:
@@ -66,7 +66,7 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     pixels = pixels.reshape(*pixels.shape[:2], -1)  # (H, W, C), also for gray
     if pixels.dtype != np.uint8 or pixels.shape[2] not in (1, 3, 4):
         raise UserError(
-            f"{name}: expected 8 or 16 bits a channel, gray or colour, found {pixels.dtype} with "
+            f"{name}: expected 8 or 16 bits per channel, gray or colour, found {pixels.dtype} with "
             f"{pixels.shape[2]} channels; save it as PNG or JPEG"
         )
     if pixels.shape[2] == 4:
@@ -82,7 +82,7 @@ def _over_mid_gray(bgra: np.ndarray) -> np.ndarray:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Reads a picture file as `decode_image` does; a gray one is repeated to three channels.
+    """Reads an image file as `decode_image` does; a gray one is repeated to three channels.
 
     Returns:
         uint8 (H, W, 3) RGB.
@@ -92,9 +92,9 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path}: no such file; expected a picture")
+        raise UserError(f"{path}: no such file; expected an image")
     if not path.is_file():
-        raise UserError(f"{path}: expected a picture file, found {'a folder' if path.is_dir() else 'a device'}")
+        raise UserError(f"{path}: expected an image file, found {'a folder' if path.is_dir() else 'a device'}")
     if (size := path.stat().st_size) > MAX_BYTES:
         raise UserError(f"{path}: the file is too large; expected at most {MAX_BYTES:,} bytes, found {size:,}")
     image = decode_image(path.read_bytes(), str(path))
@@ -102,7 +102,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def resize_image(image: np.ndarray, size: int) -> np.ndarray:
-    """Stretches a picture to a square.
+    """Stretches an image to a square.
 
     Each axis that shrinks is averaged over area (no aliasing), each that grows is interpolated linearly.
 
@@ -120,17 +120,17 @@ def resize_image(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def largest_face(image: np.ndarray) -> np.ndarray:
-    """Crops a picture to its largest frontal face, found with OpenCV's Haar cascade.
+    """Crops an image to its largest frontal face, found with OpenCV's Haar cascade.
 
     The crop is the detector's square without a margin, because FER-2013 was cut like that: of 150 of its test
-    pictures put on a wider background the detector found 111 again, and the median square had 1.00 of the
-    picture's side and its centre within 0.3% of it.
+    images put on a wider background the detector found 111 again, and the median square had 1.00 of the
+    image's side and its centre within 0.3% of it.
 
     Args:
         image: uint8 (H, W, C), C 1 (gray) or 3 (RGB).
 
     Returns:
-        A view of the square around the face. The whole picture when its shorter side is below `CROP_SIDE` or
+        A view of the square around the face. The whole image when its shorter side is below `CROP_SIDE` or
         its face fills `CROP_SHARE` of that side (it is a face crop already), or when no face is found.
     """
     height, width = image.shape[:2]
@@ -146,7 +146,7 @@ def largest_face(image: np.ndarray) -> np.ndarray:
 
 
 def _face_boxes(image: np.ndarray) -> list[tuple[float, float, float]]:
-    """The faces in a picture as (x, y, side) in its pixels."""
+    """The faces in an image as (x, y, side) in its pixels."""
     gray = image if image.shape[2] == 1 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     height, width = image.shape[:2]
     scale = min(1.0, SEARCH_SIDE / max(height, width))

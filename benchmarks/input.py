@@ -1,11 +1,11 @@
-"""How fast do prepared files become batches, does training wait for them, and how much memory do they take?
+"""Measures how fast prepared files become batches, whether training waits for them, and their memory.
 
 ``python benchmarks/input.py [--backend jax]`` measures three things:
 
-- reading: images a second of `dataset_class.Batches` in random order, 48 px gray and 224 px RGB, cold and warm, with 1
-  to N workers of Keras's queue (one worker reads without a queue), through the memory map and with ``pread``
+- reading: images per second of `dataset_class.Batches` in random order, 48 px gray and 224 px RGB, cold and warm, with
+  1 to N workers of Keras's queue (one worker reads without a queue), through the memory map and with ``pread``
   (`dataset_class.MAPPED_BYTES` chooses between them);
-- waiting: the share of ``fit``'s time (mini_xcp at 48 px) that the training loop stands still in ``next`` for a batch;
+- waiting: the share of ``fit``'s time (mini_xcp at 48 px) that the training loop waits in ``next`` for a batch;
 - memory: a sparse file as large as AffectNet's training part (43 GB; it takes no disk) is opened, read in random
   order and trained on, in a process of its own; its resident set, and how much of that is mapped file.
 

@@ -1,11 +1,11 @@
-"""How fast are pictures prepared, against a bare multi-process loop of cv2.imread and cv2.resize over the same files?
+"""Measures how fast images are prepared, against a bare multi-process loop of cv2.imread and cv2.resize.
 
 ``python benchmarks/prepare.py`` makes JPEGs in a temporary folder, a zip and a tar and measures, in turn and round by
 round:
 
 - the bare loop, which writes nothing, with OpenCV's default filter (bilinear, which aliases) and with the area
   filter, processes started beforehand;
-- `data_helper.write_pictures` of the folder, the zip and the tar, everything included up to the files on the disk.
+- `release.write_images` of the folder, the zip and the tar, everything included up to the files on the disk.
 
 Prints a table of medians over the rounds and one JSON line. Where other programs run beside it, trust the ratios of the
 processor time: all cores are busy on both sides, so on an idle machine they are those of the throughput.
@@ -30,8 +30,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from datasets.shared.archives import SourceFiles
-from datasets.shared.decoding import Picture
-from datasets.shared.release import Pictures, write_pictures
+from datasets.shared.decoding import ImageFile
+from datasets.shared.release import ImageRelease, write_images
 from files import run_command
 
 # isort: split
@@ -61,20 +61,20 @@ def main() -> None:
     report(rounds, options)
 
 
-def make_sources(folder: Path, num_pictures: int, side: int) -> dict[str, Path]:
+def make_sources(folder: Path, num_images: int, side: int) -> dict[str, Path]:
     """Smooth colours with noise, about as large as photographs: a folder, a zip and a tar of the same JPEGs."""
     rng = np.random.default_rng(0)
-    pictures = folder / "jpeg"
-    pictures.mkdir()
-    for number in range(num_pictures):
+    images = folder / "jpeg"
+    images.mkdir()
+    for number in range(num_images):
         smooth = cv2.resize(rng.integers(0, 256, (side // 8, side // 8, 3), np.uint8), (side, side))
         noise = rng.integers(0, 20, (side, side, 3), np.uint8)
-        cv2.imwrite(str(pictures / f"{number:06}.jpg"), cv2.add(smooth, noise), [cv2.IMWRITE_JPEG_QUALITY, 90])
+        cv2.imwrite(str(images / f"{number:06}.jpg"), cv2.add(smooth, noise), [cv2.IMWRITE_JPEG_QUALITY, 90])
     with zipfile.ZipFile(folder / "jpeg.zip", "w") as archive, tarfile.open(folder / "jpeg.tar", "w") as tar:
-        for path in sorted(pictures.iterdir()):
+        for path in sorted(images.iterdir()):
             archive.write(path, path.name)
             tar.add(path, path.name)
-    return {"folder": pictures, "zip": folder / "jpeg.zip", "tar": folder / "jpeg.tar"}
+    return {"folder": images, "zip": folder / "jpeg.zip", "tar": folder / "jpeg.tar"}
 
 
 def bare_loop(pool: multiprocessing.pool.Pool, folder: Path, size: int, method: int) -> float:
@@ -93,8 +93,8 @@ def prepare(source: Path, data_dir: Path, size: int, workers: int) -> float:
     """Returns the seconds of processor time, of all threads."""
     start = time.process_time()
     files = SourceFiles(source, ["*.jpg"])
-    pictures = [Picture("train", name, 0) for name in files.names]
-    write_pictures(data_dir, "bench", Pictures(files, pictures, size, 3, ["a"], [files.stamp()], {}), workers=workers)
+    images = [ImageFile("train", name, 0) for name in files.names]
+    write_images(data_dir, "bench", ImageRelease(files, images, size, 3, ["a"], [files.stamp()], {}), workers=workers)
     seconds = time.process_time() - start
     shutil.rmtree(data_dir)
     return seconds
@@ -114,7 +114,7 @@ def measure(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, np.
 def report(rounds: dict[str, np.ndarray], options: argparse.Namespace) -> None:
     """Ratios are taken round by round, because another program slows both sides of a round alike."""
     rows = []
-    print(f"{'':<22}{'pictures/s':>12}{'CPU ms each':>13}{'of bilinear':>20}{'of area':>20}")
+    print(f"{'':<22}{'images/s':>12}{'CPU ms each':>13}{'of bilinear':>20}{'of area':>20}")
     for name, seconds in rounds.items():
         clock, processor = np.median(seconds, axis=0)
         row = {"side": name, "pictures_per_s": options.pictures / clock, "cpu_ms": 1e3 * processor / options.pictures}

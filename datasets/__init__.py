@@ -1,6 +1,6 @@
-"""The data sets, one module each; what they share is in `datasets.shared`.
+"""The data sets, one module each; `datasets.shared` has what they share.
 
-A module of this folder is a data set and holds `DATASET`, a `datasets.shared.dataset.DataSet` of the module's name.
+A module of this folder is a data set and has `DATASET`, a `datasets.shared.dataset.DataSet` with the module's name.
 Nothing else lists the data sets: the commands, ``--help``, the tables and `config.DatasetName` iterate over `NAMES`.
 """
 

@@ -1,4 +1,4 @@
-"""How is an official AffectNet release read? Both of them: their layouts, codes, face boxes, hold-out and counts."""
+"""AffectNet: reads both official releases; layouts, face boxes, hold-out and official counts."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from datasets.shared.annotations import (
 )
 from datasets.shared.archives import SourceFiles, damaged_zip
 from datasets.shared.dataset import DataSet
-from datasets.shared.decoding import Picture
+from datasets.shared.decoding import ImageFile
 from datasets.shared.expressions import CLASS_NAMES
-from datasets.shared.release import Pictures, PrepareOptions, find_prepared, stratified_hold_out, write_pictures
+from datasets.shared.release import ImageRelease, PrepareOptions, find_prepared, stratified_hold_out, write_images
 from files import UserError
 
 
@@ -36,7 +36,7 @@ class PrepareAffectnetConfig(PrepareOptions):
     classes: Literal[7, 8] = 7
     """8 keeps contempt."""
     size: int = 224
-    """Side of the prepared pictures in pixels."""
+    """Side of the prepared images in pixels."""
     margin: float = 0.0
     """Share of the face box added on each side (first release)."""
     val_share: float = 0.05
@@ -45,7 +45,7 @@ class PrepareAffectnetConfig(PrepareOptions):
     """Seed of the hold-out."""
 
 
-# Images a class in the official releases, in the order of `CLASS_NAMES`; the hold-out "val" is part of "train" here.
+# Images per class in the official releases, in the order of `CLASS_NAMES`; the hold-out "val" is part of "train" here.
 _OFFICIAL_TRAIN = (74874, 134415, 25459, 14090, 6378, 3803, 24882, 3750)
 OFFICIAL_COUNTS = {
     "2021": {"train": _OFFICIAL_TRAIN, "test": (500, 500, 500, 500, 500, 500, 500, 499)},
@@ -60,7 +60,7 @@ _COLUMNS = (
 )
 _FORMS = (
     "expected the 2021 release (train_set/ and val_set/, each with images/<id>.jpg and annotations/<id>_exp.npy) or "
-    "the first one (training.csv, validation.csv and their pictures), in a folder, zip or tar, or one folder deeper"
+    "the first one (training.csv, validation.csv and their images), in a folder, zip or tar, or one folder deeper"
 )
 _TABLE_PATTERNS = [f"{depth}{table}" for depth in ("", "*/", "*/*/") for table in _TABLES]
 _FOLDER_PATTERNS = [
@@ -72,7 +72,7 @@ _FOLDER_PATTERNS = [
 
 
 class _Labelled(NamedTuple):
-    """A picture of a release: its name, its code 0..10 and, in the first release, its face box."""
+    """An image of a release: its name, its code 0..10 and, in the first release, its face box."""
 
     name: str
     code: int
@@ -80,7 +80,7 @@ class _Labelled(NamedTuple):
 
 
 def prepare_affectnet(settings: PrepareAffectnetConfig) -> dict[str, dict[str, Any]]:
-    """Prepares AffectNet from either official release, recognised by itself, with progress bars.
+    """Prepares AffectNet from either official release, which is recognised automatically, with progress bars.
 
     Left out are codes 8 (none), 9 (uncertain) and 10 (non-face), contempt when 7 classes are asked for, and in the
     first release boxes without an area; `meta.json` counts them (options, ``left_out``, by official part).
@@ -88,7 +88,7 @@ def prepare_affectnet(settings: PrepareAffectnetConfig) -> dict[str, dict[str, A
     Args:
         settings: where from, where to and what is kept; writes ``affectnet/{train,val,test}``, uint8
             (N, size, size, 3) RGB. ``test`` is the official validation part, ``val`` the hold-out of the training
-            part. Pictures of the first release are cropped by their face boxes.
+            part. Images of the first release are cropped by their face boxes.
 
     Returns:
         Split -> the content of its `meta.json`; a split that the source lacks is absent, and an earlier one stays.
@@ -109,12 +109,12 @@ def prepare_affectnet(settings: PrepareAffectnetConfig) -> dict[str, dict[str, A
         return found
     form, labelled, bare = _read(files, settings.strict)
     if form == "2021" and settings.margin:
-        raise UserError("--margin: expected 0 for the 2021 release, whose pictures are cut out already")
-    pictures, left_out = _kept(labelled, settings)
+        raise UserError("--margin: expected 0 for the 2021 release, whose images are cut out already")
+    images, left_out = _kept(labelled, settings)
     options = {"form": form, **chosen, "pictures_without_annotation": bare, "left_out": left_out}
     class_names = CLASS_NAMES[: settings.classes]
-    release = Pictures(files, pictures, settings.size, 3, class_names, sources, options, settings.margin)
-    return write_pictures(settings.data_dir, "affectnet", release, strict=settings.strict, workers=settings.workers)
+    release = ImageRelease(files, images, settings.size, 3, class_names, sources, options, settings.margin)
+    return write_images(settings.data_dir, "affectnet", release, strict=settings.strict, workers=settings.workers)
 
 
 def _open(source: Path) -> SourceFiles:
@@ -127,7 +127,7 @@ def _read(files: SourceFiles, strict: bool) -> tuple[str, dict[str, list[_Labell
     """Finds out which release a source holds and reads its labels.
 
     Returns:
-        The key of `OFFICIAL_COUNTS`, ``train`` and ``test`` with their pictures, and the number of pictures that no
+        The key of `OFFICIAL_COUNTS`, ``train`` and ``test`` with their images, and the number of images that no
         annotation names.
     """
     folders = {name: folder for name, folder in annotated_folders(files.names).items() if _last(name) in _FOLDERS}
@@ -164,43 +164,43 @@ def _by_split(source: Path, names: Iterable[str], splits: dict[str, str]) -> dic
 
 def _kept(
     labelled: dict[str, list[_Labelled]], settings: PrepareAffectnetConfig
-) -> tuple[list[Picture], dict[str, dict[str, int]]]:
-    """Leaves out what is no example of the chosen classes, and holds out the validation split.
+) -> tuple[list[ImageFile], dict[str, dict[str, int]]]:
+    """Leaves out images of other classes than the chosen ones, and holds out the validation split.
 
     Returns:
-        The pictures of ``train``, ``val`` and ``test``, and official part -> reason -> number of what is left out.
+        The images of ``train``, ``val`` and ``test``, and official part -> reason -> number of what is left out.
     """
-    pictures, left_out = [], {}
+    images, left_out = [], {}
     for split, found in labelled.items():
-        reasons = [_reason(picture, settings.classes) for picture in found]
+        reasons = [_reason(image, settings.classes) for image in found]
         left_out[split] = dict(collections.Counter(filter(None, reasons)))
-        kept = [picture for picture, reason in zip(found, reasons, strict=True) if reason is None]
+        kept = [image for image, reason in zip(found, reasons, strict=True) if reason is None]
         if not kept:
-            raise UserError(f"{settings.source}: no picture of the {settings.classes} classes is left for {split}")
+            raise UserError(f"{settings.source}: no image of the {settings.classes} classes is left for {split}")
         splits = [split] * len(kept)
         if split == "train":
-            held_out = stratified_hold_out([picture.code for picture in kept], settings.val_share, settings.seed)
+            held_out = stratified_hold_out([image.code for image in kept], settings.val_share, settings.seed)
             splits = ["val" if out else "train" for out in held_out]
-        pictures += [Picture(into, *picture) for into, picture in zip(splits, kept, strict=True)]
-    return pictures, left_out
+        images += [ImageFile(into, *image) for into, image in zip(splits, kept, strict=True)]
+    return images, left_out
 
 
-def _reason(picture: _Labelled, num_classes: int) -> str | None:
-    has_area = picture.box is None or min(picture.box[2:]) > 0
-    return drop_reason(picture.code, num_classes) or (None if has_area else "no face box")
+def _reason(image: _Labelled, num_classes: int) -> str | None:
+    has_area = image.box is None or min(image.box[2:]) > 0
+    return drop_reason(image.code, num_classes) or (None if has_area else "no face box")
 
 
 # --- the first release ----------------------------------------------------------------------------------------------
 
 
 def _read_tables(files: SourceFiles, tables: dict[str, str]) -> dict[str, list[_Labelled]]:
-    """Reads the tables and finds, somewhere below the source, the pictures of the rows with an expression."""
+    """Reads the tables and finds, somewhere below the source, the images of the rows with an expression."""
     rows = {split: list(_rows(files, table)) for split, table in tables.items()}
     wanted = {row.name for found in rows.values() for row in found if row.code not in NOT_EXPRESSIONS}
     places = _places(files, wanted)
     if missing := sorted(wanted - places.keys()):
         raise UserError(
-            f"{files.path}: {len(missing):,} of the {len(wanted):,} pictures that {' and '.join(tables.values())} name "
+            f"{files.path}: {len(missing):,} of the {len(wanted):,} images that {' and '.join(tables.values())} name "
             f"are missing ({few(missing)}); searched {files.path} for names that end like that, as in "
             f"Manually_Annotated_Images/{missing[0]}; is the release unpacked whole, with the tables beside it?"
         )
@@ -217,8 +217,8 @@ def _places(files: SourceFiles, wanted: Collection[str]) -> dict[str, str]:
             if tail in wanted:
                 if tail in places:
                     raise UserError(
-                        f"{files.path}: expected each picture once, found {places[tail]} and {name}; "
-                        "leave only the release's own pictures there"
+                        f"{files.path}: expected each image once, found {places[tail]} and {name}; "
+                        "leave only the release's own images there"
                     )
                 places[tail] = name
     return places
@@ -250,11 +250,11 @@ def _rows(files: SourceFiles, table: str) -> Iterator[_Labelled]:
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{name}, after line {line}: expected a CSV table ({error}); {_FORMS}") from None
     if not columns:
-        raise UserError(f"{name}: the table is empty; expected one row a picture; download it again")
+        raise UserError(f"{name}: the table is empty; expected one row per image; download it again")
 
 
 def _columns(row: Sequence[str], name: str) -> list[str]:
-    """The table's columns, from its first row; some copies of validation.csv begin with a picture's row instead."""
+    """The table's columns, from its first row; some copies of validation.csv begin with an image's row instead."""
     columns = [cell.strip() for cell in row]
     if len(row) == len(_COLUMNS) and _is_number(row[_COLUMNS.index("expression")]):
         return list(_COLUMNS)
@@ -273,7 +273,7 @@ def _labelled(row: Sequence[str], columns: Sequence[str], where: str) -> _Labell
     name, code = cells["subDirectory_filePath"].strip(), expression_code(cells["expression"].strip(), where)
     if code in NOT_EXPRESSIONS:
         return _Labelled(name, code)
-    # Valence and arousal are not used; of a table that is cut off they are the cells that suffer.
+    # Valence and arousal are not used; a table that is cut off lacks them first.
     for column in ("face_x", "face_y", "face_width", "face_height", "valence", "arousal"):
         if not _is_number(cells[column]):
             raise UserError(f"{where}: expected a number in {column}, found {cells[column]!r}; is the file cut off?")
@@ -288,4 +288,14 @@ def _is_number(text: str) -> bool:
         return False
 
 
-DATASET = DataSet("affectnet", "AffectNet", PrepareAffectnetConfig, prepare_affectnet)
+DATASET = DataSet(
+    name="affectnet",
+    title="AffectNet",
+    options=PrepareAffectnetConfig,
+    prepare=prepare_affectnet,
+    paper="Mollahosseini, Hasani and Mahoor, AffectNet: A Database for Facial Expression, Valence, and Arousal "
+    "Computing in the Wild, IEEE Transactions on Affective Computing 2019",
+    request="by a professor or lab manager, http://mohammadmahoor.com/pages/databases/affectnet/",
+    official_counts=lambda meta: OFFICIAL_COUNTS.get(meta["options"].get("form"), {}),
+    paper_key=lambda num_classes: "affectnet_7" if num_classes == 7 else None,
+)

@@ -1,4 +1,4 @@
-"""How is an official FER-2013 release read? Every form it comes in, its codes, its splits, its counts."""
+"""FER-2013: reads every form of the official release; codes, splits and official counts."""
 
 from __future__ import annotations
 
@@ -18,21 +18,17 @@ from tqdm import tqdm
 from datasets.shared.archives import SourceFiles, damaged_zip, file_identity, is_zip
 from datasets.shared.dataset import DataSet
 from datasets.shared.expressions import ANGER, CLASS_NAMES, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
-from datasets.shared.release import Release, write_release
+from datasets.shared.release import Release, ReleaseOptions, write_release
 from files import UserError
 from images import decode_image
 
 
 @dataclasses.dataclass(frozen=True)
-class PrepareFer2013Config:
+class PrepareFer2013Config(ReleaseOptions):
     """FER-2013: fer2013.csv, icml_face_data.csv, train.csv or the train/ and test/ folders; a zip of any of these."""
 
     source: str
-    """The official release: a CSV file, a folder or a zip."""
-    data_dir: str = "data"
-    """Folder of the prepared data sets."""
-    debug: bool = False
-    """Show tracebacks."""
+    """The official release: a CSV file, a folder, a zip or a tar."""
 
 
 IMAGE_SHAPE = (48, 48, 1)
@@ -47,7 +43,7 @@ FOLDERS = {  # by name: the folders' alphabetical order is not the order of the 
     "surprise": SURPRISE,
 }
 SPLITS = {"Training": "train", "PublicTest": "val", "PrivateTest": "test"}
-# Images a class in the official release, in the order of `CLASS_NAMES`.
+# Images per class in the official release, in the order of `CLASS_NAMES`.
 OFFICIAL_COUNTS = {
     "train": (4965, 7215, 4830, 3171, 4097, 436, 3995),
     "val": (607, 895, 653, 415, 496, 56, 467),
@@ -61,21 +57,20 @@ _FORMS = (
 # The more complete first; test.csv has no labels, and is read only to say so.
 _CSV_NAMES = ("fer2013.csv", "icml_face_data.csv", "train.csv", "test.csv")
 _PATTERNS = ("train/*/*", "test/*/*")
-_PICTURE = re.compile(r"(?:^|/)(train|test)/([^/]+)/([^/]+)$")
+_IMAGE = re.compile(r"(?:^|/)(train|test)/([^/]+)/([^/]+)$")
 _USAGES = {"train": ("Training",), "test": ("PublicTest", "PrivateTest")}
 _PIXELS = {str(value): value for value in range(256)}
 
 
-def prepare_fer2013(source: str | Path, data_dir: str | Path) -> dict[str, dict[str, Any]]:
+def prepare_fer2013(settings: PrepareFer2013Config) -> dict[str, dict[str, Any]]:
     """Prepares FER-2013 from any form of the official release, with a progress bar.
 
     The CSV forms hold the exact pixels; the folder form holds them as JPEG, which `meta.json` says (``form``).
 
     Args:
-        source: ``fer2013.csv``, ``icml_face_data.csv``, ``train.csv``, the folder form, or a folder, zip or tar of
-            these.
-        data_dir: folder of the prepared data sets; writes ``fer2013/{train,val,test}``, uint8 (N, 48, 48, 1), in the
-            order of the CSV or of the file names.
+        settings: where from (``fer2013.csv``, ``icml_face_data.csv``, ``train.csv``, the folder form, or a folder, zip
+            or tar of these) and where to; writes ``fer2013/{train,val,test}``, uint8 (N, 48, 48, 1), in the order of
+            the CSV or of the file names.
 
     Returns:
         Split -> the content of its `meta.json`; a split that the source lacks is absent, and an earlier one stays.
@@ -83,19 +78,19 @@ def prepare_fer2013(source: str | Path, data_dir: str | Path) -> dict[str, dict[
     Raises:
         UserError: the source is missing, of no known form, or damaged; what was prepared earlier is untouched.
     """
-    return write_release(data_dir, "fer2013", _read(Path(source)))
+    return write_release(settings.data_dir, "fer2013", _read(Path(settings.source)))
 
 
 def _read(source: Path) -> Release:
-    """Finds out which form the source has and reads that."""
+    """Finds out which form the source has, and reads it."""
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; {_FORMS}")
     if table := find_table(source, _CSV_NAMES):
         return _read_csv(table)
     files = SourceFiles(source, _PATTERNS)
-    pictures = [name for name in files.names if _PICTURE.search(name) and not _is_hidden(name)]
-    if pictures:
-        return _read_folders(files, pictures)
+    images = [name for name in files.names if _IMAGE.search(name) and not _is_hidden(name)]
+    if images:
+        return _read_folders(files, images)
     raise UserError(f"{source}: found {found_in(source)}; {_FORMS}")
 
 
@@ -105,7 +100,7 @@ def is_archive(path: Path) -> bool:
 
 
 def _is_hidden(name: str) -> bool:
-    """True for what file managers leave behind: ``.DS_Store``, ``__MACOSX/``."""
+    """True for files that file managers leave behind: ``.DS_Store``, ``__MACOSX/``."""
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
@@ -138,7 +133,7 @@ class Table:
 
     Attributes:
         path: the file, or the archive around it.
-        name: what messages call it.
+        name: its name in messages.
         open: opens its bytes.
     """
 
@@ -149,7 +144,7 @@ class Table:
     def rows(
         self, check_columns: Callable[[Sequence[str], str], None], expected: str
     ) -> Iterator[tuple[str, dict[str, str]]]:
-        """Yields where each row stands, for messages, and its cells by column; empty lines are passed over.
+        """Yields the place of each row, for messages, and its cells by column; empty lines are ignored.
 
         Args:
             check_columns: called with the columns and `name`; raises for a header that it cannot use.
@@ -177,7 +172,7 @@ class Table:
 
 
 def find_table(source: Path, names: Sequence[str]) -> Table | None:
-    """The first of ``names`` that a folder or archive holds; a file that is no archive is taken for the table."""
+    """The first of ``names`` that a folder or archive holds; a file that is no archive is taken as the table."""
     if source.is_file() and not is_archive(source):
         return Table(source, str(source), lambda: open(source, "rb"))
     files = SourceFiles(source, ("*.csv",))
@@ -189,7 +184,7 @@ def find_table(source: Path, names: Sequence[str]) -> Table | None:
 
 
 class Row(NamedTuple):
-    """A picture of a CSV form: where it stands, for messages, its split, canonical label and pixels as text."""
+    """An image of a CSV form: its place, for messages, its split, canonical label and pixels as text."""
 
     where: str
     split: str
@@ -209,7 +204,7 @@ class Row(NamedTuple):
 
 
 def csv_rows(table: Table) -> Iterator[Row]:
-    """Yields the pictures of a CSV form; without a column Usage all are Training."""
+    """Yields the images of a CSV form; without a column Usage all are Training."""
     for where, cells in table.rows(_check_columns, _FORMS):
         usage, code = cells.get("Usage", "Training").strip(), cells["emotion"].strip()
         check_usage(usage, where)
@@ -219,7 +214,7 @@ def csv_rows(table: Table) -> Iterator[Row]:
 
 
 def check_usage(usage: str, where: str) -> None:
-    """Refuses what is no key of `SPLITS`."""
+    """Refuses any other value than a key of `SPLITS`."""
     if usage not in SPLITS:
         raise UserError(f"{where}: expected Usage {', '.join(SPLITS)}, found {usage!r}")
 
@@ -228,7 +223,7 @@ def _read_csv(table: Table) -> Release:
     """Reads a CSV form twice: first counting, then, as the release is written, the pixels."""
     counts = collections.Counter(row.split for row in csv_rows(table))
     if not counts:
-        raise UserError(f"{table.name}: the table has no rows; expected one a picture; download it again")
+        raise UserError(f"{table.name}: the table has no rows; expected one per image; download it again")
     examples = ((row.split, row.image(), row.label) for row in csv_rows(table))
     return _release(counts, examples, file_identity(table.path), "csv")
 
@@ -238,7 +233,7 @@ def _check_columns(columns: Sequence[str], name: str) -> None:
         raise UserError(f"{name}: the file is empty; {_FORMS}")
     if "pixels" in columns and "emotion" not in columns:
         raise UserError(
-            f"{name}: this file has pixels but no labels (found columns {_few(columns)}); the same pictures with "
+            f"{name}: this file has pixels but no labels (found columns {_few(columns)}); the same images with "
             "labels are in fer2013.csv and in icml_face_data.csv (PublicTest and PrivateTest): give one of those"
         )
     if not {"emotion", "pixels"} <= set(columns):
@@ -257,8 +252,8 @@ def _read_folders(files: SourceFiles, names: Sequence[str]) -> Release:
 
 
 def _place(files: SourceFiles, name: str) -> tuple[str, int]:
-    """The split and canonical label that a picture's path tells."""
-    part, folder, file = _PICTURE.search(name).groups()
+    """The split and canonical label, from an image's path."""
+    part, folder, file = _IMAGE.search(name).groups()
     usage = file.split("_")[0]
     if folder.lower() not in FOLDERS:
         raise UserError(f"{files.path}/{name}: expected a class folder {', '.join(FOLDERS)}, found {folder!r}")
@@ -273,10 +268,18 @@ def _folder_image(files: SourceFiles, name: str) -> np.ndarray:
     if image.shape != IMAGE_SHAPE:
         height, width, channels = image.shape
         kind = "gray" if channels == 1 else "colour"
-        raise UserError(f"{files.path}/{name}: expected a gray picture of 48 x 48, found {width} x {height} {kind}")
+        raise UserError(f"{files.path}/{name}: expected a gray image of 48 x 48, found {width} x {height} {kind}")
     return image
 
 
 DATASET = DataSet(
-    "fer2013", "FER-2013", PrepareFer2013Config, lambda options: prepare_fer2013(options.source, options.data_dir)
+    name="fer2013",
+    title="FER-2013",
+    options=PrepareFer2013Config,
+    prepare=prepare_fer2013,
+    paper="Goodfellow et al., Challenges in Representation Learning: A report on three machine learning contests, "
+    "ICONIP 2013",
+    request="https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge",
+    official_counts=lambda meta: OFFICIAL_COUNTS,
+    paper_key=lambda num_classes: "fer2013",
 )

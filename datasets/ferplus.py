@@ -1,7 +1,6 @@
-"""How is FER+ read? Ten people's votes on each picture of FER-2013, the majority rule, and the pixels beside them.
+"""FER+: reads ten people's votes on each image of FER-2013, applies the majority rule, and takes FER-2013's pixels.
 
-Barsoum et al., "Training Deep Networks for Facial Expression Recognition with Crowd-Sourced Label Distribution",
-ICMI 2016. `fer2013new.csv` holds votes alone, a row for each picture of FER-2013's CSV, in its order.
+`fer2013new.csv` holds votes only, one row per image of FER-2013's CSV, in its order.
 """
 
 from __future__ import annotations
@@ -19,34 +18,30 @@ from datasets.fer2013 import IMAGE_SHAPE, SPLITS, Table, check_usage, csv_rows, 
 from datasets.shared.archives import file_identity
 from datasets.shared.dataset import DataSet
 from datasets.shared.expressions import ANGER, CLASS_NAMES, CONTEMPT, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
-from datasets.shared.release import Release, write_release
+from datasets.shared.release import Release, ReleaseOptions, write_release
 from files import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class PrepareFerplusConfig:
+class PrepareFerplusConfig(ReleaseOptions):
     """FER+: fer2013new.csv beside fer2013.csv (majority rule; votes.npy keeps the distribution)."""
 
     source: str
     """fer2013.csv or icml_face_data.csv, or a folder, zip or tar that holds one of them."""
-    data_dir: str = "data"
-    """Folder of the prepared data sets."""
     labels: str | None = None
     """fer2013new.csv; None looks for it in the source, then beside it."""
     classes: Literal[7, 8] = 8
     """8 keeps contempt."""
-    debug: bool = False
-    """Show tracebacks."""
 
 
-# Images a class that the majority rule keeps, in the order of `CLASS_NAMES`.
+# Images per class that the majority rule keeps, in the order of `CLASS_NAMES`.
 OFFICIAL_COUNTS = {
     "train": (8740, 7287, 3014, 3149, 532, 119, 2100, 119),
     "val": (1182, 865, 351, 415, 62, 24, 287, 13),
     "test": (1090, 893, 384, 396, 83, 18, 273, 16),
 }
 
-UNKNOWN, NOT_A_FACE = len(CLASS_NAMES), len(CLASS_NAMES) + 1  # what a vote can be for besides the classes
+UNKNOWN, NOT_A_FACE = len(CLASS_NAMES), len(CLASS_NAMES) + 1  # other options that people can vote for
 _COLUMNS = {  # of the votes; by name, because their order is not that of our codes
     "neutral": NEUTRAL,
     "happiness": HAPPY,
@@ -64,7 +59,7 @@ _REASONS = {_NO_MAJORITY: "no majority", CONTEMPT: "contempt", UNKNOWN: "unknown
 
 _LABELS = "fer2013new.csv"
 _PIXEL_TABLES = ("fer2013.csv", "icml_face_data.csv")
-_FORMS = f"expected {_LABELS} of FER+: the columns Usage, Image name, {', '.join(_COLUMNS)}, a row a picture"
+_FORMS = f"expected {_LABELS} of FER+: the columns Usage, Image name, {', '.join(_COLUMNS)}, one row per image"
 
 
 def prepare_ferplus(settings: PrepareFerplusConfig) -> dict[str, dict[str, Any]]:
@@ -81,7 +76,7 @@ def prepare_ferplus(settings: PrepareFerplusConfig) -> dict[str, dict[str, Any]]
         Split -> the content of its `meta.json`.
 
     Raises:
-        UserError: a file is missing, of another form, or damaged; the two files are not of the same pictures in
+        UserError: a file is missing, of another form, or damaged; the two files are not of the same images in
             the same order. What was prepared earlier is untouched.
     """
     source = Path(settings.source)
@@ -95,7 +90,7 @@ def prepare_ferplus(settings: PrepareFerplusConfig) -> dict[str, dict[str, Any]]
         here = splits == split
         counts[split] = int(np.sum(here & kept))
         if not counts[split]:
-            raise UserError(f"{ballots.name}: the majority rule leaves no picture for {split}; {_FORMS}")
+            raise UserError(f"{ballots.name}: the majority rule leaves no image for {split}; {_FORMS}")
         shares[split] = vote_shares(votes[here & kept], settings.classes)
         left_out[split] = dict(collections.Counter(_REASONS[winner] for winner in winners[here & ~kept].tolist()))
     examples = _examples(pixels, ballots.name, splits, np.where(kept, winners, _NO_MAJORITY))
@@ -110,11 +105,11 @@ def prepare_ferplus(settings: PrepareFerplusConfig) -> dict[str, dict[str, Any]]
 
 
 def majority(votes: np.ndarray) -> np.ndarray:
-    """What most people saw in each picture.
+    """The expression that the majority saw in each image.
 
-    An option that one person alone voted for counts nothing; the winner needs more than half of the votes that are
-    then left, those for unknown and for no face among them. On the official file this keeps 25,060, 3,199 and 3,153
-    pictures, the published counts, where exactly half would keep 25,841 and half of all ten votes 21,811.
+    An option with a single vote does not count. The winner needs more than half of the votes that are left, including
+    those for unknown and for no face. On the official file this keeps 25,060, 3,199 and 3,153
+    images, the published counts, where exactly half would keep 25,841 and half of all ten votes 21,811.
 
     Args:
         votes: int (N, 10), in the order of `CLASS_NAMES`, then unknown and not a face.
@@ -127,7 +122,7 @@ def majority(votes: np.ndarray) -> np.ndarray:
 
 
 def vote_shares(votes: np.ndarray, num_classes: int) -> np.ndarray:
-    """The shares of the first classes in the votes that `majority` counts, of pictures that one of them has won.
+    """The shares of the first classes in the votes that `majority` counts, of images that one of them has won.
 
     Args:
         votes: int (N, 10), as for `majority`.
@@ -155,7 +150,7 @@ def _find_pixels(source: Path) -> Table:
     raise UserError(
         f"{source}: expected {' or '.join(_PIXEL_TABLES)}, found {found_in(source)}; the votes of FER+ belong to the "
         "rows of that file, and the folder form of FER-2013 (train/<class>/Training_*.jpg) does not tell which row a "
-        "picture was"
+        "image was"
     )
 
 
@@ -198,25 +193,34 @@ def read_votes(ballots: Table) -> tuple[np.ndarray, np.ndarray]:
 def _examples(
     pixels: Table, ballots: str, splits: np.ndarray, labels: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray, int]]:
-    """Yields (split, image, label) of each row whose label is not -1, and checks that both tables go together."""
+    """Yields (split, image, label) of each row whose label is not -1, and checks that both tables fit together."""
     rows = csv_rows(pixels)
     number = 0
-    # The rows stand last: zip must not take one more of them than there are votes.
+    # The rows come last, because zip must not take one row more than there are votes.
     for number, (split, label, row) in enumerate(zip(splits.tolist(), labels.tolist(), rows, strict=False), start=1):
         if row.split != split:
             usages = {split: usage for usage, split in SPLITS.items()}
             raise UserError(
-                f"{row.where}: expected a {usages[split]} picture, as in row {number:,} of {ballots}, found "
-                f"{usages[row.split]}; both files must hold the same pictures in the same order"
+                f"{row.where}: expected a {usages[split]} image, as in row {number:,} of {ballots}, found "
+                f"{usages[row.split]}; both files must hold the same images in the same order"
             )
         if label != _NO_MAJORITY:
             yield split, row.image(), label
     more = sum(1 for _ in rows)
     if more or number != len(splits):
         raise UserError(
-            f"{pixels.name}: expected {len(splits):,} pictures, as {ballots} has rows, found {number + more:,}; "
+            f"{pixels.name}: expected {len(splits):,} images, as {ballots} has rows, found {number + more:,}; "
             f"take the whole {' or '.join(_PIXEL_TABLES)}, whose rows the votes belong to"
         )
 
 
-DATASET = DataSet("ferplus", "FER+", PrepareFerplusConfig, prepare_ferplus)
+DATASET = DataSet(
+    name="ferplus",
+    title="FER+",
+    options=PrepareFerplusConfig,
+    prepare=prepare_ferplus,
+    paper="Barsoum et al., Training Deep Networks for Facial Expression Recognition with Crowd-Sourced Label "
+    "Distribution, ICMI 2016",
+    request="FER-2013, and its votes from https://github.com/microsoft/FERPlus",
+    official_counts=lambda meta: OFFICIAL_COUNTS,
+)

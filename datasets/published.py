@@ -1,4 +1,4 @@
-"""How is a folder as the published repository keeps its data read? ``images/`` and ``annotations/<stem>_exp.npy``."""
+"""The layout of the published repository: reads ``images/`` with ``annotations/<stem>_exp.npy``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from data_helper import Split
 from datasets.shared.annotations import annotated_folders, drop_reason, read_annotated
 from datasets.shared.archives import SourceFiles
 from datasets.shared.dataset import DataSet
-from datasets.shared.decoding import Picture
+from datasets.shared.decoding import ImageFile
 from datasets.shared.expressions import CLASS_NAMES
-from datasets.shared.release import Pictures, PrepareOptions, find_prepared, write_pictures
+from datasets.shared.release import ImageRelease, PrepareOptions, find_prepared, write_images
 from files import UserError
 
 
@@ -25,7 +25,7 @@ class PreparePublishedConfig(PrepareOptions):
     classes: Literal[7, 8] = 7
     """8 keeps contempt."""
     size: int = 224
-    """Side of the prepared pictures in pixels."""
+    """Side of the prepared images in pixels."""
 
 
 _PATTERNS = [f"{depth}{files}" for depth in ("", "*/") for files in ("images/*", "annotations/*_exp.npy")]
@@ -34,7 +34,7 @@ _PATTERNS = [f"{depth}{files}" for depth in ("", "*/") for files in ("images/*",
 def prepare_published(settings: PreparePublishedConfig) -> dict[str, dict[str, Any]]:
     """Prepares ``images/*.{jpg,png}`` with ``annotations/<stem>_exp.npy`` as one split, with progress bars.
 
-    The codes are the canonical ones, and a picture is left out, and counted in `meta.json` (options, ``left_out``, by
+    The codes are the canonical ones, and an image is left out, and counted in `meta.json` (options, ``left_out``, by
     split), as `annotations.drop_reason` says.
 
     Args:
@@ -63,20 +63,28 @@ def prepare_published(settings: PreparePublishedConfig) -> dict[str, dict[str, A
     ((name, folder),) = folders.items()
     labelled, bare = read_annotated(folder, f"{settings.source}/{name}".rstrip("/"), files.read, settings.strict)
     reasons = [drop_reason(code, settings.classes) for _, code in labelled]
-    pictures = [
-        Picture(settings.split, image, code)
-        for (image, code), reason in zip(labelled, reasons, strict=True)
+    images = [
+        ImageFile(settings.split, name, code)
+        for (name, code), reason in zip(labelled, reasons, strict=True)
         if reason is None
     ]
-    if not pictures:
-        raise UserError(f"{settings.source}: no picture of the {settings.classes} classes is left")
+    if not images:
+        raise UserError(f"{settings.source}: no image of the {settings.classes} classes is left")
     options = {
         **chosen,
         "pictures_without_annotation": bare,
         "left_out": {settings.split: dict(collections.Counter(filter(None, reasons)))},
     }
-    release = Pictures(files, pictures, settings.size, 3, CLASS_NAMES[: settings.classes], sources, options)
-    return write_pictures(settings.data_dir, "published", release, strict=settings.strict, workers=settings.workers)
+    release = ImageRelease(files, images, settings.size, 3, CLASS_NAMES[: settings.classes], sources, options)
+    return write_images(settings.data_dir, "published", release, strict=settings.strict, workers=settings.workers)
 
 
-DATASET = DataSet("published", "published layout", PreparePublishedConfig, prepare_published)
+DATASET = DataSet(
+    name="published",
+    title="published layout",
+    options=PreparePublishedConfig,
+    prepare=prepare_published,
+    paper="Fard and Mahoor, Ad-Corre: Adaptive Correlation-Based Loss for Facial Expression Recognition in the Wild, "
+    "IEEE Access 2022",
+    request="a folder of your own, as https://github.com/aliprf/Ad-Corre reads it",
+)

@@ -1,4 +1,4 @@
-"""How is an official RAF-DB basic release read? Its list, its codes, its two kinds of pictures, its counts."""
+"""RAF-DB basic: reads the official release, aligned faces or originals; codes and official counts."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any, Literal
 from datasets.shared.annotations import few
 from datasets.shared.archives import SourceFiles
 from datasets.shared.dataset import DataSet
-from datasets.shared.decoding import Box, Picture
+from datasets.shared.decoding import Box, ImageFile
 from datasets.shared.expressions import ANGER, CLASS_NAMES, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
-from datasets.shared.release import Pictures, PrepareOptions, find_prepared, stratified_hold_out, write_pictures
+from datasets.shared.release import ImageRelease, PrepareOptions, find_prepared, stratified_hold_out, write_images
 from files import UserError
 
 
@@ -25,7 +25,7 @@ class PrepareRafdbConfig(PrepareOptions):
     images: Literal["aligned", "original"] = "aligned"
     """original cuts the faces out by Annotation/boundingbox/."""
     size: int = 100
-    """Side of the prepared pictures in pixels."""
+    """Side of the prepared images in pixels."""
     val_share: float = 0.1
     """Share of the training part held out for validation, stratified by class."""
     seed: int = 0
@@ -33,7 +33,7 @@ class PrepareRafdbConfig(PrepareOptions):
 
 
 CODES = {"1": SURPRISE, "2": FEAR, "3": DISGUST, "4": HAPPY, "5": SAD, "6": ANGER, "7": NEUTRAL}  # the list's
-# Images a class in the official release, in the order of `CLASS_NAMES`; the hold-out "val" is part of "train" here.
+# Images per class in the official release, in the order of `CLASS_NAMES`; the hold-out "val" is part of "train" here.
 OFFICIAL_COUNTS = {
     "train": (2524, 4772, 1982, 1290, 281, 717, 705),
     "test": (680, 1185, 478, 329, 74, 160, 162),
@@ -51,8 +51,8 @@ Labelled = tuple[str, int]  # train_00001.jpg, canonical code
 def prepare_rafdb(settings: PrepareRafdbConfig) -> dict[str, dict[str, Any]]:
     """Prepares RAF-DB basic from the official release: a folder, zip or tar of ``basic/`` or of what is in it.
 
-    The release's faces come aligned (100 x 100 pixels), or as originals with a bounding box each, from which they
-    are cut out. A picture that the list does not name is left out, and counted in `meta.json` (options, ``unlisted``).
+    The release has aligned faces (100 x 100 pixels), and originals with one bounding box each, from which the faces
+    are cut out. An image that the list does not name is left out, and counted in `meta.json` (options, ``unlisted``).
 
     Args:
         settings: where from, where to and what; writes ``rafdb/{train,val,test}``, uint8 (N, size, size, 3) RGB, in
@@ -76,10 +76,10 @@ def prepare_rafdb(settings: PrepareRafdbConfig) -> dict[str, dict[str, Any]]:
     names = set(files.names)
     top = _top(files.path, names)
     rows = _read_list(files.read(top + LIST), f"{files.path}/{top}{LIST}")
-    pictures = _pictures(files, top, rows, original, settings)
-    options["unlisted"] = _report_unlisted(names, top + (_ORIGINAL if original else _ALIGNED), pictures)
-    release = Pictures(files, pictures, settings.size, 3, CLASS_NAMES[: len(CODES)], sources, options)
-    return write_pictures(settings.data_dir, "rafdb", release, strict=settings.strict, workers=settings.workers)
+    images = _images(files, top, rows, original, settings)
+    options["unlisted"] = _report_unlisted(names, top + (_ORIGINAL if original else _ALIGNED), images)
+    release = ImageRelease(files, images, settings.size, 3, CLASS_NAMES[: len(CODES)], sources, options)
+    return write_images(settings.data_dir, "rafdb", release, strict=settings.strict, workers=settings.workers)
 
 
 def _top(source: Path, names: set[str]) -> str:
@@ -95,7 +95,7 @@ def _top(source: Path, names: set[str]) -> str:
 
 
 def _read_list(data: bytes, path: str) -> list[Labelled]:
-    """The pictures and canonical codes of the list, in its order."""
+    """The images and canonical codes of the list, in its order."""
     text = data.decode("utf-8", errors="replace").removeprefix("\ufeff")
     rows: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -105,28 +105,28 @@ def _read_list(data: bytes, path: str) -> list[Labelled]:
         row = _ROW.fullmatch(line.strip())
         if row is None:
             raise UserError(
-                f"{where}: expected a picture and a code, as 'train_00001.jpg 5', found {line[:60]!r}; "
+                f"{where}: expected an image and a code, as 'train_00001.jpg 5', found {line[:60]!r}; "
                 "is the file cut off? Take it from the release again"
             )
         name, code = row.groups()
         if code not in CODES:
             raise UserError(f"{where}: expected a code 1..7, found {code}; take the list from the release again")
         if name in rows:
-            raise UserError(f"{where}: {name} stands in the list for the second time; take it from the release again")
+            raise UserError(f"{where}: {name} is in the list for the second time; take it from the release again")
         rows[name] = CODES[code]
     for part in ("train", "test"):
         if not any(name.startswith(part) for name in rows):
-            raise UserError(f"{path}: the list has no {part} pictures; is it cut off? Take it from the release again")
+            raise UserError(f"{path}: the list has no {part} images; is it cut off? Take it from the release again")
     return list(rows.items())
 
 
-def _pictures(
+def _images(
     files: SourceFiles, top: str, rows: Sequence[Labelled], original: bool, settings: PrepareRafdbConfig
-) -> list[Picture]:
-    """The listed pictures with their splits and boxes, every file being there."""
+) -> list[ImageFile]:
+    """The listed images with their splits and boxes, all files exist."""
     stems = [PurePosixPath(name).stem for name, _ in rows]
     paths = [f"{top}{_ORIGINAL}/{stem}.jpg" if original else f"{top}{_ALIGNED}/{stem}_aligned.jpg" for stem in stems]
-    _check_there(files, paths, "pictures", "Image/original/" if original else "Image/aligned/")
+    _check_there(files, paths, "images", "Image/original/" if original else "Image/aligned/")
     boxes: list[Box | None] = [None] * len(rows)
     if original:
         box_paths = [f"{top}{_BOXES}/{stem}_boundingbox.txt" for stem in stems]
@@ -138,7 +138,7 @@ def _pictures(
     for place, is_val in zip(train, held_out.tolist(), strict=True):
         splits[place] = "val" if is_val else "train"
     labels = (label for _, label in rows)
-    return [Picture(*row) for row in zip(splits, paths, labels, boxes, strict=True)]
+    return [ImageFile(*row) for row in zip(splits, paths, labels, boxes, strict=True)]
 
 
 def _check_there(files: SourceFiles, paths: Sequence[str], what: str, folder: str) -> None:
@@ -165,14 +165,24 @@ def _read_box(data: bytes, path: str) -> Box:
     return left, top, right - left, bottom - top
 
 
-def _report_unlisted(names: set[str], folder: str, pictures: Sequence[Picture]) -> int:
-    """Says on standard error how many pictures the list does not name, and the first three."""
-    listed = {picture.name for picture in pictures}
+def _report_unlisted(names: set[str], folder: str, images: Sequence[ImageFile]) -> int:
+    """Prints on standard error how many images the list does not name, and the first three."""
+    listed = {image.name for image in images}
     pattern = re.compile(rf"{re.escape(folder)}/[^/.][^/]*\.jpe?g", re.IGNORECASE)
     bare = sorted(name for name in names if name not in listed and pattern.fullmatch(name))
     if bare:
-        print(f"left out {len(bare):,} pictures that {LIST} does not name ({few(bare)})", file=sys.stderr)
+        print(f"left out {len(bare):,} images that {LIST} does not name ({few(bare)})", file=sys.stderr)
     return len(bare)
 
 
-DATASET = DataSet("rafdb", "RAF-DB", PrepareRafdbConfig, prepare_rafdb)
+DATASET = DataSet(
+    name="rafdb",
+    title="RAF-DB",
+    options=PrepareRafdbConfig,
+    prepare=prepare_rafdb,
+    paper="Li, Deng and Du, Reliable Crowdsourcing and Deep Locality-Preserving Learning for Expression Recognition in "
+    "the Wild, CVPR 2017",
+    request="by e-mail, http://www.whdeng.cn/RAF/model1.html",
+    official_counts=lambda meta: OFFICIAL_COUNTS,
+    paper_key=lambda num_classes: "rafdb",
+)

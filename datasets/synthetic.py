@@ -1,4 +1,4 @@
-"""How does the synthetic set get prepared? Three draws that share no face, written like any other release."""
+"""Synthetic faces: draws three splits that share no face and writes them like any other release."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class PrepareSyntheticConfig:
     num_val: int = 700
     num_test: int = 700
     size: int = 48
-    """Side of a picture in pixels."""
+    """Side of the images in pixels."""
     seed: int = 0
     debug: bool = False
     """Show tracebacks."""
 
 
 def write_synthetic_splits(config: PrepareSyntheticConfig) -> dict[str, dict[str, Any]]:
-    """Draws the synthetic faces and writes ``<data_dir>/synthetic/{train,val,test}``, with a progress bar a split.
+    """Draws the synthetic faces and writes ``<data_dir>/synthetic/{train,val,test}``, with one progress bar per split.
 
     Images are uint8 (N, size, size, 3), RGB. The splits are drawn from the seeds ``3 * seed``, ``3 * seed + 1`` and
     ``3 * seed + 2``, so that neither two splits nor the splits of two seeds share a face.
@@ -72,4 +72,6 @@ def _draw(config: PrepareSyntheticConfig, counts: dict[str, int]) -> Iterator[tu
             yield split, image, label
 
 
-DATASET = DataSet("synthetic", "synthetic faces", PrepareSyntheticConfig, write_synthetic_splits)
+DATASET = DataSet(
+    name="synthetic", title="synthetic faces", options=PrepareSyntheticConfig, prepare=write_synthetic_splits
+)

@@ -1,4 +1,4 @@
-"""Does every kind of picture file arrive as the same plain pixels?"""
+"""Does every kind of image file arrive as the same plain pixels?"""
 
 from __future__ import annotations
 
@@ -144,11 +144,11 @@ def test_one_pixel_and_a_very_long_line():
         (b"<!DOCTYPE html><p>not found", r"expected a whole JPEG.*b'<!DOCTYP'"),
         (jpeg(quadrants(RED, GREEN, BLUE, GRAY))[:-300], "cannot be decoded"),
         (png(2, 1, 8, 0, [b"\1\2"])[:-14], "cannot be decoded"),
-        (cv2.imencode(".hdr", np.ones((2, 2, 3), np.float32))[1].tobytes(), "8 or 16 bits a channel.*float32"),
+        (cv2.imencode(".hdr", np.ones((2, 2, 3), np.float32))[1].tobytes(), "8 or 16 bits per channel.*float32"),
     ],
     ids=["empty", "web page", "cut jpeg", "cut png", "float"],
 )
-def test_what_is_no_picture_is_named(data, message):
+def test_what_is_no_image_is_named(data, message):
     with pytest.raises(UserError, match=rf"(?s)folder/x\.png: .*{message}"):
         decode_image(data, "folder/x.png")
 
@@ -158,7 +158,7 @@ def bmp_header(width, height):
     return struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 54, 0, 0, 54, 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
 
 
-TOO_LARGE = "the picture is too large; expected at most 100,000,000 pixels"
+TOO_LARGE = "the image is too large; expected at most 100,000,000 pixels"
 
 
 @pytest.mark.parametrize(
@@ -191,10 +191,10 @@ def test_read_image_repeats_gray(tmp_path):
 def test_read_image_refuses_what_is_no_file(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.png: no such file"):
         read_image(tmp_path / "nowhere.png")
-    with pytest.raises(UserError, match="expected a picture file, found a folder"):
+    with pytest.raises(UserError, match="expected an image file, found a folder"):
         read_image(tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match="expected a picture file, found a device"):
+    with pytest.raises(UserError, match="expected an image file, found a device"):
         read_image(tmp_path / "pipe")
 
 
@@ -252,7 +252,7 @@ def test_the_largest_face_is_cropped():
     assert abs(crop.shape[0] - crop.shape[1]) <= 1
 
 
-def test_a_face_in_a_large_picture_is_found_at_its_place():
+def test_a_face_in_a_large_image_is_found_at_its_place():
     image = scene([(1500, 900, 500)], height=1800, width=2600)
     assert overlap(largest_face(image), image, 1500, 900, 500) > 0.5
 
@@ -270,6 +270,6 @@ def test_a_face_crop_is_returned_whole():
 
 
 @pytest.mark.parametrize("shape", [(480, 640, 3), (1, 1, 3), (95, 4000, 3), (100, 9000, 1)])
-def test_a_picture_without_a_face_is_returned_whole(shape):
+def test_an_image_without_a_face_is_returned_whole(shape):
     image = np.full(shape, 110, np.uint8)
     assert largest_face(image) is image

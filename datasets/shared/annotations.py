@@ -1,4 +1,4 @@
-"""Which expression does an annotation name? AffectNet's codes, in a table or in ``.npy`` files, never unpickled.
+"""Reads AffectNet's expression codes from ``.npy`` files and tables; nothing is unpickled.
 
 The 2021 release of AffectNet and the published repository keep a data set as a folder with ``images/<id>.jpg`` and
 ``annotations/<id>_exp.npy``; the first release of AffectNet keeps the same codes in tables.
@@ -20,13 +20,13 @@ from tqdm import tqdm
 from datasets.shared.expressions import CONTEMPT
 from files import UserError
 
-# AffectNet's codes 0..7 are the canonical ones; a picture with one of these has no expression to learn.
+# AffectNet's codes 0..7 are the canonical ones; an image with one of these has no expression to learn.
 NOT_EXPRESSIONS = {8: "none", 9: "uncertain", 10: "non-face"}
 
 _CODES = {str(code): code for code in range(11)}
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _ANNOTATION_SUFFIX = "_exp.npy"
-_READERS, _AT_A_TIME = 16, 500  # a disk in a network takes its time over each file, and over many at once no longer
+_READERS, _AT_A_TIME = 16, 500  # a network disk is slow per file, and no slower for many files at once
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -43,7 +43,7 @@ def expression_code(text: str, where: str) -> int:
 
 
 def drop_reason(code: int, num_classes: int) -> str | None:
-    """Why a picture of this code 0..10 is left out of ``num_classes`` (7 or 8) classes; None when it is not."""
+    """Why an image of this code 0..10 is left out of ``num_classes`` (7 or 8) classes; None when it is not."""
     if code == CONTEMPT and num_classes <= CONTEMPT:
         return "contempt"
     return NOT_EXPRESSIONS.get(code)
@@ -54,7 +54,7 @@ def npy_expression(data: bytes, where: str) -> int:
 
     Args:
         data: the whole file: an array of one element, 0-d or not, of integers, floats, str or bytes.
-        where: what messages call it.
+        where: its name in messages.
 
     Raises:
         UserError: no ``.npy`` file, cut off, Python objects (a pickle), another number of elements or no code.
@@ -92,7 +92,7 @@ def _npy_text(data: bytes) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class AnnotatedFolder:
-    """The names of the pictures in ``images/`` and of the labels in ``annotations/`` of one folder."""
+    """The names of the images in ``images/`` and of the labels in ``annotations/`` of one folder."""
 
     images: list[str]
     annotations: list[str]
@@ -102,7 +102,7 @@ def annotated_folders(names: Iterable[str]) -> dict[str, AnnotatedFolder]:
     """Finds ``<folder>/images/<id>.{jpg,png}`` and ``<folder>/annotations/<id>_exp.npy``, by ``<folder>`` ('' the top).
 
     Args:
-        names: relative names with ``/``; others, and what file managers leave behind (``._1.jpg``), are passed over.
+        names: relative names with ``/``; others, and what file managers leave behind (``._1.jpg``), are ignored.
     """
     folders: dict[str, AnnotatedFolder] = collections.defaultdict(lambda: AnnotatedFolder([], []))
     for name in names:
@@ -123,16 +123,16 @@ def read_annotated(
 
     Args:
         folder: as `annotated_folders` found it.
-        where: what messages call it.
+        where: its name in messages.
         read: gives the bytes of a name; called from several threads.
-        strict: refuse pictures without an annotation, instead of passing over them.
+        strict: refuse images without an annotation, instead of ignoring them.
 
     Returns:
-        (name of the picture, code 0..10) of each, in the order of `images`, and the number of pictures without an
+        (name of the image, code 0..10) of each, in the order of `images`, and the number of images without an
         annotation.
 
     Raises:
-        UserError: an annotation without picture, two pictures of one name, nothing to read, or a label that
+        UserError: an annotation without image, two images of one name, nothing to read, or a label that
             `npy_expression` refuses.
     """
     annotations = {_stem(name).removesuffix("_exp"): name for name in folder.annotations}
@@ -140,7 +140,7 @@ def read_annotated(
     if len(images) < len(folder.images):
         twice = next(name for name in folder.images if images[_stem(name)] != name)
         raise UserError(
-            f"{where}: expected one picture for each annotation, found {twice} beside {images[_stem(twice)]}; "
+            f"{where}: expected one image for each annotation, found {twice} beside {images[_stem(twice)]}; "
             "remove one of them"
         )
     orphans = [name for stem, name in annotations.items() if stem not in images]
@@ -173,7 +173,7 @@ def _stem(name: str) -> str:
 
 
 def _not_paired(where: str, orphans: Sequence[str], bare: Sequence[str]) -> str:
-    kinds = {"annotations without a picture": orphans, "pictures without an annotation": bare}
+    kinds = {"annotations without an image": orphans, "images without an annotation": bare}
     found = " and ".join(f"{len(names):,} {kind} ({few(names)})" for kind, names in kinds.items() if names)
     return (
         f"{where}: expected an images/<id>.jpg for each annotations/<id>_exp.npy and the reverse, "

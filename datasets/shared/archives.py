@@ -1,4 +1,4 @@
-"""Which files does a release hold? Those of a folder, a zip or a tar, read where they are: nothing is unpacked."""
+"""Reads the files of a release from a folder, a zip or a tar, without unpacking anything."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class SourceFiles:
         return self._files.names
 
     def open(self, name: str) -> BinaryIO:
-        """Opens one file for reading; of a damaged zip, opening and reading raise what `damaged_zip` knows."""
+        """Opens one file for reading; of a damaged zip, both raise what `damaged_zip` translates."""
         return self._files.open(name)
 
     def read(self, name: str) -> bytes:
@@ -68,7 +68,7 @@ class SourceFiles:
             return file.read()
 
     def identity(self, names: Sequence[str]) -> dict[str, Any]:
-        """What `file_identity` says of an archive; for a folder, number and bytes of the files named.
+        """`file_identity` of an archive; for a folder, number and bytes of the files named.
 
         A folder's ``sha256`` is over ``<name> NUL <size> NUL <bytes>`` of each, in the order given.
         """
@@ -187,14 +187,14 @@ def _tar_members(path: Path) -> Iterator[tuple[str, tuple[int, int]]]:
     try:
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # or it would remember a kilobyte a file
+                tar.members = []  # otherwise tarfile keeps a kilobyte per file
                 if member.isreg():
                     name = member.name.removeprefix("./")
                     check_inside(path, name)
                     if member.issparse():
                         raise UserError(f"{path}: {name} is a sparse file; expected a tar made without --sparse")
                     yield name, (member.offset_data, member.size)
-            # tarfile takes whatever is no header for the end; the end is a block of zeros.
+            # tarfile takes anything that is no header as the end; the real end is a block of zeros.
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(512) != bytes(512):
                 raise tarfile.ReadError(f"no header and no end at byte {tar.offset:,}")
@@ -220,7 +220,7 @@ def file_identity(path: Path) -> dict[str, Any]:
 
 
 def archive_stamp(path: Path) -> dict[str, Any]:
-    """What `SourceFiles.stamp` says of a file."""
+    """`SourceFiles.stamp` of a file."""
     status = path.stat()
     with open(path, "rb") as file:
         digest = hashlib.sha256(file.read(EDGE))
@@ -248,7 +248,7 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
 
 @contextlib.contextmanager
 def damaged_zip(path: Path) -> Iterator[None]:
-    """Turns what `zipfile` raises for a damaged file into a `UserError`."""
+    """Turns the errors that `zipfile` raises for a damaged file into a `UserError`."""
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:

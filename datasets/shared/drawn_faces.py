@@ -1,8 +1,8 @@
-"""How is a face with a given expression drawn from a seed?
+"""Draws a face with a given expression from a seed.
 
-Three frozen dataclasses describe a picture: what the face's muscles do (`Actions`), whose face it is
+Three frozen dataclasses describe an image: what the face's muscles do (`Actions`), whose face it is
 (`Identity`) and how it is seen (`View`). Lengths are in face units: the origin is the middle of the face,
-x points to the right of the picture, y down; the crown is at y = -1, the chin at y = +1.
+x points to the right of the image, y down; the crown is at y = -1, the chin at y = +1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from files import UserError
 
 Colour = tuple[float, float, float]  # RGB, 0..255; an array of three does as well
 SUPERSAMPLING = 4
-UNIT = 0.42  # one face unit, share of the picture's side
+UNIT = 0.42  # one face unit, share of the image's side
 SKINS: tuple[Colour, ...] = ((236, 204, 182), (226, 188, 158), (204, 156, 120), (160, 112, 82), (118, 80, 60))
 HAIRS: tuple[Colour, ...] = ((30, 24, 22), (58, 38, 26), (96, 62, 36), (202, 166, 100), (146, 66, 34), (165, 163, 160))
 IRISES: tuple[Colour, ...] = ((84, 54, 30), (60, 40, 26), (70, 104, 140), (84, 116, 72))
@@ -55,10 +55,10 @@ class Actions:
     jaw_drop: float = 0.0  # AU26 and AU27
     clench: float = 0.0  # AU31, both rows of teeth in the opening
     lid_droop: float = 0.0  # AU43
-    smirk: float = 0.0  # AU12 and AU14 of one side: the picture's right above 0, its left below
+    smirk: float = 0.0  # AU12 and AU14 of one side: the image's right above 0, its left below
 
 
-# The EMFACS prototypes, the brows (1, 2, 4) first; an expression that people show in two ways has a row for each.
+# The EMFACS prototypes, the brows (1, 2, 4) first; an expression that people show in two ways has two rows.
 PROTOTYPES: dict[int, tuple[Actions, ...]] = {
     NEUTRAL: (Actions(),),
     HAPPY: (  # 6 + 12, or 6 + 12 + 25 + 26
@@ -120,7 +120,7 @@ class Identity:
 class View:
     """How a face is seen; the defaults are frontal, evenly lit and sharp."""
 
-    angle: float = _range(-12, 12)  # clockwise in the picture, degrees
+    angle: float = _range(-12, 12)  # clockwise in the image, degrees
     scale: float = _range(0.9, 1.1)
     shift_x: float = _range(-0.08, 0.08)
     shift_y: float = _range(-0.08, 0.08)
@@ -135,7 +135,7 @@ class View:
 
 
 def brow(a: Actions, identity: Identity, side: int) -> np.ndarray:
-    """The middle line of a brow from its inner to its outer end, (11, 2); ``side`` -1 is the picture's left."""
+    """The middle line of a brow from its inner to its outer end, (11, 2); ``side`` -1 is the image's left."""
     height = 0.03 * a.nose_wrinkle - identity.brow_height
     # AU1 holds the inner end up against AU4, which makes the oblique brows of sadness and fear.
     inner = height - 0.17 * a.inner_brow_raise + 0.18 * a.brow_lower * (1 - 0.8 * a.inner_brow_raise)
@@ -184,14 +184,14 @@ def lips(a: Actions, identity: Identity) -> tuple[np.ndarray, ...]:
 
 
 def outline(a: Actions, identity: Identity) -> np.ndarray:
-    """The bald head, clockwise from the picture's right, (56, 2)."""
+    """The bald head, clockwise from the image's right, (56, 2)."""
     taper = 1 - identity.jaw_taper * np.maximum(_SIN, 0.0) ** 1.5
     x = identity.face_width * np.sign(_COS) * np.abs(_COS) ** 0.85 * taper
     return np.stack([x, _SIN * np.where(_SIN > 0, 1.0 + 0.1 * a.jaw_drop, 1.0)], axis=1)
 
 
 class _Painter:
-    """Fills shapes given in face units on a canvas larger than the picture."""
+    """Fills shapes given in face units on a canvas larger than the image."""
 
     def __init__(self, view: View, size: int):
         side = size * SUPERSAMPLING
@@ -209,7 +209,7 @@ class _Painter:
         self.fill(np.concatenate([one, other[::-1]]), colour)
 
     def stroke(self, line: np.ndarray, width: float | np.ndarray, colour: np.ndarray) -> None:
-        """A line (n, 2) of the given width, one for all points or one a point."""
+        """A line (n, 2) of the given width, one for all points or one per point."""
         along = np.empty_like(line)
         along[1:-1], along[0], along[-1] = line[2:] - line[:-2], line[1] - line[0], line[-1] - line[-2]
         across = along[:, ::-1] * (-1, 1) * (0.5 * width / np.sqrt((along**2).sum(axis=1) + 1e-9))[:, None]
@@ -321,12 +321,12 @@ def _draw_glasses(painter: _Painter, identity: Identity) -> None:
 
 
 def _develop(canvas: np.ndarray, view: View, size: int) -> np.ndarray:
-    picture = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
+    image = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
     if view.blur * size > 0.2:
-        picture = cv2.GaussianBlur(picture, (0, 0), view.blur * size)
+        image = cv2.GaussianBlur(image, (0, 0), view.blur * size)
     ramp = np.linspace(-1.0, 1.0, size, dtype=np.float32)
-    picture *= (1 + view.light_x * ramp + view.light_y * ramp[:, None])[:, :, None]
-    return np.clip((picture - 128) * view.contrast + 128 + view.brightness, 0, 255).astype(np.uint8)
+    image *= (1 + view.light_x * ramp + view.light_y * ramp[:, None])[:, :, None]
+    return np.clip((image - 128) * view.contrast + 128 + view.brightness, 0, 255).astype(np.uint8)
 
 
 def _random(kind: type, rng: np.random.Generator, **others: Any) -> Any:
@@ -369,7 +369,7 @@ def draw_faces(
     Args:
         num_images: at least 1.
         num_classes: 7, or 8 to add contempt.
-        size: side of a picture in pixels, at least 16.
+        size: side of an image in pixels, at least 16.
         seed: at least 0.
         progress: show a progress bar.
 

@@ -1,4 +1,4 @@
-"""Which pictures stand in a data set more than once?
+"""Finds images that appear in a data set more than once, and drops them from train.
 
 Exact duplicates have the same pixels. Near duplicates are the same photograph with another brightness, watermark,
 compression or a slightly other crop: their perceptual hashes (pHash of the library imagehash: 64 bits, which of the
@@ -37,12 +37,12 @@ _ONES = np.unpackbits(np.arange(1 << 16, dtype=np.uint16).view(np.uint8).reshape
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprints:
-    """What is compared instead of the images.
+    """The hashes of a split's images.
 
     Attributes:
         pixels: uint64 (N,), equal for equal pixels; two of 300,000 different images collide with probability 2e-9.
         perceptual: uint64 (N,), pHash: close (in bits) for alike images.
-        blank: bool (N,), images of one colour: their pHash says nothing, so that they are in no near pair.
+        blank: bool (N,), images of one colour: their pHash means nothing, so they are in no near pair.
     """
 
     pixels: np.ndarray
@@ -51,11 +51,11 @@ class Fingerprints:
 
 
 def fingerprints(split: PreparedSplit, workers: int | None = None) -> Fingerprints:
-    """Hashes every image of a split, a block at a time, with a progress bar.
+    """Hashes every image of a split, block by block, with a progress bar.
 
     Args:
         split: a prepared split.
-        workers: threads (all that takes long leaves Python's lock); None is one a core.
+        workers: threads (the slow parts release Python's lock); None is one per core.
     """
     hash_block = functools.partial(_hash_block, split.images.filename)
     parts = []
@@ -74,8 +74,8 @@ def _hash_block(path: str, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     # Mapped anew for each block: what an earlier one read does not add up in memory.
     images = np.load(path, mmap_mode="r")[start : start + _BLOCK]
     pixels = [hashlib.blake2b(image, digest_size=8).digest() for image in images]
-    pictures = images[..., 0] if images.shape[3] == 1 else images  # PIL's gray has no channel axis
-    perceptual = [imagehash.phash(Image.fromarray(picture)).hash for picture in pictures]
+    without_axis = images[..., 0] if images.shape[3] == 1 else images  # PIL's gray has no channel axis
+    perceptual = [imagehash.phash(Image.fromarray(image)).hash for image in without_axis]
     return (
         np.frombuffer(b"".join(pixels), np.uint64),
         np.packbits(np.reshape(perceptual, (-1, 64)), axis=1).view(np.uint64)[:, 0],
@@ -84,7 +84,7 @@ def _hash_block(path: str, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def _is_blank(image: np.ndarray) -> bool:
-    """Whether all pixels have one colour; the first row answers for nearly all images."""
+    """Whether all pixels have one colour; the first row decides it for nearly all images."""
     return bool((image[0] == image[0, 0]).all() and (image == image[0, 0]).all())
 
 
@@ -94,8 +94,9 @@ def _is_blank(image: np.ndarray) -> bool:
 def near_pairs(hashes: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Finds all pairs of hashes that differ in at most ``distance`` bits, without comparing all with all.
 
-    The 64 bits are dealt out to ``distance + 1`` bands. Two hashes that differ in no more than ``distance`` bits agree
-    on a whole band (one bit spoils one band), so that only those are compared that do: neighbours once sorted by it.
+    The 64 bits are distributed over ``distance + 1`` bands. Two hashes that differ in at most ``distance`` bits agree
+    on a whole band, because one bit spoils one band. So only hashes that agree on a band are compared: they are
+    neighbours once sorted by it.
 
     Args:
         hashes: uint64 (N,).
@@ -105,7 +106,7 @@ def near_pairs(hashes: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, 
         Rows (i, j) of pairs, two int64 (K,), in parts that fit in memory; each pair once, in one order or the other.
     """
     bits = np.uint64(1) << np.arange(64, dtype=np.uint64)
-    # Dealt out in turn: pHash sorts its bits by frequency, and the lowest are much alike in all faces.
+    # In turn: pHash sorts its bits by frequency, and the lowest are much alike in all faces.
     bands = [np.bitwise_or.reduce(bits[band :: distance + 1]) for band in range(distance + 1)]
     for number, band in enumerate(bands):
         keys = hashes & band
@@ -138,7 +139,7 @@ class Overlap:
     """Duplicates between two splits, or inside one of them (both the same then).
 
     Attributes:
-        repeated: bool (N,), the images of the first split that stand again in the second.
+        repeated: bool (N,), the images of the first split that also appear in the second.
         pairs: pairs of an image of the first and one of the second split that are duplicates of each other.
         disagreeing: those pairs whose two labels differ.
     """
@@ -153,10 +154,10 @@ class Duplicates:
     """What `find_duplicates` found.
 
     Attributes:
-        distance: largest difference of two near duplicates, bits; None when only exact ones were looked for.
+        distance: largest difference of two near duplicates, bits; None when the search was for exact ones only.
         blank: split -> number of images of one colour. They can be exact duplicates, never near ones.
         exact: (split, split) -> images with the same pixels, for every ordered pair and each split with itself.
-        near: the same for exact and near duplicates together; None when only exact ones were looked for.
+        near: the same for exact and near duplicates together; None when the search was for exact ones only.
     """
 
     distance: int | None
@@ -174,7 +175,7 @@ def find_duplicates(
         splits: one or more splits of one data set.
         distance: bits in which the perceptual hashes of near duplicates differ at most, 0..`MAX_DISTANCE`; None looks
             for exact duplicates only. pHash sets half of its bits, so that every distance is even.
-        workers: processes; None is one a core.
+        workers: processes; None is one per core.
 
     Raises:
         UserError: the distance is out of its range.
@@ -207,18 +208,18 @@ def find_duplicates(
 
 
 class _Tally:
-    """Counts images that stand again, and pairs, from pairs of different images.
+    """Counts repeated images, and pairs, from pairs of different images.
 
     Args:
         names: S splits.
         images: split -> int64 (N,), which of the U different images each of its rows shows.
-        counts: int64 (U, S, C), how often each stands in a split with a label.
+        counts: int64 (U, S, C), how often each appears in a split with a label.
     """
 
     def __init__(self, names: Sequence[str], images: dict[str, np.ndarray], counts: np.ndarray):
         self._names, self._images, self._counts = names, images, counts
         totals = counts.sum(axis=2)
-        # [u, t]: a duplicate of image u, other than one that shows u itself, stands in split t.
+        # [u, t]: split t has a duplicate of image u, other than u itself.
         self._alike = np.zeros(totals.shape, bool)
         itself = np.diag(totals.sum(axis=0))  # is no pair
         self._pairs = np.einsum("us,ut->st", totals, totals) - itself  # ordered ones
@@ -254,9 +255,9 @@ class _Tally:
 
 
 def drop_from_train(data_dir: str | Path, train: PreparedSplit, duplicates: Duplicates) -> dict[str, Any] | None:
-    """Rewrites a data set's train without the images that stand again in its other splits, which stay as they are.
+    """Rewrites a data set's train without the images that also appear in its other splits, which stay as they are.
 
-    The options in `meta.json` get an entry more in the list ``dropped_duplicates``: what was compared and how, the
+    The list ``dropped_duplicates`` in the options of `meta.json` gets one more entry: what was compared and how, the
     ``count`` and ``class_counts`` of the images dropped, and their ``rows`` in train as it was before. Preparing the
     data set again brings them back.
 
@@ -266,7 +267,7 @@ def drop_from_train(data_dir: str | Path, train: PreparedSplit, duplicates: Dupl
         duplicates: what `find_duplicates` found in it and the others; near ones are dropped too if looked for.
 
     Returns:
-        The new entry; None, and nothing is written, when no image stands again.
+        The new entry; None, and nothing is written, when no image appears again.
 
     Raises:
         UserError: no image would be left, train has changed since, or another process is writing the data set.
@@ -278,7 +279,7 @@ def drop_from_train(data_dir: str | Path, train: PreparedSplit, duplicates: Dupl
         return None
     if repeated.all():
         raise UserError(
-            f"{train.name}: all {len(train):,} images stand again in {' or '.join(others)}; nothing was dropped, "
+            f"{train.name}: all {len(train):,} images also appear in {' or '.join(others)}; nothing was dropped, "
             "prepare the data set again from its official release"
         )
     entry: dict[str, Any] = {
@@ -298,7 +299,8 @@ def drop_from_train(data_dir: str | Path, train: PreparedSplit, duplicates: Dupl
     # But not "preparation": preparing again is to bring back what was dropped, not to find it done already.
     writer.meta |= {name: meta[name] for name in meta.keys() - writer.meta.keys() - {"preparation"}}
     with writer:
-        if read_json(writer.folder / "meta.json") != meta:
+        found = read_json(writer.folder / "meta.json")
+        if {**found, "digest": None} != {**meta, "digest": None}:  # the digest may have been added since
             raise UserError(f"{train.name}: was prepared again while it was compared; run the same command again")
         for row in tqdm(kept.tolist(), f"writing {train.name}", unit="image", disable=None):
             writer.add(train.images[row], int(train.labels[row]))

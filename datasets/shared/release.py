@@ -1,7 +1,7 @@
-"""How does a release become our prepared format? Whole or not at all.
+"""Writes a release in the prepared format, whole or not at all.
 
-A reader (one module a data set) looks at a source and makes a `Release` of arrays, which `write_release` writes, or
-`Pictures` still to be decoded, which `write_pictures` decodes on all cores and goes on with after an interruption.
+A reader (one module per data set) makes a `Release` of arrays from a source, which `write_release` writes, or an
+`ImageRelease` of image files, which `write_images` decodes on all cores and resumes after an interruption.
 """
 
 from __future__ import annotations
@@ -21,41 +21,47 @@ from tqdm import tqdm
 
 from data_helper import FORMAT_VERSION, SPLITS, open_split
 from datasets.shared.archives import SourceFiles
-from datasets.shared.decoding import Picture, Unreadable, decode_pictures
+from datasets.shared.decoding import ImageFile, Unreadable, decode_images
 from datasets.shared.split_writer import SplitWriter, published_together
 from files import UserError
 
-CHECKPOINT_SECONDS = 5.0  # of work that an interruption costs at most
+CHECKPOINT_SECONDS = 5.0  # an interruption costs at most this much work
 
 
 @dataclasses.dataclass(frozen=True)
-class PrepareOptions:
-    """What every preparation from an official release shares."""
+class ReleaseOptions:
+    """The options of every preparation from an official release."""
 
     source: str
     """The official release: a folder, or a zip or tar of it."""
     data_dir: str = "data"
     """Folder of the prepared data sets."""
-    strict: bool = False
-    """Stop at the first picture that cannot be read, instead of listing and skipping it."""
-    workers: int | None = None
-    """Threads that decode; None is one a core."""
     debug: bool = False
     """Show tracebacks."""
 
 
 @dataclasses.dataclass(frozen=True)
+class PrepareOptions(ReleaseOptions):
+    """The options of every preparation that decodes image files."""
+
+    strict: bool = False
+    """Stop at the first image that cannot be read, instead of listing and skipping it."""
+    workers: int | None = None
+    """Threads that decode; None is one per core."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Release:
-    """What a reader found in a source.
+    """The images that a reader found in a source.
 
     Attributes:
         counts: split -> number of images; splits that the source lacks are absent.
         examples: (split, image uint8 of `image_shape`, canonical label), as many as counted; iterated once.
         image_shape: (H, W, C) of every image.
-        class_names: a name a class, in the order of the codes.
+        class_names: one name per class, in the order of the codes.
         sources: the files read, each as `file_identity` describes it.
-        options: what else decided the content, JSON-ready.
-        votes: split -> float32 (its images, classes) for `votes.npy`; empty where nobody voted.
+        options: the other options that decide the content, JSON-ready.
+        votes: split -> float32 (its images, classes) for `votes.npy`; empty for a data set without votes.
     """
 
     counts: dict[str, int]
@@ -74,7 +80,7 @@ def write_release(data_dir: str | Path, dataset: str, release: Release) -> dict[
         Split -> the content of its `meta.json`. An earlier split that the release lacks stays as it was.
 
     Raises:
-        UserError: what the reader finds wrong on the way, or another process is writing this data set.
+        UserError: the reader finds a fault in the source, or another process is writing this data set.
     """
     shared = (release.image_shape, release.class_names, release.sources, release.options)
     writers = {split: SplitWriter(data_dir, dataset, split, count, *shared) for split, count in release.counts.items()}
@@ -86,26 +92,26 @@ def write_release(data_dir: str | Path, dataset: str, release: Release) -> dict[
     return {split: writer.meta for split, writer in writers.items()}
 
 
-# --- releases whose pictures are still to be decoded ----------------------------------------------------------------
+# --- releases whose images are still to be decoded ----------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class Pictures:
-    """What a reader found in a source, its pictures still to be decoded.
+class ImageRelease:
+    """The image files that a reader found in a source.
 
     Attributes:
         files: the source.
-        pictures: what to prepare, in the order of each split's rows.
+        images: what to prepare, in the order of each split's rows.
         size: side of the prepared images, pixels.
         channels: 1 (gray) or 3 (RGB).
-        class_names: a name a class, in the order of the codes.
-        sources: what tells that the source is the same as before, see `SourceFiles.stamp`.
-        options: what else decided the content, JSON-ready.
+        class_names: one name per class, in the order of the codes.
+        sources: identify the source, see `SourceFiles.stamp`.
+        options: the other options that decide the content, JSON-ready.
         margin: share of the face box added on each side.
     """
 
     files: SourceFiles
-    pictures: Sequence[Picture]
+    images: Sequence[ImageFile]
     size: int
     channels: int
     class_names: Sequence[str]
@@ -114,20 +120,20 @@ class Pictures:
     margin: float = 0.0
 
 
-def write_pictures(
-    data_dir: str | Path, dataset: str, release: Pictures, *, strict: bool = False, workers: int | None = None
+def write_images(
+    data_dir: str | Path, dataset: str, release: ImageRelease, *, strict: bool = False, workers: int | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Decodes a release's pictures on all cores and writes its splits, all or none of them, with a progress bar.
+    """Decodes a release's images on all cores and writes its splits, all or none of them, with a progress bar.
 
-    Goes on where an interrupted preparation of the same source and options stopped, and returns at once when
-    it is done already. Pictures that cannot be read are left out and listed, on standard error and in `meta.json`.
+    Resumes an interrupted preparation of the same source and options, and returns at once when it is done already.
+    Images that cannot be read are left out and listed, on standard error and in `meta.json`.
 
     Args:
         data_dir: folder of the prepared data sets.
         dataset: its name.
-        release: what to prepare; one picture or more.
-        strict: stop at the first picture that cannot be read.
-        workers: how many pictures are decoded at a time; None is one a core.
+        release: what to prepare; at least one image.
+        strict: stop at the first image that cannot be read.
+        workers: number of decoding threads; None is one per core.
 
     Returns:
         Split -> the content of its `meta.json`, where besides what every split has there are ``skipped`` (a list of
@@ -136,22 +142,22 @@ def write_pictures(
         release lacks stays as it was.
 
     Raises:
-        UserError: with ``strict`` a picture that cannot be read, otherwise a split of which none can; or
+        UserError: with ``strict`` an image that cannot be read, otherwise a split of which none can; or
             another process is writing this data set.
     """
     if workers is not None and workers < 1:
         raise UserError(f"workers: expected 1 or more, received {workers}")
-    pictures: dict[str, list[Picture]] = {split: [] for split in SPLITS}
-    for picture in release.pictures:
-        pictures[picture.split].append(picture)
-    pictures = {split: found for split, found in pictures.items() if found}
-    metas = {split: _prepared_meta(data_dir, dataset, split) for split in pictures}
+    images: dict[str, list[ImageFile]] = {split: [] for split in SPLITS}
+    for image in release.images:
+        images[image.split].append(image)
+    images = {split: found for split, found in images.items() if found}
+    metas = {split: _prepared_meta(data_dir, dataset, split) for split in images}
     shape = (release.size, release.size, release.channels)
     options = {**release.options, "size": release.size, "margin": release.margin}
     shared = (shape, release.class_names, release.sources, options)
     writers = {}
-    for split, found in pictures.items():
-        preparation = {"sha256": _digest(release, found), "pictures": len(found), "splits": list(pictures)}
+    for split, found in images.items():
+        preparation = {"sha256": _digest(release, found), "pictures": len(found), "splits": list(images)}
         if metas[split].get("preparation") != preparation:
             writers[split] = SplitWriter(data_dir, dataset, split, len(found), *shared, preparation)
             metas[split] = writers[split].meta
@@ -160,89 +166,88 @@ def write_pictures(
     if writers:
         with published_together(list(writers.values())):
             for split, writer in writers.items():
-                _fill(writer, release, pictures[split], strict, workers)
+                _fill(writer, release, images[split], strict, workers)
     _print_skipped(metas)
     return metas
 
 
-def _digest(release: Pictures, pictures: Sequence[Picture]) -> str:
-    """SHA-256 of all that decides the content of a split."""
+def _digest(release: ImageRelease, images: Sequence[ImageFile]) -> str:
+    """SHA-256 of everything that decides the content of a split."""
     digest = hashlib.sha256()
     shape = (release.size, release.channels, release.margin)
     digest.update(json.dumps([FORMAT_VERSION, shape, list(release.class_names)]).encode())
     digest.update(json.dumps([release.sources, release.options], sort_keys=True).encode())
-    for picture in pictures:
-        digest.update(repr(picture).encode())
+    for image in images:
+        # The name that the class had when the first sets were prepared: they are to be recognised.
+        digest.update(repr(image).replace("ImageFile(", "Picture(", 1).encode())
     return digest.hexdigest()
 
 
 def _prepared_meta(data_dir: str | Path, dataset: str, split: str) -> dict[str, Any]:
-    """The `meta.json` of a split that is as `write_pictures` left it; otherwise nothing."""
+    """The `meta.json` of a split that is unchanged since `write_images`; otherwise nothing."""
     try:
         meta = open_split(data_dir, dataset, split).meta
     except UserError:
         return {}
-    # Fewer when pictures were dropped from it since.
+    # There are fewer images after duplicates were dropped.
     whole = "preparation" in meta and meta["num_images"] + len(meta["skipped"]) == meta["preparation"]["pictures"]
     return meta if whole else {}
 
 
 def _fill(
-    writer: SplitWriter, release: Pictures, pictures: Sequence[Picture], strict: bool, workers: int | None
+    writer: SplitWriter, release: ImageRelease, images: Sequence[ImageFile], strict: bool, workers: int | None
 ) -> None:
-    """Adds the pictures that no interrupted preparation has added already."""
+    """Adds the images that an interrupted preparation has not added already."""
     if strict:
         _stop_at(release.files, writer.skipped)
-    rest = pictures[writer.done :]
-    decoded = decode_pictures(
-        release.files, rest, release.size, release.channels, margin=release.margin, workers=workers
-    )
+    rest = images[writer.done :]
+    decoded = decode_images(release.files, rest, release.size, release.channels, margin=release.margin, workers=workers)
     name = f"preparing {writer.meta['dataset']}/{writer.meta['split']}"
-    bar = tqdm(rest, name, len(pictures), initial=writer.done, unit="image", disable=None)
+    bar = tqdm(rest, name, len(images), initial=writer.done, unit="image", disable=None)
     saved = time.monotonic()
     with contextlib.closing(decoded):
-        for picture, image in zip(bar, decoded, strict=True):
-            if isinstance(image, Unreadable):
-                writer.skip(picture.name, image.reason)
+        for image, pixels in zip(bar, decoded, strict=True):
+            if isinstance(pixels, Unreadable):
+                writer.skip(image.name, pixels.reason)
                 if strict:
                     _stop_at(release.files, writer.skipped)
             else:
-                writer.add(image, picture.label)
+                writer.add(pixels, image.label)
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 writer.checkpoint()
                 saved = time.monotonic()
 
 
 def _stop_at(files: SourceFiles, skipped: Sequence[dict[str, str]]) -> None:
-    for picture in skipped:
+    for image in skipped:
         raise UserError(
-            f"{files.path}/{picture['name']}: {picture['reason']}; put the file right, or leave out what cannot be "
-            "read by preparing without --strict"
+            f"{files.path}/{image['name']}: {image['reason']}; repair the file, or prepare without --strict "
+            "to leave out what cannot be read"
         )
 
 
 def _print_skipped(metas: dict[str, dict[str, Any]]) -> None:
     for split, meta in metas.items():
         if skipped := meta["skipped"]:
-            first = "; ".join(f"{picture['name']}: {picture['reason']}" for picture in skipped[:3])
+            first = "; ".join(f"{image['name']}: {image['reason']}" for image in skipped[:3])
             more = "; ..." if len(skipped) > 3 else ""
-            print(f"{split}: left out {len(skipped):,} pictures that cannot be read ({first}{more})", file=sys.stderr)
+            print(f"{split}: left out {len(skipped):,} images that cannot be read ({first}{more})", file=sys.stderr)
 
 
 def find_prepared(
     data_dir: str | Path, dataset: str, sources: list[dict[str, Any]], options: dict[str, Any], *, strict: bool = False
 ) -> dict[str, dict[str, Any]] | None:
-    """Looks, before a reader reads 287,651 labels, whether `write_pictures` has prepared the same already.
+    """Finds out, before a reader reads up to 287,651 labels, whether `write_images` has prepared the same already.
 
     Args:
         data_dir: folder of the prepared data sets.
         dataset: its name.
-        sources: as for `Pictures`.
-        options: those of the recorded options (``size`` and ``margin`` are among them) that are known beforehand.
-        strict: a preparation that left pictures out does not count.
+        sources: as for `ImageRelease`.
+        options: the recorded options (``size`` and ``margin`` are among them) that are known before reading.
+        strict: a preparation that left images out does not count.
 
     Returns:
-        What `write_pictures` returned then, or None.
+        The return value of `write_images` then, or None.
     """
     metas = {split: _prepared_meta(data_dir, dataset, split) for split in SPLITS}
     found = {
@@ -258,17 +263,17 @@ def find_prepared(
 
 
 def stratified_hold_out(labels: Sequence[int], share: float, seed: int) -> np.ndarray:
-    """Chooses what is held out for validation: of n images of a class, ``round(share * n)``.
+    """Chooses the images held out for validation: of n images of a class, ``round(share * n)``.
 
-    Depends on the order of the labels, the share and the seed alone.
+    Depends only on the order of the labels, the share and the seed.
 
     Args:
         labels: (N,) codes.
         share: 0 <= share < 1.
-        seed: of the choice.
+        seed: seed of the choice.
 
     Returns:
-        bool (N,), True for what is held out.
+        bool (N,), True for the images held out.
     """
     if not 0 <= share < 1:
         raise UserError(f"hold-out: expected a share of 0 or more and below 1, received {share}")

@@ -1,8 +1,9 @@
-"""How does a prepared split reach the disk? Streamed, whole or not at all, and resumable where that is asked for."""
+"""Writes prepared splits to disk: streamed, whole or not at all, and resumable on request."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -13,30 +14,30 @@ from typing import Any
 
 import numpy as np
 
-from data_helper import FORMAT_VERSION, split_dir
+from data_helper import FORMAT_VERSION, content_digest, split_dir
 from files import UserError, only_writer, whole_file, write_json, write_text
 
 
 class SplitWriter:
     """Streams labelled images into a prepared split that appears whole or not at all.
 
-    As a context manager it writes one split alone; `published_together` does several. Everything is written into
+    As a context manager it writes one split; `published_together` writes several. Everything is written into
     ``<data_dir>/<dataset>/.tmp-<split>`` and moved into place when the block ends without an error; until
     then, and after an error, an earlier split of that name stays as it was.
 
-    With a ``preparation`` whatever interrupts it, a kill included, leaves the images so far and a journal of them, and
-    the next writer of the same preparation begins with those (`done`).
+    With a ``preparation``, an interruption (a kill included) leaves the images so far and a journal of them, and the
+    next writer of the same preparation starts from those (`done`).
 
     Args:
         data_dir: folder of the prepared data sets.
         dataset: its name.
         split: ``train``, ``val`` or ``test``.
-        num_images: N, how many images will be added or skipped; 1 or more.
+        num_images: N, number of images that will be added or skipped; 1 or more.
         image_shape: (H, W, C) of every image.
-        class_names: a name a class, in the order of the codes.
+        class_names: one name per class, in the order of the codes.
         sources: the files read, each as ``{"name", "bytes", "sha256"}``.
-        options: what else decided the content, JSON-ready.
-        preparation: what tells this preparation from any other, JSON-ready; None is one that always begins anew.
+        options: the other options that decide the content, JSON-ready.
+        preparation: identifies this preparation, JSON-ready; None always starts from the beginning.
     """
 
     def __init__(
@@ -67,15 +68,16 @@ class SplitWriter:
         }
         self.skipped: list[dict[str, str]] = []
         self._labels: list[int] = []
+        self._pixels = hashlib.sha256()
         self._arrays: dict[str, np.ndarray] = {}
-        # Two levels deep, so that nobody who looks for <dataset>/<split>/meta.json finds an unfinished one.
+        # Two levels deep, so that a search for <dataset>/<split>/meta.json finds no unfinished one.
         self._stage = self.folder.with_name(f".tmp-{split}")
         self._new, self._old = self._stage / "new", self._stage / "old"
         self._journal = _Journal(self._stage / "journal.jsonl", preparation) if preparation else None
 
     @property
     def done(self) -> int:
-        """How many images were added or skipped so far, those of an interrupted preparation included."""
+        """Number of images added or skipped so far, including those of an interrupted preparation."""
         return len(self._labels) + len(self.skipped)
 
     def add(self, image: np.ndarray, label: int) -> None:
@@ -89,7 +91,9 @@ class SplitWriter:
             raise ValueError(f"expected uint8 {self.meta['image_shape']}, received {image.dtype} {list(image.shape)}")
         if not 0 <= label < len(self.meta["class_names"]):
             raise ValueError(f"expected a label 0..{len(self.meta['class_names']) - 1}, received {label}")
-        self._images.write(image.tobytes())
+        data = image.tobytes()
+        self._images.write(data)
+        self._pixels.update(data)
         self._labels.append(int(label))
 
     def skip(self, name: str, reason: str) -> None:
@@ -97,18 +101,18 @@ class SplitWriter:
         self.skipped.append({"name": name, "reason": reason})
 
     def add_array(self, name: str, rows: np.ndarray) -> None:
-        """Writes one more array, a row an image, as ``<name>.npy`` beside the labels.
+        """Writes one more array, one row per image, as ``<name>.npy`` beside the labels.
 
         Args:
-            name: any but ``images`` and ``labels``.
-            rows: (N, ...), N the images added when the block ends; those skipped have no row.
+            name: any name except ``images`` and ``labels``.
+            rows: (N, ...), N the number of images added when the block ends; skipped images have no row.
         """
         if name in ("images", "labels"):
             raise ValueError(f"expected another name than images and labels, received {name!r}")
         self._arrays[name] = rows
 
     def checkpoint(self) -> None:
-        """Makes what was done so far safe from an interruption; for writers with a ``preparation``."""
+        """Saves the work so far against an interruption; for writers with a ``preparation``."""
         self._images.flush()
         os.fsync(self._images.fileno())  # first: the journal must not promise what is not on the disk
         self._journal.append(self._labels, self.skipped)
@@ -125,16 +129,16 @@ class SplitWriter:
         self._restore()
         if self._journal and self._resume():
             return
-        self._remove()  # what a killed preparation left
+        self._remove()  # leftovers of a killed preparation
         self._new.mkdir(parents=True)
-        # Written in order, not memory-mapped: a full disk is an OSError here and would be a SIGBUS there.
+        # Written in order, not memory-mapped: a full disk is then an OSError and not a SIGBUS.
         self._images = open(self._new / "images.npy", "wb")  # noqa: SIM115 - open as long as the writer is
         self._images.write(self._header(self.meta["num_images"]))
         if self._journal:
             self._journal.begin([], [])
 
     def _resume(self) -> bool:
-        """Takes over what an interrupted writer of the same preparation left; False when there is nothing like it."""
+        """Takes over the files of an interrupted writer of the same preparation; False when there are none."""
         labels, skipped = self._journal.read()
         path = self._new / "images.npy"
         num_bytes = len(self._header(len(labels))) + len(labels) * int(np.prod(self.meta["image_shape"]))
@@ -142,13 +146,15 @@ class SplitWriter:
             return False
         self._images = open(path, "r+b")  # noqa: SIM115 - open as long as the writer is
         self._images.truncate(num_bytes)
-        self._images.seek(num_bytes)
+        self._images.seek(len(self._header(len(labels))))
+        while block := self._images.read(1 << 20):  # ends at the file's end, where writing goes on
+            self._pixels.update(block)
         self._labels, self.skipped = labels, skipped
         self._journal.begin(labels, skipped)
         return True
 
     def _header(self, num_images: int) -> bytes:
-        """The beginning of images.npy; NumPy leaves room in it, so it is as long for any number of images."""
+        """The header of images.npy; NumPy pads it, so its length does not depend on the number of images."""
         header = io.BytesIO()
         shape = (num_images, *self.meta["image_shape"])
         np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
@@ -163,7 +169,7 @@ class SplitWriter:
         if not self._labels:
             first = self.skipped[0]
             raise UserError(
-                f"{self.folder}: none of its {self.done:,} pictures can be read; the first, {first['name']}: "
+                f"{self.folder}: none of its {self.done:,} images can be read; the first, {first['name']}: "
                 f"{first['reason']}"
             )
         if self._journal:
@@ -175,12 +181,15 @@ class SplitWriter:
         self._images.flush()
         os.fsync(self._images.fileno())
         self._images.close()
-        for name, rows in {"labels": np.array(self._labels, np.int64), **self._arrays}.items():
+        labels = np.array(self._labels, np.int64)
+        for name, rows in {"labels": labels, **self._arrays}.items():
             if len(rows) != len(self._labels):
-                raise ValueError(f"{name}: expected {len(self._labels)} rows, an image each, received {len(rows)}")
+                raise ValueError(f"{name}: expected {len(self._labels)} rows, one per image, received {len(rows)}")
             with whole_file(self._new / f"{name}.npy") as path:
                 np.save(path, rows)
         self.meta["class_counts"] = np.bincount(self._labels, minlength=len(self.meta["class_names"])).tolist()
+        image_shape = (len(labels), *self.meta["image_shape"])
+        self.meta["digest"] = content_digest(image_shape, self._pixels.hexdigest(), labels, self._arrays.get("votes"))
         write_json(self._new / "meta.json", self.meta)
 
     def _publish(self) -> None:
@@ -193,7 +202,7 @@ class SplitWriter:
             self._old.rename(self.folder)
 
     def _abandon(self) -> None:
-        """Leaves an earlier split as it was and, for the next writer of the same preparation, what was done."""
+        """Leaves an earlier split as it was, and the work so far for the next writer of the same preparation."""
         if not self._journal:
             self._remove()
             return
@@ -210,12 +219,12 @@ class SplitWriter:
         shutil.rmtree(self._stage, ignore_errors=True)
 
     def _close(self) -> None:
-        with contextlib.suppress(OSError):  # on a full disk closing fails again
+        with contextlib.suppress(OSError):  # closing fails again on a full disk
             self._images.close()
 
 
 class _Journal:
-    """What an unfinished split holds: a line that names the preparation, then one with the news of each checkpoint."""
+    """The content of an unfinished split: a line that names the preparation, then one line per checkpoint."""
 
     def __init__(self, path: Path, preparation: dict[str, Any]):
         self.path = path
@@ -223,7 +232,7 @@ class _Journal:
         self._written = (0, 0)  # labels and skipped
 
     def begin(self, labels: list[int], skipped: list[dict[str, str]]) -> None:
-        """Replaces the file: after a kill its last line may be cut."""
+        """Replaces the file, because its last line may be cut off after a kill."""
         lines = ({"preparation": self.preparation}, {"labels": labels, "skipped": skipped})
         write_text(self.path, "".join(f"{json.dumps(line)}\n" for line in lines))
         self._written = len(labels), len(skipped)
@@ -238,7 +247,7 @@ class _Journal:
         self._written = len(labels), len(skipped)
 
     def read(self) -> tuple[list[int], list[dict[str, str]]]:
-        """The labels and the skipped so far; nothing of another preparation, nor of a line that was cut."""
+        """The labels and skipped images so far; nothing of another preparation or of a line that is cut off."""
         labels: list[int] = []
         skipped: list[dict[str, str]] = []
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []

@@ -1,4 +1,4 @@
-"""What does an official AffectNet release look like? Miniatures of both, whose pictures tell class and part."""
+"""What does an official AffectNet release look like? Miniatures of both, whose images tell class and part."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import zipfile
 import cv2
 import numpy as np
 
-# The releases' codes, and the red level of the pictures in these tests.
+# The releases' codes, and the red level of the images in these tests.
 CODES = {
     "Neutral": 0,
     "Happy": 1,
@@ -30,7 +30,7 @@ HEADER = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_land
 
 
 def jpeg(name, part, box=None, shape=(40, 40)):
-    """A picture of one colour for its class and part; with a box that colour is inside it and white around."""
+    """An image of one colour for its class and part; with a box that colour is inside it and white around."""
     bgr = (BLUE, PARTS[part], LEVELS[name])
     if box is None:
         pixels = np.full((*shape, 3), bgr, np.uint8)
@@ -60,7 +60,7 @@ def npy(value, dtype=None):
 
 
 def annotated(counts, part, label=lambda code: npy(str(code)), first_id=0, suffix=".jpg"):
-    """``images/`` and ``annotations/`` with so many pictures a class, the classes taking turns."""
+    """``images/`` and ``annotations/`` with so many images a class, the classes taking turns."""
     files, number = {}, first_id
     for repeat in range(max(counts.values())):
         for name, count in counts.items():
@@ -87,8 +87,8 @@ def row(path, code, box=(10, 5, 20, 30), valence="-0.176846", arousal="-0.077639
     return ",".join([path, *map(str, box), landmarks, str(code), valence, arousal])
 
 
-def release_first(train, test, pictures="Manually_Annotated_Images/", tables="", header=(True, True)):
-    """relative name -> bytes, as the first release is laid out; faces stand at odd places in larger pictures."""
+def release_first(train, test, images="Manually_Annotated_Images/", tables="", header=(True, True)):
+    """relative name -> bytes, as the first release is laid out; faces stand at odd places in larger images."""
     files = {}
     for part, table, counts, with_header in (
         ("train", "training.csv", train, header[0]),
@@ -101,7 +101,7 @@ def release_first(train, test, pictures="Manually_Annotated_Images/", tables="",
                 if repeat < count:
                     path = f"{number % 3 + 1}/{part}{number:04}abc.jpg"
                     box = (8 + number % 5, 30 - number % 7, 24, 32)
-                    files[pictures + path] = jpeg(name, part, box, (90, 70))
+                    files[images + path] = jpeg(name, part, box, (90, 70))
                     lines.append(row(path, CODES[name], box))
                     number += 1
         files[tables + table] = ("\n".join(lines) + "\n").encode()

@@ -28,7 +28,7 @@ from files import UserError
 
 SEVEN = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger")
 EIGHT = (*SEVEN, "Contempt")
-# Pictures a class; no two of a part alike, so that no two can be swapped unseen.
+# Images a class; no two of a part alike, so that no two can be swapped unseen.
 TRAIN = dict(zip(EIGHT, (10, 12, 4, 6, 2, 8, 14, 3), strict=True))
 TEST = dict(zip(EIGHT, (2, 1, 3, 1, 2, 1, 1, 2), strict=True))
 ONE = dict.fromkeys(SEVEN, 1)
@@ -51,7 +51,7 @@ def counts(meta):
 
 
 def check_prepared(data_dir, metas, train=TRAIN, test=TEST, classes=EIGHT):
-    """Every picture lies under its own class's name in its own split, half of each training class in ``val``."""
+    """Every image lies under its own class's name in its own split, half of each training class in ``val``."""
     wanted = {
         "train": {name: train.get(name, 0) - round(train.get(name, 0) / 2) for name in classes},
         "val": {name: round(train.get(name, 0) / 2) for name in classes},
@@ -139,7 +139,7 @@ def test_a_part_alone_prepares_its_splits_and_the_others_stay(tmp_path, part, sp
 
 
 def hold_out(tmp_path, name, **options):
-    """Ids of the pictures in train and val: the pixel in the corner tells the id."""
+    """Ids of the images in train and val: the pixel in the corner tells the id."""
     data_dir = tmp_path / name
     metas = prepare(tmp_path / "release", data_dir, size=40, **options)
     found = {split: prepared(data_dir, split)[0][:, 2, 2] for split in metas if split != "test"}
@@ -147,7 +147,7 @@ def hold_out(tmp_path, name, **options):
 
 
 def numbered(name, number):
-    """A picture whose blue tells its number."""
+    """An image whose blue tells its number."""
     import cv2
 
     pixels = cv2.imdecode(np.frombuffer(jpeg(name, "train"), np.uint8), cv2.IMREAD_COLOR)
@@ -157,7 +157,7 @@ def numbered(name, number):
 
 @pytest.fixture
 def many(tmp_path):
-    """40 pictures of Happy, 20 of Sad."""
+    """40 images of Happy, 20 of Sad."""
     files = {}
     for number in range(60):
         name = "Sad" if number % 3 == 0 else "Happy"
@@ -221,15 +221,15 @@ def test_first(tmp_path, pack, header):
 
 @pytest.mark.parametrize("prefix", ["", "AffectNet/"])
 @pytest.mark.parametrize(
-    ("pictures", "tables"),
+    ("images", "tables"),
     [
         ("", ""),
         ("Manually_Annotated_Images/", "Manually_Annotated_file_lists/"),
         ("Manually_Annotated/Manually_Annotated_Images/", ""),
     ],
 )
-def test_first_wherever_its_pictures_lie(tmp_path, prefix, pictures, tables):
-    files = release_first(TRAIN, TEST, pictures, tables)
+def test_first_wherever_its_images_lie(tmp_path, prefix, images, tables):
+    files = release_first(TRAIN, TEST, images, tables)
     source = write_folder(tmp_path / "release", {prefix + name: data for name, data in files.items()})
     check_prepared(tmp_path / "data", prepare(source, tmp_path / "data"), classes=SEVEN)
 
@@ -366,54 +366,54 @@ def test_a_label_that_is_none(tmp_path, check_refused, data, message):
     check_refused(source, rf"a\.zip/val_set: val_set/annotations/1003_exp\.npy: .*{message}")
 
 
-def test_annotations_without_picture(tmp_path, check_refused):
+def test_annotations_without_image(tmp_path, check_refused):
     files = release_2021(TRAIN, TEST)
     for number in (0, 2, 4, 5):
         del files[f"train_set/images/{number}.jpg"]
-    message = check_refused(write_folder(tmp_path / "release", files), "4 annotations without a picture")
+    message = check_refused(write_folder(tmp_path / "release", files), "4 annotations without an image")
     assert all(f"train_set/annotations/{number}_exp.npy" in message for number in (0, 2, 4))
-    assert "5_exp" not in message and "pictures without an annotation" not in message
+    assert "5_exp" not in message and "images without an annotation" not in message
     del files["train_set/annotations/7_exp.npy"]
-    both = r"4 annotations without a picture .*and 1 pictures without an annotation \(train_set/images/7\.jpg\)"
+    both = r"4 annotations without an image .*and 1 images without an annotation \(train_set/images/7\.jpg\)"
     check_refused(write_zip(tmp_path / "release.zip", files), both)
 
 
 def test_pictures_without_annotation_are_counted_and_passed_over(tmp_path, check_refused):
-    """The first eight pictures are one of each class."""
+    """The first eight images are one of each class."""
     files = release_2021(TRAIN, TEST)
     del files["train_set/annotations/1_exp.npy"], files["train_set/annotations/6_exp.npy"]
     source = write_folder(tmp_path / "release", files)
     metas = prepare(source, tmp_path / "other", classes=8)
     check_prepared(tmp_path / "other", metas, train={**TRAIN, "Happy": 11, "Anger": 13})
     assert metas["val"]["options"]["pictures_without_annotation"] == 2
-    check_refused(source, r"2 pictures without an annotation \(train_set/images/1\.jpg, train_set", strict=True)
+    check_refused(source, r"2 images without an annotation \(train_set/images/1\.jpg, train_set", strict=True)
 
 
 def test_no_annotations_at_all(tmp_path, check_refused):
     files = {name: data for name, data in release_2021(ONE, ONE).items() if not name.endswith("_exp.npy")}
-    check_refused(write_folder(tmp_path / "release", files), "train_set: .*7 pictures without an annotation")
+    check_refused(write_folder(tmp_path / "release", files), "train_set: .*7 images without an annotation")
 
 
-def test_two_pictures_of_one_name(tmp_path, check_refused):
+def test_two_images_of_one_name(tmp_path, check_refused):
     files = {**release_2021(ONE, ONE), "train_set/images/3.png": jpeg("Sad", "train")}
     check_refused(write_tar(tmp_path / "a.tar", files), r"found train_set/images/3\.jpg beside train_set/images/3\.png")
 
 
-def test_pictures_that_the_tables_name_and_nobody_has(tmp_path, check_refused):
+def test_images_that_the_tables_name_and_nobody_has(tmp_path, check_refused):
     files = release_first(TRAIN, TEST)
     gone = sorted(name for name in files if name.endswith(".jpg"))[:5]
     files = {name: data for name, data in files.items() if name not in gone}
     source = write_folder(tmp_path / "release", files)
-    message = check_refused(source, rf"5 of the 72 pictures that training\.csv and validation\.csv .*searched {source}")
+    message = check_refused(source, rf"5 of the 72 images that training\.csv and validation\.csv .*searched {source}")
     short = [name.removeprefix("Manually_Annotated_Images/") for name in gone]
     assert all(name in message for name in short[:3]) and short[3] not in message
 
 
-def test_a_picture_that_is_there_twice(tmp_path, check_refused):
+def test_an_image_that_is_there_twice(tmp_path, check_refused):
     files = release_first(ONE, ONE)
     name = next(name for name in files if name.endswith(".jpg"))
     files[f"small/{name}"] = files[name]
-    check_refused(write_zip(tmp_path / "a.zip", files), r"each picture once, found Man.* and small/Man.*leave only")
+    check_refused(write_zip(tmp_path / "a.zip", files), r"each image once, found Man.* and small/Man.*leave only")
 
 
 def test_two_releases_or_two_parts_of_a_name(tmp_path, check_refused):
@@ -438,7 +438,7 @@ def test_something_else(tmp_path, check_refused):
 
 def test_nothing_left(tmp_path, check_refused):
     files = release_2021({"none": 2, "Contempt": 1}, ONE, lambda code: npy(code))
-    check_refused(write_folder(tmp_path / "release", files), "no picture of the 7 classes is left for train")
+    check_refused(write_folder(tmp_path / "release", files), "no image of the 7 classes is left for train")
 
 
 GOOD = row("1/a.jpg", 3)
@@ -474,7 +474,7 @@ def test_a_margin_that_is_none(earlier, check_refused, margin):
     check_refused(earlier / "good", "--margin: expected 0 or more", margin=margin)
 
 
-def test_a_margin_around_pictures_that_are_cut_out_already(earlier, check_refused):
+def test_a_margin_around_images_that_are_cut_out_already(earlier, check_refused):
     check_refused(earlier / "good", "--margin: expected 0 for the 2021 release", margin=0.1)
 
 
@@ -528,18 +528,18 @@ def test_strict_looks_again_at_what_was_passed_over(tmp_path, check_refused):
     del files["train_set/annotations/1_exp.npy"]
     source = write_folder(tmp_path / "release", files)
     prepare(source, tmp_path / "other")
-    with pytest.raises(UserError, match="1 pictures without an annotation"):
+    with pytest.raises(UserError, match="1 images without an annotation"):
         prepare(source, tmp_path / "other", strict=True)
 
 
 @pytest.mark.parametrize("make", [release_2021, release_first])
-def test_a_damaged_picture_is_listed_and_skipped_or_stops(tmp_path, check_refused, make):
+def test_a_damaged_image_is_listed_and_skipped_or_stops(tmp_path, check_refused, make):
     files = make(TRAIN, TEST)
     name = next(name for name in files if name.endswith(".jpg"))
     files[name] = files[name][:20]
     source = write_folder(tmp_path / "release", files)
     metas = prepare(source, tmp_path / "other")
-    skipped = [picture["name"] for meta in metas.values() for picture in meta["skipped"]]
+    skipped = [image["name"] for meta in metas.values() for image in meta["skipped"]]
     assert skipped == [name]
     assert sum(meta["num_images"] for meta in metas.values()) == 56 + 11 - 1
     check_refused(source, "expected a whole JPEG", strict=True)

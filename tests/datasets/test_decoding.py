@@ -1,4 +1,4 @@
-"""Do many picture files become the right arrays, in order, whatever is wrong with some of them?"""
+"""Do many image files become the right arrays, in order, whatever is wrong with some of them?"""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from conftest import run_python
 
 from datasets.shared import decoding
 from datasets.shared.archives import SourceFiles
-from datasets.shared.decoding import Picture, Unreadable, crop_box, decode_pictures
+from datasets.shared.decoding import ImageFile, Unreadable, crop_box, decode_images
 
 
 def png(image):
-    """A lossless picture file of uint8 (H, W) or RGB (H, W, 3)."""
+    """A lossless image file of uint8 (H, W) or RGB (H, W, 3)."""
     return cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)[1].tobytes()
 
 
-def write_source(folder, pictures):
+def write_source(folder, images):
     folder.mkdir(exist_ok=True)
-    for name, data in pictures.items():
+    for name, data in images.items():
         (folder / name).write_bytes(data)
     return SourceFiles(folder, ("*",))
 
 
-def decode(files, pictures, size=4, channels=3, **options):
-    return list(decode_pictures(files, pictures, size, channels, **options))
+def decode(files, images, size=4, channels=3, **options):
+    return list(decode_images(files, images, size, channels, **options))
 
 
 def every(names):
-    return [Picture("train", name, 0) for name in names]
+    return [ImageFile("train", name, 0) for name in names]
 
 
 @pytest.mark.parametrize("workers", [1, 3, None])
-def test_pictures_come_in_order(tmp_path, workers, monkeypatch):
-    """Two pictures a chunk, the early ones slower than the late ones."""
+def test_images_come_in_order(tmp_path, workers, monkeypatch):
+    """Two images a chunk, the early ones slower than the late ones."""
     monkeypatch.setattr(decoding, "CHUNK_BYTES", 2 * 4 * 4 * 3)
     names = [f"{number:02}.png" for number in range(25)]
     files = write_source(tmp_path / "in", {name: png(np.full((8, 8), 9 * i, np.uint8)) for i, name in enumerate(names)})
@@ -66,9 +66,9 @@ def test_a_face_is_cut_out_before_it_is_resized(tmp_path):
     image = np.zeros((20, 30), np.uint8)
     image[5:9, 10:16] = 250
     files = write_source(tmp_path / "in", {"a.png": png(image)})
-    (face,) = decode(files, [Picture("train", "a.png", 0, (10.0, 5.0, 6.0, 4.0))], channels=1)
+    (face,) = decode(files, [ImageFile("train", "a.png", 0, (10.0, 5.0, 6.0, 4.0))], channels=1)
     assert np.all(face == 250)
-    (face,) = decode(files, [Picture("train", "a.png", 0, (10.0, 5.0, 6.0, 4.0))], channels=1, margin=0.5)
+    (face,) = decode(files, [ImageFile("train", "a.png", 0, (10.0, 5.0, 6.0, 4.0))], channels=1, margin=0.5)
     assert face[..., 0].tolist() == [[0, 0, 0, 0], [0, 250, 250, 0], [0, 250, 250, 0], [0, 0, 0, 0]]
 
 
@@ -89,45 +89,45 @@ def test_boxes(box, margin, rows, columns):
 
 def test_what_cannot_be_read_is_told_and_the_rest_decoded(tmp_path):
     whole = png(np.full((8, 8), 50, np.uint8))
-    pictures = {"cut.png": whole[:40], "empty.png": b"", "text.png": b"hello", "whole.png": whole}
-    files = write_source(tmp_path / "in", pictures)
+    images = {"cut.png": whole[:40], "empty.png": b"", "text.png": b"hello", "whole.png": whole}
+    files = write_source(tmp_path / "in", images)
     *broken, image = decode(files, every(files.names), workers=2)
     assert np.all(image == 50)
     assert all(isinstance(found, Unreadable) for found in broken)
-    assert broken[1].reason == "the file is empty; expected a picture", "the name is not said twice"
+    assert broken[1].reason == "the file is empty; expected an image", "the name is not said twice"
     for found, word in zip(broken, ("cannot be decoded", "empty", "cannot be decoded"), strict=True):
         assert word in found.reason
-    (outside,) = decode(files, [Picture("train", "whole.png", 0, (8.0, 0.0, 5.0, 5.0))])
-    assert outside.reason == "expected a face box inside the picture of 8 x 8, found (8.0, 0.0, 5.0, 5.0)"
+    (outside,) = decode(files, [ImageFile("train", "whole.png", 0, (8.0, 0.0, 5.0, 5.0))])
+    assert outside.reason == "expected a face box inside the image of 8 x 8, found (8.0, 0.0, 5.0, 5.0)"
 
 
-def test_a_picture_of_20_000_pixels_a_side_is_refused_unseen(tmp_path):
+def test_an_image_of_20_000_pixels_a_side_is_refused_unseen(tmp_path):
     """In a process of its own: OpenCV reads its limit when it is first imported. The file is all header."""
     size = struct.pack("<iiHHIIiiII", 20_000, 20_000, 1, 24, 0, 0, 0, 0, 0, 0)
     files = write_source(tmp_path / "in", {"a.bmp": struct.pack("<2sIHHII", b"BM", 54, 0, 0, 54, 40) + size})
     code = (
-        "import sys; from datasets.shared.decoding import Picture, decode_pictures\n"
+        "import sys; from datasets.shared.decoding import ImageFile, decode_images\n"
         "from datasets.shared.archives import SourceFiles\n"
-        "print(*decode_pictures(SourceFiles(sys.argv[1], ('*',)), [Picture('train', 'a.bmp', 0)], 4, 3))"
+        "print(*decode_images(SourceFiles(sys.argv[1], ('*',)), [ImageFile('train', 'a.bmp', 0)], 4, 3))"
     )
     done = run_python("-c", code, files.path)
-    assert "the picture is too large; expected at most 100,000,000 pixels" in done.stdout
+    assert "the image is too large; expected at most 100,000,000 pixels" in done.stdout
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_failing_disk_is_no_broken_picture(tmp_path):
+def test_a_failing_disk_is_no_broken_image(tmp_path):
     files = write_source(tmp_path / "in", {"a.png": png(np.zeros((4, 4), np.uint8))})
     (tmp_path / "in/a.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"a\.png"):
         decode(files, every(files.names))
 
 
-def test_pictures_wait_for_their_reader(monkeypatch):
+def test_images_wait_for_their_reader(monkeypatch):
     """Memory is bounded: 3 workers read at most 3 x 2 + 1 chunks beyond what was asked for, and stop when told to."""
     data, read = png(np.zeros((4, 4), np.uint8)), []
-    monkeypatch.setattr(decoding, "CHUNK_BYTES", 1)  # a picture a chunk
+    monkeypatch.setattr(decoding, "CHUNK_BYTES", 1)  # an image a chunk
     files = types.SimpleNamespace(read=lambda name: (read.append(name), data)[1])
-    decoded = decode_pictures(files, every(map(str, range(100))), 4, 1, workers=3)
+    decoded = decode_images(files, every(map(str, range(100))), 4, 1, workers=3)
     for _ in range(5):
         next(decoded)
     time.sleep(0.2)

@@ -68,7 +68,7 @@ def test_shapes_and_types(size):
     assert images.dtype == np.uint8
     assert labels.shape == (5,)
     assert labels.dtype == np.int64
-    assert images.std(axis=(1, 2, 3)).min() > 10  # a picture, not a flat patch
+    assert images.std(axis=(1, 2, 3)).min() > 10  # an image, not a flat patch
 
 
 @pytest.mark.parametrize("num_classes", [7, 8])
@@ -264,7 +264,7 @@ def test_smirks_of_both_sides_are_mirror_images():
     assert np.abs(right - left).mean() > 2
 
 
-def test_shifts_turns_and_zooms_move_the_picture():
+def test_shifts_turns_and_zooms_move_the_image():
     base = draw_face(Actions()).astype(int)
     pixel = 1 / (0.42 * 48)
     right = draw_face(Actions(), view=View(shift_x=4 * pixel)).astype(int)

@@ -1,4 +1,4 @@
-"""Is every official form of FER-2013 read with the right picture under the right name in the right split?"""
+"""Is every official form of FER-2013 read with the right image under the right name in the right split?"""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from datasets.fer2013 import OFFICIAL_COUNTS, prepare_fer2013
+from datasets.fer2013 import OFFICIAL_COUNTS, PrepareFer2013Config, prepare_fer2013
 from datasets.shared.expressions import CLASS_NAMES
 from files import UserError
 
 REAL_ZIP = ROOT / "../shared/data/fer2013-folder.zip"
 
-# Official name -> (the CSV's code, our class name, the gray level of its pictures in these tests).
+# Official name -> (the CSV's code, our class name, the gray level of its images in these tests).
 CLASSES = {
     "angry": (0, "Anger", 10),
     "disgust": (1, "Disgust", 45),
@@ -27,7 +27,7 @@ CLASSES = {
     "neutral": (6, "Neutral", 220),
 }
 LEVEL_NAMES = {level: name for _, name, level in CLASSES.values()}
-# Usage -> (our split, pictures of each class in these tests); the first pixel tells the usage.
+# Usage -> (our split, images of each class in these tests); the first pixel tells the usage.
 USAGES = {"Training": ("train", 3, 1), "PublicTest": ("val", 2, 2), "PrivateTest": ("test", 1, 3)}
 
 
@@ -48,7 +48,7 @@ def table(header="emotion,pixels,Usage", usages=USAGES, quote=""):
     return "\n".join(lines) + "\n"
 
 
-def pictures(usages=USAGES):
+def folder_form(usages=USAGES):
     """A release as folders: relative name -> JPEG bytes, each class one gray level."""
     files = {}
     for usage in usages:
@@ -75,13 +75,17 @@ def write_folder(path, files):
     return path
 
 
+def prepare(source, data_dir):
+    return prepare_fer2013(PrepareFer2013Config(str(source), str(data_dir)))
+
+
 def prepared(data_dir, split):
     folder = data_dir / "fer2013" / split
     return np.load(folder / "images.npy"), np.load(folder / "labels.npy")
 
 
 def check_prepared(data_dir, metas, usages=USAGES, marked=True):
-    """Every picture lies under its own class's name, in its own split, and none is missing."""
+    """Every image lies under its own class's name, in its own split, and none is missing."""
     assert set(metas) == {USAGES[usage][0] for usage in usages}
     for usage in usages:
         split, number, mark = USAGES[usage]
@@ -105,7 +109,7 @@ def content(folder):
 def test_fer2013_csv(tmp_path):
     source = tmp_path / "fer2013.csv"
     source.write_text(table())
-    metas = prepare_fer2013(source, tmp_path / "data")
+    metas = prepare(source, tmp_path / "data")
     check_prepared(tmp_path / "data", metas)
     assert metas["val"]["sources"][0]["name"] == "fer2013.csv"
     assert metas["val"]["sources"][0]["bytes"] == source.stat().st_size
@@ -118,33 +122,33 @@ def test_icml_face_data_csv(tmp_path, end, mark):
     source = tmp_path / "icml_face_data.csv"
     text = mark + table("emotion, Usage, pixels").replace("\n", end) + end
     source.write_bytes(text.encode())
-    check_prepared(tmp_path / "data", prepare_fer2013(source, tmp_path / "data"))
+    check_prepared(tmp_path / "data", prepare(source, tmp_path / "data"))
 
 
 def test_train_csv_is_all_training(tmp_path):
     source = tmp_path / "train.csv"
     source.write_text(table("emotion,pixels", ["Training"], quote='"'))
-    check_prepared(tmp_path / "data", prepare_fer2013(source, tmp_path / "data"), ["Training"])
+    check_prepared(tmp_path / "data", prepare(source, tmp_path / "data"), ["Training"])
 
 
 @pytest.mark.parametrize("prefix", ["", "archive/fer2013/"])
 def test_a_csv_in_a_zip(tmp_path, prefix):
     source = write_zip(tmp_path / "release.zip", {f"{prefix}README": b"", f"{prefix}fer2013.csv": table()})
-    metas = prepare_fer2013(source, tmp_path / "data")
+    metas = prepare(source, tmp_path / "data")
     check_prepared(tmp_path / "data", metas)
     assert metas["train"]["sources"][0]["name"] == "release.zip"
 
 
-@pytest.mark.parametrize("files", [{"fer2013/fer2013.csv": table()}, pictures()], ids=["csv", "folders"])
+@pytest.mark.parametrize("files", [{"fer2013/fer2013.csv": table()}, folder_form()], ids=["csv", "folders"])
 def test_a_tar_is_read_and_a_compressed_one_names_the_remedy(tmp_path, files):
     folder = write_folder(tmp_path / "release", files)
     for name, mode in (("release.tar", "w"), ("release.tar.gz", "w:gz")):
         with tarfile.open(tmp_path / name, mode) as archive:
             archive.add(folder, ".")
-    metas = prepare_fer2013(tmp_path / "release.tar", tmp_path / "data")
+    metas = prepare(tmp_path / "release.tar", tmp_path / "data")
     check_prepared(tmp_path / "data", metas, marked="fer2013/fer2013.csv" in files)
     with pytest.raises(UserError, match="run gunzip on it"):
-        prepare_fer2013(tmp_path / "release.tar.gz", tmp_path / "data")
+        prepare(tmp_path / "release.tar.gz", tmp_path / "data")
 
 
 @pytest.mark.parametrize("pack", [write_folder, write_zip])
@@ -152,17 +156,17 @@ def test_the_more_complete_csv_is_preferred(tmp_path, pack):
     """The challenge's archive holds several tables; fer2013.csv and icml_face_data.csv hold all three splits."""
     empty = "emotion,pixels\n"
     source = pack(tmp_path / "a.zip", {"train.csv": empty, "test.csv": "pixels\n", "icml_face_data.csv": table()})
-    check_prepared(tmp_path / "1", prepare_fer2013(source, tmp_path / "1"))
+    check_prepared(tmp_path / "1", prepare(source, tmp_path / "1"))
     source = pack(tmp_path / "b.zip", {"icml_face_data.csv": empty, "fer2013.csv": table(), "train.csv": empty})
-    check_prepared(tmp_path / "2", prepare_fer2013(source, tmp_path / "2"))
+    check_prepared(tmp_path / "2", prepare(source, tmp_path / "2"))
     training = table("emotion,pixels", ["Training"])
     source = pack(tmp_path / "c.zip", {"train.csv": training, "test.csv": "pixels\n"})
-    check_prepared(tmp_path / "3", prepare_fer2013(source, tmp_path / "3"), ["Training"])
+    check_prepared(tmp_path / "3", prepare(source, tmp_path / "3"), ["Training"])
 
 
 def test_folders(tmp_path):
-    source = write_folder(tmp_path / "release", {**pictures(), "train/.DS_Store": b"", "test/sad/._x.jpg": b""})
-    metas = prepare_fer2013(source, tmp_path / "data")
+    source = write_folder(tmp_path / "release", {**folder_form(), "train/.DS_Store": b"", "test/sad/._x.jpg": b""})
+    metas = prepare(source, tmp_path / "data")
     check_prepared(tmp_path / "data", metas, marked=False)
     assert metas["train"]["options"] == {"form": "folders"}
     assert metas["train"]["sources"][0]["files"] == 7 * (3 + 2 + 1)
@@ -170,16 +174,16 @@ def test_folders(tmp_path):
 
 @pytest.mark.parametrize("prefix", ["", "fer2013/"])
 def test_folders_in_a_zip(tmp_path, prefix):
-    files = {prefix + name: data for name, data in pictures().items()}
+    files = {prefix + name: data for name, data in folder_form().items()}
     source = write_zip(tmp_path / "release.zip", {**files, "__MACOSX/train/sad/x.jpg": b"", prefix + "train/": b""})
-    check_prepared(tmp_path / "data", prepare_fer2013(source, tmp_path / "data"), marked=False)
+    check_prepared(tmp_path / "data", prepare(source, tmp_path / "data"), marked=False)
 
 
 def test_folders_are_read_in_the_order_of_their_names(tmp_path):
     """A zip packed backwards gives the same bytes as the folder."""
-    files = pictures()
-    prepare_fer2013(write_folder(tmp_path / "release", files), tmp_path / "1")
-    prepare_fer2013(write_zip(tmp_path / "release.zip", dict(reversed(files.items()))), tmp_path / "2")
+    files = folder_form()
+    prepare(write_folder(tmp_path / "release", files), tmp_path / "1")
+    prepare(write_zip(tmp_path / "release.zip", dict(reversed(files.items()))), tmp_path / "2")
     for split in ("train", "val", "test"):
         (images, labels), (images_2, labels_2) = prepared(tmp_path / "1", split), prepared(tmp_path / "2", split)
         assert np.array_equal(images, images_2) and np.array_equal(labels, labels_2)
@@ -189,11 +193,11 @@ def test_folders_are_read_in_the_order_of_their_names(tmp_path):
 def test_a_split_that_the_source_lacks_is_absent_and_an_earlier_one_stays(tmp_path):
     data_dir = tmp_path / "data"
     (tmp_path / "fer2013.csv").write_text(table())
-    prepare_fer2013(tmp_path / "fer2013.csv", data_dir)
+    prepare(tmp_path / "fer2013.csv", data_dir)
     earlier = prepared(data_dir, "test")
     usages = ["Training", "PublicTest"]
-    source = write_zip(tmp_path / "release.zip", pictures(usages))
-    check_prepared(data_dir, prepare_fer2013(source, data_dir), usages, marked=False)
+    source = write_zip(tmp_path / "release.zip", folder_form(usages))
+    check_prepared(data_dir, prepare(source, data_dir), usages, marked=False)
     assert all(np.array_equal(now, then) for now, then in zip(prepared(data_dir, "test"), earlier, strict=True))
 
 
@@ -204,7 +208,7 @@ def test_official_counts_add_up():
 
 @pytest.mark.skipif(not REAL_ZIP.exists(), reason="the real release is not here")
 def test_the_real_release(tmp_path):
-    metas = prepare_fer2013(REAL_ZIP, tmp_path)
+    metas = prepare(REAL_ZIP, tmp_path)
     counts = {split: dict(zip(meta["class_names"], meta["class_counts"], strict=True)) for split, meta in metas.items()}
     train = {"Anger": 3995, "Disgust": 436, "Fear": 4097, "Happy": 7215, "Sad": 4830, "Surprise": 3171, "Neutral": 4965}
     val = {"Anger": 467, "Disgust": 56, "Fear": 496, "Happy": 895, "Sad": 653, "Surprise": 415, "Neutral": 607}
@@ -222,12 +226,12 @@ def check_refused(tmp_path):
     """Refuses a source with a message, and what was prepared earlier is untouched."""
     (tmp_path / "good.csv").write_text(table())
     data_dir = tmp_path / "data"
-    prepare_fer2013(tmp_path / "good.csv", data_dir)
+    prepare(tmp_path / "good.csv", data_dir)
     earlier = content(data_dir)
 
     def check(source, message):
         with pytest.raises(UserError, match=rf"(?s){message}"):
-            prepare_fer2013(source, data_dir)
+            prepare(source, data_dir)
         assert content(data_dir) == earlier
 
     return check
@@ -255,15 +259,15 @@ def test_a_file_of_something_else(tmp_path, check_refused):
 
 
 def test_a_cut_zip(tmp_path, check_refused):
-    path = write_zip(tmp_path / "cut.zip", pictures())
+    path = write_zip(tmp_path / "cut.zip", folder_form())
     path.write_bytes(path.read_bytes()[:-100])
     check_refused(path, r"cut\.zip: the zip is cut off or damaged .*download it again")
 
 
-def test_a_zip_damaged_in_the_middle_of_a_picture(tmp_path, check_refused):
+def test_a_zip_damaged_in_the_middle_of_an_image(tmp_path, check_refused):
     path = tmp_path / "damaged.zip"
     with zipfile.ZipFile(path, "w") as archive:
-        for name, data in pictures().items():
+        for name, data in folder_form().items():
             archive.writestr(name, data)
     data = bytearray(path.read_bytes())
     data[data.index(b"\xff\xda", len(data) // 2) + 20] ^= 1
@@ -291,7 +295,7 @@ def test_a_zip_damaged_anywhere(tmp_path, check_refused, place):
 
 
 def test_a_zip_with_names_outside(tmp_path, check_refused):
-    files = {**pictures(), "../../train/sad/Training_1.jpg": b""}
+    files = {**folder_form(), "../../train/sad/Training_1.jpg": b""}
     check_refused(write_zip(tmp_path / "evil.zip", files), r"found '\.\./\.\./train.*points outside")
 
 
@@ -330,7 +334,7 @@ def test_test_csv_has_no_labels(tmp_path, check_refused, pack):
     ],
 )
 def test_a_csv_that_is_wrong_somewhere(tmp_path, check_refused, text, message):
-    """The first 42 pictures are good; a fault after them must not publish them."""
+    """The first 42 images are good; a fault after them must not publish them."""
     (tmp_path / "fer2013.csv").write_text(text)
     check_refused(tmp_path / "fer2013.csv", rf"fer2013\.csv.*{message}")
 
@@ -338,7 +342,7 @@ def test_a_csv_that_is_wrong_somewhere(tmp_path, check_refused, text, message):
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("test/sad/PublicTest_9.jpg", b"no picture", r"PublicTest_9\.jpg: expected a whole JPEG"),
+        ("test/sad/PublicTest_9.jpg", b"no image", r"PublicTest_9\.jpg: expected a whole JPEG"),
         ("test/sad/PublicTest_9.jpg", b"", r"PublicTest_9\.jpg: the file is empty"),
         ("train/sad/Training_9.jpg", (48, 47), r"Training_9\.jpg: .*48 x 48, found 47 x 48 gray"),
         ("train/sad/Training_9.jpg", (48, 48, 3), r"Training_9\.jpg: .*48 x 48, found 48 x 48 colour"),
@@ -352,4 +356,4 @@ def test_a_csv_that_is_wrong_somewhere(tmp_path, check_refused, text, message):
 def test_a_folder_that_is_wrong_somewhere(tmp_path, check_refused, pack, name, data, message):
     if isinstance(data, tuple):
         data = cv2.imencode(".jpg", np.full(data, 9, np.uint8))[1].tobytes()
-    check_refused(pack(tmp_path / "release.zip", {**pictures(), name: data}), message)
+    check_refused(pack(tmp_path / "release.zip", {**folder_form(), name: data}), message)

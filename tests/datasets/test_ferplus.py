@@ -1,4 +1,4 @@
-"""Are FER+'s votes counted by the majority rule, and do they reach the pictures that they are about?"""
+"""Are FER+'s votes counted by the majority rule, and do they reach the images that they are about?"""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COLUMNS = (*NAMES, "unknown", "NF")
 SPLITS = {"Training": "train", "PublicTest": "val", "PrivateTest": "test"}
 
 # Usage, votes in the order of COLUMNS, and by hand: the reason to leave it out, or name -> share of the votes.
-# A picture's gray level is its place in this list.
+# An image's gray level is its place in this list.
 ROWS = [
     ("Training", [10, 0, 0, 0, 0, 0, 0, 0, 0, 0], {"Neutral": 1}),
     ("Training", [4, 6, 0, 0, 0, 0, 0, 0, 0, 0], {"Happy": 6 / 10, "Neutral": 4 / 10}),
@@ -74,7 +74,7 @@ def pixel_table(header="emotion,pixels,Usage", rows=ROWS):
 
 
 def vote_table(rows=ROWS, columns=COLUMNS):
-    """The official layout: a picture that is no face has no name."""
+    """The official layout: an image that is no face has no name."""
     lines = [",".join(["Usage", "Image name", *columns])]
     for number, (usage, votes, _) in enumerate(rows):
         cells = dict(zip(COLUMNS, votes, strict=True))
@@ -114,7 +114,7 @@ def prepare(source, data_dir, **changes):
 
 
 def check_prepared(data_dir, metas):
-    """Every picture that the rule keeps lies in its split, in order, under its label and with its votes."""
+    """Every image that the rule keeps lies in its split, in order, under its label and with its votes."""
     assert list(metas) == ["train", "val", "test"]
     for usage, name in SPLITS.items():
         split = open_split(data_dir, "ferplus", name)
@@ -154,7 +154,7 @@ def test_the_miniature_by_the_majority_rule(tmp_path):
     assert [source["name"] for source in metas["val"]["sources"]] == ["fer2013.csv", "fer2013new.csv"]
 
 
-def test_seven_classes_leave_contempt_out_of_pictures_and_votes(tmp_path):
+def test_seven_classes_leave_contempt_out_of_images_and_votes(tmp_path):
     metas = prepare(write_folder(tmp_path / "release", RELEASE), tmp_path, classes=7)
     assert [metas[split]["class_names"] for split in metas] == [list(CLASS_NAMES[:7])] * 3
     assert [metas[split]["num_images"] for split in metas] == [7, 1, 2]
@@ -287,20 +287,20 @@ def test_no_votes_anywhere(tmp_path, check_refused):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (ROWS[:-1], r"fer2013\.csv: expected 21 pictures, as .*fer2013new\.csv has rows, found 20"),
-        ([*ROWS, ROWS[-1]], r"expected 21 pictures, .*found 22"),
-        ([*ROWS, ROWS[-1], ROWS[-1]], r"expected 21 pictures, .*found 23"),
-        ([row for row in ROWS if row[0] == "Training"], r"expected 21 pictures, .*found 15"),
-        ([], r"expected 21 pictures, .*found 0"),
+        (ROWS[:-1], r"fer2013\.csv: expected 21 images, as .*fer2013new\.csv has rows, found 20"),
+        ([*ROWS, ROWS[-1]], r"expected 21 images, .*found 22"),
+        ([*ROWS, ROWS[-1], ROWS[-1]], r"expected 21 images, .*found 23"),
+        ([row for row in ROWS if row[0] == "Training"], r"expected 21 images, .*found 15"),
+        ([], r"expected 21 images, .*found 0"),
         (
             ROWS[:14] + ROWS[15:16] + ROWS[14:15] + ROWS[16:],
-            r"line 16: .*a Training picture, as in row 15 .*PublicTest",
+            r"line 16: .*a Training image, as in row 15 .*PublicTest",
         ),
-        (ROWS[::-1], r"line 2: expected a Training picture, as in row 1 of .*fer2013new\.csv, found PrivateTest"),
+        (ROWS[::-1], r"line 2: expected a Training image, as in row 1 of .*fer2013new\.csv, found PrivateTest"),
     ],
     ids=["one fewer", "one more", "two more", "one split", "none", "two swapped", "backwards"],
 )
-def test_pictures_that_are_not_those_of_the_votes(tmp_path, check_refused, rows, message):
+def test_images_that_are_not_those_of_the_votes(tmp_path, check_refused, rows, message):
     source = write_folder(tmp_path / "release", {**RELEASE, "fer2013.csv": pixel_table(rows=rows)})
     check_refused(source, message)
 
@@ -313,8 +313,8 @@ GOOD = "Training,fer0000000.png,10,0,0,0,0,0,0,0,0,0\n"
     [
         ("", r"expected the columns Usage and neutral, .* no 'Usage' is there"),
         (vote_table().replace("contempt", "scorn"), r"no 'contempt' is there"),
-        (vote_table().split("\n")[0], r"leaves no picture for train"),
-        (vote_table([row for row in ROWS if row[0] != "PublicTest"]), r"leaves no picture for val"),
+        (vote_table().split("\n")[0], r"leaves no image for train"),
+        (vote_table([row for row in ROWS if row[0] != "PublicTest"]), r"leaves no image for val"),
         (vote_table() + GOOD.replace("10", "many"), r"line 23: expected a number of votes in neutral, found 'many'"),
         (vote_table() + GOOD.replace("10", "-1"), r"line 23: .*in neutral, found '-1'"),
         (vote_table() + GOOD.replace("10", "9" * 30), r"line 23: .*found '999"),
@@ -333,7 +333,7 @@ def test_votes_that_are_wrong_somewhere(tmp_path, check_refused, text, message):
 
 
 def test_pixels_that_are_wrong_somewhere(tmp_path, check_refused):
-    """The last of the pictures that are kept: those before it must not be published."""
+    """The last of the images that are kept: those before it must not be published."""
     text = pixel_table().rpartition(",PrivateTest")[0] + " 7,PrivateTest\n"
     check_refused(
         write_folder(tmp_path / "release", {**RELEASE, "fer2013.csv": text}), r"line 22: expected 2304 pixels"

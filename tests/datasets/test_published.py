@@ -1,4 +1,4 @@
-"""Is the published repository's own layout read with the right picture under the right name?"""
+"""Is the published repository's own layout read with the right image under the right name?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from datasets.shared.expressions import CLASS_NAMES
 from files import UserError
 
 SEVEN = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger")
-# Pictures a class; no two alike, so that no two can be swapped unseen.
+# Images a class; no two alike, so that no two can be swapped unseen.
 COUNTS = dict(zip((*SEVEN, "Contempt"), (1, 2, 3, 4, 5, 6, 7, 8), strict=True))
 ONE = dict.fromkeys(SEVEN, 1)
 
@@ -60,7 +60,7 @@ def test_the_split_is_the_chosen_one_and_seven_classes_leave_contempt_out(tmp_pa
 
 
 def test_stems_with_points_and_underscores(tmp_path):
-    """RAF-DB's pictures are called like this in the published layout."""
+    """RAF-DB's images are called like this in the published layout."""
     files = {}
     for name, code in list(CODES.items())[:7]:
         files[f"images/train_0{code}_aligned.v1.jpg"] = jpeg(name, "train")
@@ -74,7 +74,7 @@ def test_pictures_without_annotation_are_counted_and_passed_over(tmp_path):
     metas = prepare(source, tmp_path / "data")
     check_prepared(tmp_path / "data", metas)
     assert metas["train"]["options"]["pictures_without_annotation"] == 1
-    with pytest.raises(UserError, match=r"release: .*1 pictures without an annotation \(images/more\.jpg\)"):
+    with pytest.raises(UserError, match=r"release: .*1 images without an annotation \(images/more\.jpg\)"):
         prepare(source, tmp_path / "strict", strict=True)
     assert not list((tmp_path / "strict").rglob("*.npy"))
 
@@ -103,12 +103,12 @@ def test_a_label_that_is_a_pickle_is_never_executed(tmp_path, dump):
         ({}, r"release: expected one folder with images/\*\.jpg .*found none"),
         ({"a.jpg": jpeg("Sad", "train")}, "found none; give that folder"),
         (release_2021(ONE, ONE), "found train_set, val_set; give that folder"),
-        ({**annotated(ONE, "train"), "annotations/99_exp.npy": npy("3")}, r"1 annotations without a picture \(ann"),
+        ({**annotated(ONE, "train"), "annotations/99_exp.npy": npy("3")}, r"1 annotations without an image \(ann"),
         ({**annotated(ONE, "train"), "annotations/3_exp.npy": npy("11")}, r"3_exp\.npy: expected an expr.*found '11'"),
         ({**annotated(ONE, "train"), "images/3.png": b""}, r"found images/3\.jpg beside images/3\.png"),
-        ({"images/1.jpg": b"", "notes": b""}, r"1 pictures without an annotation \(images/1\.jpg\)"),
-        ({"annotations/1_exp.npy": npy("1")}, r"1 annotations without a picture \(annotations/1_exp\.npy\)"),
-        (annotated({"non-face": 2, "Contempt": 1}, "train", npy), "no picture of the 7 classes is left"),
+        ({"images/1.jpg": b"", "notes": b""}, r"1 images without an annotation \(images/1\.jpg\)"),
+        ({"annotations/1_exp.npy": npy("1")}, r"1 annotations without an image \(annotations/1_exp\.npy\)"),
+        (annotated({"non-face": 2, "Contempt": 1}, "train", npy), "no image of the 7 classes is left"),
     ],
 )
 def test_what_a_user_can_get_wrong(tmp_path, files, message):

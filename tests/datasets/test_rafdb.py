@@ -18,7 +18,7 @@ from files import UserError
 
 # The codes as RAF-DB's own readme lists them, against the canonical names.
 RAFDB = {1: "Surprise", 2: "Fear", 3: "Disgust", 4: "Happy", 5: "Sad", 6: "Anger", 7: "Neutral"}
-# What a picture of an expression looks like here: a colour of its own, in RGB.
+# What an image of an expression looks like here: a colour of its own, in RGB.
 COLOURS = {
     "Neutral": (250, 250, 250), "Happy": (250, 0, 0), "Sad": (0, 250, 0), "Surprise": (0, 0, 250),
     "Fear": (250, 250, 0), "Disgust": (0, 250, 250), "Anger": (250, 0, 250),
@@ -27,14 +27,14 @@ PER_CLASS = {"train": 3, "test": 1}
 
 
 def png(image):
-    """A picture file; lossless, whatever its name says."""
+    """An image file; lossless, whatever its name says."""
     return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
 
 
 def write_release(folder, *, per_class=None):
-    """The official layout: in each part the codes 1 to 7 in turn, the pictures numbered from 1.
+    """The official layout: in each part the codes 1 to 7 in turn, the images numbered from 1.
 
-    An aligned picture is filled with its class's colour; an original is black but for the face in that colour.
+    An aligned image is filled with its class's colour; an original is black but for the face in that colour.
     """
     for name in ("EmoLabel", "Image/aligned", "Image/original", "Annotation/boundingbox"):
         (folder / name).mkdir(parents=True)
@@ -65,7 +65,7 @@ def prepared(data_dir, split):
 
 
 def check_colours(images, labels):
-    """Every picture shows what its label says."""
+    """Every image shows what its label says."""
     for image, label in zip(images, labels.tolist(), strict=True):
         assert np.all(image == COLOURS[CLASS_NAMES[label]])
 
@@ -95,7 +95,7 @@ def as_parent(folder):
 
 @pytest.mark.parametrize("images", ["aligned", "original"])
 @pytest.mark.parametrize("form", [as_folder, as_parent, as_zip, as_tar])
-def test_every_picture_shows_what_its_label_says(tmp_path, form, images):
+def test_every_image_shows_what_its_label_says(tmp_path, form, images):
     source = form(write_release(tmp_path / "in" / "basic"))
     metas = prepare(source, tmp_path, images=images)
     assert {split: meta["class_counts"] for split, meta in metas.items()} == {
@@ -143,7 +143,7 @@ def test_the_official_counts_are_those_of_the_paper():
     assert {part: sum(counts) for part, counts in OFFICIAL_COUNTS.items()} == {"train": 12271, "test": 3068}
 
 
-def test_pictures_without_an_entry_are_left_out_and_counted(tmp_path, capsys):
+def test_images_without_an_entry_are_left_out_and_counted(tmp_path, capsys):
     source = write_release(tmp_path / "basic")
     for number in range(90001, 90005):
         shutil.copy(
@@ -154,10 +154,10 @@ def test_pictures_without_an_entry_are_left_out_and_counted(tmp_path, capsys):
     assert metas["train"]["options"]["unlisted"] == 4 and metas["train"]["num_images"] == 14
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
     names = ", ".join(f"Image/aligned/train_{number}_aligned.jpg" for number in (90001, 90002, 90003))
-    assert line == f"left out 4 pictures that EmoLabel/list_patition_label.txt does not name ({names}, ...)"
+    assert line == f"left out 4 images that EmoLabel/list_patition_label.txt does not name ({names}, ...)"
 
 
-def test_one_broken_picture_is_left_out_or_stops(tmp_path):
+def test_one_broken_image_is_left_out_or_stops(tmp_path):
     source = write_release(tmp_path / "basic")
     (source / "Image/aligned/test_0002_aligned.jpg").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(UserError, match=r"basic/Image/aligned/test_0002_aligned\.jpg: expected a whole JPEG"):
@@ -197,12 +197,12 @@ ALIGNED = [f"Image/aligned/train_0000{number}_aligned.jpg" for number in (2, 3, 
         (
             remove(*ALIGNED),
             "aligned",
-            rf"4 of the 28 pictures that the list needs are missing \({', '.join(ALIGNED[:3])}, \.\.\.\)",
+            rf"4 of the 28 images that the list needs are missing \({', '.join(ALIGNED[:3])}, \.\.\.\)",
         ),
         (
             remove("Image/original/test_0001.jpg"),
             "original",
-            r"1 of the 28 pictures.*\(Image/original/test_0001\.jpg\); expected all of them in Image/original/",
+            r"1 of the 28 images.*\(Image/original/test_0001\.jpg\); expected all of them in Image/original/",
         ),
         (
             remove("Annotation/boundingbox/test_0001_boundingbox.txt"),
@@ -212,12 +212,12 @@ ALIGNED = [f"Image/aligned/train_0000{number}_aligned.jpg" for number in (2, 3, 
         (replace("02.jpg 2", "02.jpg 8"), "aligned", r"line 2: expected a code 1\.\.7, found 8"),
         (replace("02.jpg 2", "02.jpg 0"), "aligned", r"line 2: expected a code 1\.\.7, found 0"),
         (replace("03.jpg 3", "03.jpg"), "aligned", r"line 3: .*found 'train_00003\.jpg'"),
-        (replace("train_00003", "../../x"), "aligned", r"line 3: expected a picture and a"),
+        (replace("train_00003", "../../x"), "aligned", r"line 3: expected an image and a"),
         (replace("00003.", "00002."), "aligned", r"line 3: train_00002\.jpg .* second time"),
         (edit_list(lambda text: text[:-3]), "aligned", r"txt, line 28: .*found 'test_0007\.jpg'; is the file cut off"),
-        (edit_list(lambda text: text[: text.index("test")]), "aligned", "no test pictures; is it cut off"),
-        (edit_list(lambda text: ""), "aligned", "no train pictures; is it cut off"),
-        (edit_list(lambda text: "\0\1\xff" + text), "aligned", "line 1: expected a picture and a code"),
+        (edit_list(lambda text: text[: text.index("test")]), "aligned", "no test images; is it cut off"),
+        (edit_list(lambda text: ""), "aligned", "no train images; is it cut off"),
+        (edit_list(lambda text: "\0\1\xff" + text), "aligned", "line 1: expected an image and a code"),
         (write_box("1 2 3"), "original", r"train_00003_boundingbox\.txt: expected four numbers x1 y1 x2 y2"),
         (write_box("1 2 nan 4"), "original", "expected four numbers"),
         (write_box("9 2 3 4"), "original", "x1 < x2"),

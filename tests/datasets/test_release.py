@@ -13,8 +13,15 @@ from conftest import run_python, write_split
 
 from data_helper import SPLITS, open_split
 from datasets.shared.archives import SourceFiles
-from datasets.shared.decoding import Picture
-from datasets.shared.release import Pictures, Release, find_prepared, stratified_hold_out, write_pictures, write_release
+from datasets.shared.decoding import ImageFile
+from datasets.shared.release import (
+    ImageRelease,
+    Release,
+    find_prepared,
+    stratified_hold_out,
+    write_images,
+    write_release,
+)
 from datasets.shared.split_writer import SplitWriter
 from files import UserError, only_writer
 
@@ -46,12 +53,12 @@ def test_a_release_is_written_split_by_split(tmp_path):
 
 
 def png(value):
-    """A picture file of 6 x 6 pixels, all of one gray."""
+    """An image file of 6 x 6 pixels, all of one gray."""
     return cv2.imencode(".png", np.full((6, 6), value, np.uint8))[1].tobytes()
 
 
 def write_source(folder, broken=()):
-    """Six pictures, picture i of the gray 10 * i, those of ``broken`` cut."""
+    """Six images, image i of the gray 10 * i, those of ``broken`` cut."""
     folder.mkdir(exist_ok=True)
     for i in range(6):
         (folder / f"{i}.png").write_bytes(png(10 * i)[: 40 if i in broken else None])
@@ -62,9 +69,9 @@ def release(
     source, *, splits=("val", "train", "train", "test", "train", "train"), labels=(0, 1, 2, 0, 1, 1), **changes
 ):
     files = SourceFiles(source, ("*.png",))
-    pictures = [Picture(*row) for row in zip(splits, files.names, labels, strict=True)]
-    return Pictures(**{
-        "files": files, "pictures": pictures, "size": 4, "channels": 1, "class_names": NAMES,
+    images = [ImageFile(*row) for row in zip(splits, files.names, labels, strict=True)]
+    return ImageRelease(**{
+        "files": files, "images": images, "size": 4, "channels": 1, "class_names": NAMES,
         "sources": [files.stamp()], "options": {"seed": 3}, **changes,
     })  # fmt: skip
 
@@ -75,15 +82,15 @@ def grays(data_dir, split):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """The names of the pictures that are read."""
+    """The names of the images that are read."""
     names, read = [], SourceFiles.read
     monkeypatch.setattr(SourceFiles, "read", lambda files, name: (names.append(name), read(files, name))[1])
     return names
 
 
-def test_pictures_become_splits(tmp_path):
+def test_images_become_splits(tmp_path):
     wanted = release(write_source(tmp_path / "in"))
-    metas = write_pictures(tmp_path, "set", wanted)
+    metas = write_images(tmp_path, "set", wanted)
     assert list(metas) == ["train", "val", "test"]
     assert [grays(tmp_path, split) for split in metas] == [[10, 20, 40, 50], [0], [30]]
     assert np.load(tmp_path / "set/train/labels.npy").tolist() == [1, 2, 1, 1]
@@ -96,12 +103,12 @@ def test_pictures_become_splits(tmp_path):
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == [".lock", "test", "train", "val"]
 
 
-def test_a_second_run_reads_no_picture(tmp_path, reads):
+def test_a_second_run_reads_no_image(tmp_path, reads):
     source = write_source(tmp_path / "in")
-    metas = write_pictures(tmp_path, "set", release(source))
+    metas = write_images(tmp_path, "set", release(source))
     files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("set/*/*")}
     assert len(reads) == 6 and len(files) == 9
-    assert write_pictures(tmp_path, "set", release(source), strict=True) == metas
+    assert write_images(tmp_path, "set", release(source), strict=True) == metas
     assert len(reads) == 6 and {path: path.stat().st_mtime_ns for path in tmp_path.glob("set/*/*")} == files
 
 
@@ -120,8 +127,8 @@ def test_a_second_run_reads_no_picture(tmp_path, reads):
 )
 def test_anything_else_is_prepared_again(tmp_path, reads, changes):
     source = write_source(tmp_path / "in")
-    write_pictures(tmp_path, "set", release(source))
-    metas = write_pictures(tmp_path, "set", release(source, **changes))
+    write_images(tmp_path, "set", release(source))
+    metas = write_images(tmp_path, "set", release(source, **changes))
     assert "5.png" in reads[6:]
     for split, meta in metas.items():
         assert json.loads((tmp_path / "set" / split / "meta.json").read_text()) == meta
@@ -129,63 +136,63 @@ def test_anything_else_is_prepared_again(tmp_path, reads, changes):
 
 def test_a_changed_source_and_a_damaged_split_are_prepared_again(tmp_path, reads):
     source = write_source(tmp_path / "in")
-    write_pictures(tmp_path, "set", release(source))
+    write_images(tmp_path, "set", release(source))
     (source / "5.png").write_bytes(png(99))
-    write_pictures(tmp_path, "set", release(source))
+    write_images(tmp_path, "set", release(source))
     assert grays(tmp_path, "train") == [10, 20, 40, 99]
     path = tmp_path / "set/val/images.npy"
     path.write_bytes(path.read_bytes()[:-1])
     del reads[:]
-    write_pictures(tmp_path, "set", release(source))
+    write_images(tmp_path, "set", release(source))
     assert (reads, grays(tmp_path, "val")) == (["0.png"], [0])
 
 
-def test_a_split_that_lost_pictures_since_is_prepared_again(tmp_path):
+def test_a_split_that_lost_images_since_is_prepared_again(tmp_path):
     """As `prepare_data.py inspect --drop-duplicates` leaves it."""
     source = write_source(tmp_path / "in")
-    meta = write_pictures(tmp_path, "set", release(source))["train"]
+    meta = write_images(tmp_path, "set", release(source))["train"]
     described = (meta["image_shape"], NAMES, meta["sources"], meta["options"])
     with SplitWriter(tmp_path, "set", "train", 1, *described) as writer:
         writer.meta |= {"skipped": [], "preparation": meta["preparation"]}
         writer.add(np.zeros((4, 4, 1), np.uint8), 0)
     assert find_prepared(tmp_path, "set", meta["sources"], {}) is None
-    write_pictures(tmp_path, "set", release(source))
+    write_images(tmp_path, "set", release(source))
     assert grays(tmp_path, "train") == [10, 20, 40, 50]
 
 
 def test_what_cannot_be_read_is_left_out_and_listed(tmp_path, capsys):
     source = write_source(tmp_path / "in", broken=(1, 4))
-    metas = write_pictures(tmp_path, "set", release(source))
+    metas = write_images(tmp_path, "set", release(source))
     split = open_split(tmp_path, "set", "train")
     assert (grays(tmp_path, "train"), split.labels.tolist(), len(split)) == ([20, 50], [2, 1], 2)
-    assert [picture["name"] for picture in metas["train"]["skipped"]] == ["1.png", "4.png"]
+    assert [image["name"] for image in metas["train"]["skipped"]] == ["1.png", "4.png"]
     assert metas["train"]["class_counts"] == [0, 1, 1] and metas["val"]["skipped"] == []
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
-    assert line.startswith("train: left out 2 pictures that cannot be read (1.png: expected a whole JPEG")
+    assert line.startswith("train: left out 2 images that cannot be read (1.png: expected a whole JPEG")
     assert "4.png: expected" in line and not line.endswith("...)")
-    assert write_pictures(tmp_path, "set", release(source)) == metas
-    assert "left out 2 pictures" in capsys.readouterr().err, "a second run says so too"
+    assert write_images(tmp_path, "set", release(source)) == metas
+    assert "left out 2 images" in capsys.readouterr().err, "a second run says so too"
 
 
 def test_strict_stops_at_what_cannot_be_read(tmp_path, reads):
     source = write_source(tmp_path / "in", broken=(4,))
-    message = r"in/4\.png: expected a whole JPEG.*preparing without --strict"
+    message = r"in/4\.png: expected a whole JPEG.*--strict"
     with pytest.raises(UserError, match=message):
-        write_pictures(tmp_path, "set", release(source), strict=True)
+        write_images(tmp_path, "set", release(source), strict=True)
     assert not list(tmp_path.glob("set/*/meta.json"))
     del reads[:]
     with pytest.raises(UserError, match=message):
-        write_pictures(tmp_path, "set", release(source), strict=True)
+        write_images(tmp_path, "set", release(source), strict=True)
     assert reads == [], "the journal knows"
-    write_pictures(tmp_path, "set", release(source))
+    write_images(tmp_path, "set", release(source))
     with pytest.raises(UserError, match=message):
-        write_pictures(tmp_path, "set", release(source), strict=True)
+        write_images(tmp_path, "set", release(source), strict=True)
 
 
 def test_a_split_of_which_nothing_can_be_read_is_an_error(tmp_path):
     source = write_source(tmp_path / "in", broken=(3,))
-    with pytest.raises(UserError, match=r"set/test: none of its 1 pictures can be read; the first, 3\.png: expected"):
-        write_pictures(tmp_path, "set", release(source))
+    with pytest.raises(UserError, match=r"set/test: none of its 1 images can be read; the first, 3\.png: expected"):
+        write_images(tmp_path, "set", release(source))
     assert not list(tmp_path.glob("set/*/meta.json"))
 
 
@@ -202,22 +209,22 @@ def add_or_die(writer, image, label):
         os.kill(os.getpid(), signal.SIGKILL)
     add(writer, image, label)
 SplitWriter.add = add_or_die
-writing.write_pictures(sys.argv[1], "set", release(sys.argv[2]))
+writing.write_images(sys.argv[1], "set", release(sys.argv[2]))
 """
 
 
 def test_a_killed_preparation_goes_on_where_it_stopped(tmp_path, reads):
-    """Killed at the third of train's four pictures; broken pictures before that stay known."""
+    """Killed at the third of train's four images; broken images before that stay known."""
     write_split(tmp_path, [1], split="val", dataset="set")
     source = write_source(tmp_path / "in", broken=(2,))
     assert run_python("-c", KILLED, tmp_path, source).returncode == -signal.SIGKILL
     assert len(np.load(tmp_path / "set/val/labels.npy")) == 1 and not (tmp_path / "set/train").exists()
-    metas = write_pictures(tmp_path, "set", release(source))
+    metas = write_images(tmp_path, "set", release(source))
     assert sorted(reads) == ["0.png", "3.png", "4.png", "5.png"]
     assert [grays(tmp_path, split) for split in metas] == [[10, 40, 50], [0], [30]]
     assert np.load(tmp_path / "set/train/labels.npy").tolist() == [1, 1, 1]
-    assert [picture["name"] for picture in metas["train"]["skipped"]] == ["2.png"]
-    whole = write_pictures(tmp_path / "other", "set", release(source))
+    assert [image["name"] for image in metas["train"]["skipped"]] == ["2.png"]
+    whole = write_images(tmp_path / "other", "set", release(source))
     assert metas == whole, "an interruption leaves no trace"
     for split in metas:
         assert (tmp_path / f"set/{split}/images.npy").read_bytes() == (
@@ -237,30 +244,30 @@ def test_a_kill_before_the_last_split_is_in_place_costs_only_that(tmp_path, monk
 
     monkeypatch.setattr(SplitWriter, "_publish", die_at_test)
     with pytest.raises(KeyboardInterrupt):
-        write_pictures(tmp_path, "set", release(source))
+        write_images(tmp_path, "set", release(source))
     monkeypatch.undo()
     assert find_prepared(tmp_path, "set", release(source).sources, {}) is None
     before = len(reads)
-    write_pictures(tmp_path, "set", release(source))
+    write_images(tmp_path, "set", release(source))
     assert len(reads) == before and [grays(tmp_path, s) for s in SPLITS] == [[10, 20, 40, 50], [0], [30]]
 
 
 def test_two_preparations_at_once_are_refused(tmp_path):
     wanted = release(write_source(tmp_path / "in"))
     with only_writer(tmp_path / "set"), pytest.raises(UserError, match="another process is writing"):
-        write_pictures(tmp_path, "set", wanted)
+        write_images(tmp_path, "set", wanted)
 
 
 def test_workers_must_be_there(tmp_path):
     with pytest.raises(UserError, match="workers: expected 1 or more, received 0"):
-        write_pictures(tmp_path, "set", release(write_source(tmp_path / "in")), workers=0)
+        write_images(tmp_path, "set", release(write_source(tmp_path / "in")), workers=0)
 
 
 def test_find_prepared_knows_the_same_preparation(tmp_path):
     source = write_source(tmp_path / "in", broken=(1,))
     wanted = release(source, options={"seed": 3, "found": {"later": 1}})
     assert find_prepared(tmp_path, "set", wanted.sources, {"seed": 3}) is None
-    metas = write_pictures(tmp_path, "set", wanted)
+    metas = write_images(tmp_path, "set", wanted)
     assert find_prepared(tmp_path, "set", wanted.sources, {"seed": 3, "size": 4}) == metas
     assert find_prepared(tmp_path, "set", wanted.sources, {"seed": 3}, strict=True) is None
     assert find_prepared(tmp_path, "set", wanted.sources, {"seed": 4}) is None
@@ -286,7 +293,7 @@ def test_the_hold_out_is_stratified():
 
 
 def test_the_hold_out_stays_what_it_was():
-    """Anybody who prepares the data set gets the same pictures, on any machine and with any later version."""
+    """Anybody who prepares the data set gets the same images, on any machine and with any later version."""
     assert np.flatnonzero(stratified_hold_out([0, 1] * 20, 0.1, seed=0)).tolist() == [8, 23, 33, 38]
 
 

@@ -32,12 +32,12 @@ def test_three_splits_as_asked(tmp_path):
         assert metas[split]["sources"] == []
 
 
-def test_no_two_splits_and_no_two_seeds_share_a_picture(tmp_path):
-    """Seeds 0, 1 and 2, three splits each, 33 pictures a seed: 99 different ones."""
+def test_no_two_splits_and_no_two_seeds_share_an_image(tmp_path):
+    """Seeds 0, 1 and 2, three splits each, 33 images a seed: 99 different ones."""
     for seed in range(3):
         write(tmp_path / str(seed), seed=seed)
-    pictures = [image.tobytes() for seed in "012" for split in SPLITS for image in images_of(tmp_path / seed, split)]
-    assert len(set(pictures)) == len(pictures) == 99
+    images = [image.tobytes() for seed in "012" for split in SPLITS for image in images_of(tmp_path / seed, split)]
+    assert len(set(images)) == len(images) == 99
 
 
 def test_the_same_seed_gives_the_same_files(tmp_path):

@@ -1,0 +1,107 @@
+"""Tests of data_helper: opening prepared splits, and their digests."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import data_helper
+from data_helper import PreparedSplit, open_split
+from datasets.shared.split_writer import SplitWriter
+from files import UserError, only_writer
+
+EARLIER = Path(__file__).parent / "data" / "prepared_without_digest"
+EARLIER_DIGEST = "440bfc69b69d673ac70f5e3d0695845b963a1a2d3cf3acae20577420bccbc338"
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    """A copy of a split that was prepared before digests existed; its data folder."""
+    shutil.copytree(EARLIER, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def meta_of(data_dir):
+    return json.loads((data_dir / "ferplus/train/meta.json").read_text())
+
+
+def test_the_digest_of_an_earlier_split_is_computed_once_and_kept(earlier, monkeypatch):
+    before = meta_of(earlier)
+    split = open_split(earlier, "ferplus", "train")
+    assert meta_of(earlier) == before, "opening alone computes nothing"
+    assert split.digest == EARLIER_DIGEST
+    assert meta_of(earlier) == {**before, "digest": EARLIER_DIGEST}
+    assert sorted(path.name for path in (earlier / "ferplus/train").iterdir()) == [
+        *("images.npy", "labels.npy", "meta.json", "votes.npy")
+    ]
+    monkeypatch.setattr(data_helper, "_sha256", None)  # is not called again
+    assert split.digest == open_split(earlier, "ferplus", "train").digest == EARLIER_DIGEST
+
+
+def test_the_digest_is_the_sha256_of_shapes_and_bytes(earlier):
+    """The arithmetic written out, from the files themselves."""
+    parts = []
+    for name in ("images", "labels", "votes"):
+        array = np.load(earlier / f"ferplus/train/{name}.npy")
+        parts.append(f'["{name}", {list(array.shape)}, "{hashlib.sha256(array.tobytes()).hexdigest()}"]')
+    assert hashlib.sha256(f"[{', '.join(parts)}]".encode()).hexdigest() == EARLIER_DIGEST
+
+
+def test_a_folder_that_cannot_be_written_still_has_a_digest(earlier, monkeypatch):
+    def read_only(*_):
+        raise PermissionError
+
+    before = meta_of(earlier)
+    with monkeypatch.context() as patch:
+        patch.setattr(data_helper, "write_json", read_only)
+        assert open_split(earlier, "ferplus", "train").digest == EARLIER_DIGEST
+    with only_writer(earlier / "ferplus"):  # by somebody else
+        assert open_split(earlier, "ferplus", "train").digest == EARLIER_DIGEST
+    assert meta_of(earlier) == before
+
+
+def test_a_split_prepared_again_meanwhile_gets_no_digest_of_the_old_pixels(earlier):
+    split = open_split(earlier, "ferplus", "train")
+    path = earlier / "ferplus/train/meta.json"
+    path.write_text(json.dumps({**meta_of(earlier), "options": {"classes": 7}}))
+    with pytest.raises(UserError, match="ferplus/train: was prepared again"):
+        _ = split.digest
+    assert "digest" not in meta_of(earlier)
+
+
+def test_other_content_has_another_digest(earlier):
+    opened = open_split(earlier, "ferplus", "train")
+    arrays = {name: np.array(getattr(opened, name)) for name in ("images", "labels", "votes")}
+    split = PreparedSplit(**arrays, meta={"dataset": "ferplus", "split": "train"})
+    assert split.digest == EARLIER_DIGEST, "in memory as on disk"
+    others = [
+        dataclasses.replace(split, images=split.images ^ np.eye(4, 3, dtype=np.uint8)[..., None]),
+        dataclasses.replace(split, images=split.images.reshape(3, 3, 4, 1)),
+        dataclasses.replace(split, labels=split.labels[::-1]),
+        dataclasses.replace(split, votes=split.votes[::-1]),
+        dataclasses.replace(split, votes=None),
+    ]
+    assert len({split.digest, *(other.digest for other in others)}) == 6
+
+
+def test_a_new_split_is_written_with_the_digest_that_would_be_computed(tmp_path):
+    with SplitWriter(tmp_path, "ferplus", "train", 3, (5, 4, 3), "abc", [], {}) as writer:
+        for label in (0, 2, 1):
+            writer.add(np.full((5, 4, 3), 50 * label, np.uint8), label)
+        writer.add_array("votes", np.eye(3, dtype=np.float32)[[0, 2, 1]])
+    split = open_split(tmp_path, "ferplus", "train")
+    written = split.meta.pop("digest")
+    assert written == writer.meta["digest"] == split.digest
+
+
+def test_a_digest_of_another_form_is_refused(earlier):
+    path = earlier / "ferplus/train/meta.json"
+    path.write_text(json.dumps({**meta_of(earlier), "digest": "\x1b[31m"}))
+    with pytest.raises(UserError, match=r"meta\.json: expected a digest of 64"):
+        open_split(earlier, "ferplus", "train")
