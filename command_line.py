@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
@@ -125,5 +126,5 @@ def to_args(options: Mapping[str, Any]) -> list[str]:
         if isinstance(value, bool):
             args.append(option(name if value else f"no-{name}"))
         else:
-            args += [option(name), str(value)]
+            args += [option(name), str(value.value if isinstance(value, Enum) else value)]
     return args

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
+import difflib
 import io
-import json
 import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -308,6 +307,11 @@ def with_options(settings: TrainConfig, options: Mapping[str, Any], place: str) 
     Raises:
         UserError: an unknown name, a value of the wrong type or a number outside its range.
     """
+    if unknown := set(options) - set(options_by_name(settings)):
+        near = {close for name in unknown for close in difflib.get_close_matches(name, options_by_name(settings))}
+        hint = f"; did you mean {' or '.join(map(option, sorted(near)))}?" if near else ""
+        names = ", ".join(map(option, sorted(unknown)))
+        raise UserError(f"{place}: cannot use the options {dict(options)} (train.py has no option {names}{hint})")
     screen = io.StringIO()
     try:
         with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
@@ -319,46 +323,8 @@ def with_options(settings: TrainConfig, options: Mapping[str, Any], place: str) 
         raise UserError(f"{place}: {error}") from None
 
 
-# What a run may differ in and still be the same run: where things lie and are done, not what is computed.
-PLACES = ("run_dir", "data_dir", "debug", "devices", "processes", "process_id", "coordinator")
-
-
-def identity(settings: TrainConfig) -> dict[str, Any]:
-    """All that decides what a run computes, JSON-ready."""
-    return {name: value for name, value in to_dict(settings).items() if name not in PLACES}
-
-
-def settings_of(identity: Mapping[str, Any]) -> TrainConfig | None:
-    """The settings with an `identity`, as a result file keeps it; None when it has options that are not known here.
-
-    Options that it does not have are younger than the file: they have their defaults.
-    """
-    return _filled(TrainConfig(), identity)
-
-
-def _filled(section: Any, values: Mapping[str, Any]) -> Any:
-    fields = {field.name for field in dataclasses.fields(section)}
-    if set(values) - fields:
-        return None
-    changes = {}
-    for name, value in values.items():
-        normal = getattr(section, name)
-        if dataclasses.is_dataclass(normal):
-            value = _filled(normal, value)
-            if value is None:
-                return None
-        changes[name] = type(normal)(value) if isinstance(normal, Enum) else value
-    return dataclasses.replace(section, **changes)
-
-
-def run_id(settings: TrainConfig) -> str:
-    """The run's default folder name: the same options give the same name, so the same command resumes."""
-    digest = hashlib.sha256(json.dumps(identity(settings), sort_keys=True).encode()).hexdigest()[:8]
-    return f"{settings.dataset.value}-{settings.model.arch.replace(':', '_')}-seed{settings.seed}-{digest}"
-
-
-def differences(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> list[str]:
-    """The entries in which two `to_dict` results differ, as ``name: left -> right``."""
+def differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The entries in which two nested dictionaries differ, as ``name: left -> right``."""
     found = []
     for name in sorted(set(left) | set(right)):
         a, b = left.get(name), right.get(name)
@@ -367,3 +333,7 @@ def differences(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -
         elif a != b:
             found.append(f"{prefix}{name}: {a} -> {b}")
     return found
+
+
+# Options that say where things are and where they are computed, not what: runs that differ in them are the same run.
+PLACES = ("run_dir", "data_dir", "debug", "devices", "processes", "process_id", "coordinator")

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from data_helper import PreparedSplit
-from distributed.process_group import ALONE, Team
+from distributed.process_group import GROUP_OF_ONE, ProcessGroup
 from files import UserError
 
 # Pixels of larger files are read with `pread` instead of through the memory map. In random order a page fault there
@@ -32,7 +32,7 @@ class Batches(keras.utils.PyDataset):
             loss compares the images of a batch and releases are often sorted by class.
         balanced: draw every class that is there equally often (with repetition); an epoch keeps its length.
         soft_labels: give the votes on each image instead of its label.
-        team: who shares the batches. This process reads its own share of the images of each batch, and all targets.
+        group: the processes that share each batch. This process reads its own share of the images, and all targets.
 
     Raises:
         UserError: soft labels of a split without votes, or training images too few for a batch that can be shared out.
@@ -47,7 +47,7 @@ class Batches(keras.utils.PyDataset):
         training: bool = True,
         balanced: bool = False,
         soft_labels: bool = False,
-        team: Team = ALONE,
+        group: ProcessGroup = GROUP_OF_ONE,
     ):
         super().__init__()
         if soft_labels and split.votes is None:
@@ -58,15 +58,15 @@ class Batches(keras.utils.PyDataset):
         self.split = split
         self._images = _readable(split.images)
         self.batch_size = min(batch_size, len(split))
-        if training and self.batch_size % team.all_devices:
+        if training and self.batch_size % group.all_devices:
             raise UserError(
-                f"--batch-size {batch_size}: expected a multiple of {team.all_devices}, the devices of all processes, "
+                f"--batch-size {batch_size}: expected a multiple of {group.all_devices}, the devices of all processes, "
                 f"and at most {len(split)}, the images of {split.name}"
             )
         self.seed = seed
         self.training = training
         self.balanced = balanced
-        self.team = team
+        self.group = group
         self.targets = split.votes if soft_labels else split.labels.astype(np.int32)
         self.epoch = 0
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
@@ -78,10 +78,10 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Batch ``index`` of this epoch: uint8 images (B, H, W, C), and int32 labels (B,) or float32 votes (B, C).
 
-        In a team the images are this process's share of the batch (`Team.share`), black ones where it was filled up.
+        In a process group the images are this process's share (`ProcessGroup.share`), filled up with black images.
         """
         rows = self.order()[index * self.batch_size : (index + 1) * self.batch_size]
-        return self.team.take(self._images, rows), self.targets[rows]
+        return self.group.take(self._images, rows), self.targets[rows]
 
     def order(self) -> np.ndarray:
         """The rows of this epoch in the order they are seen, int64 (N,)."""

@@ -91,10 +91,10 @@ class AdCorreTrainer(keras.Model):
 def _seen_by_the_loss(targets, outputs):
     """The outputs of the images that have targets, on every device.
 
-    The loss is then computed everywhere as on one device, from one exchange of the embeddings, and its gradient needs
-    none. Behind the images there are black ones where a short batch was filled up for a team (`Batches`).
+    Every device then computes the loss as one device would, from one exchange of the embeddings, and its gradient
+    needs none. Black images at the end, which fill up a short batch of a process group (`Batches`), are left out.
     """
-    outputs = exchange.everywhere(outputs)
+    outputs = exchange.all_gather(outputs)
     size = keras.tree.flatten(targets)[0].shape[0]
     if size is None or size == outputs["logits"].shape[0]:
         return outputs

@@ -23,7 +23,7 @@ import experiment
 import trainer as training
 from config import DatasetName, DatasetType, TrainConfig
 from datasets.synthetic import PrepareSyntheticConfig, write_synthetic_splits
-from distributed.process_group import ALONE
+from distributed.process_group import GROUP_OF_ONE
 from files import UserError
 from model_files import model_file
 from train import TrainModel
@@ -372,7 +372,7 @@ def test_a_teacher_blends_what_it_says_into_the_targets(whole_run, data_dir, tmp
         logits = np.asarray(network.predict_on_batch(np.asarray(images))["logits"], np.float64)
         said += np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True) / 2
     expected = 0.75 * np.eye(7)[train.labels] + 0.25 * said
-    np.testing.assert_allclose(experiment._taught(train, taught, ALONE).votes, expected, atol=1e-4)
+    np.testing.assert_allclose(experiment._taught(train, taught, GROUP_OF_ONE).votes, expected, atol=1e-4)
     blended = dataclasses.replace(taught, augmentation=config.AugmentConfig(mixup=0.2))
     assert experiment.train_and_evaluate(blended)["n"] == 35
 

@@ -49,7 +49,7 @@ def options(data_dir: Path, run_dir: Path) -> list[str]:
     return [str(part) for pair in named.items() for part in pair]
 
 
-def run_team(
+def run_group(
     arguments: list[str], devices: int, dies: tuple[int, int] | None = None
 ) -> list[tuple[int, str, str, float]]:
     """Two real processes on loopback; exit code, standard output and error of each, and when it ended.
@@ -107,7 +107,7 @@ def together(data_dir, tmp_path_factory) -> tuple[Path, list, list, list]:
     """
     run_dir = tmp_path_factory.mktemp("together") / "run"
     arguments = options(data_dir, run_dir)
-    starts = [run_team(arguments, 2, (1, 1)), run_team(arguments, 2, (0, 3)), run_team(arguments, 1)]
+    starts = [run_group(arguments, 2, (1, 1)), run_group(arguments, 2, (0, 3)), run_group(arguments, 1)]
     return run_dir, *starts
 
 

@@ -10,7 +10,7 @@ from conftest import ROOT, run_python
 
 from config import PLACES, TrainConfig, run_id
 from distributed import lost_peers
-from distributed.process_group import ALONE, Team, first_host, team_of
+from distributed.process_group import GROUP_OF_ONE, ProcessGroup, first_host, process_group
 from files import UserError
 
 SLURM = {
@@ -29,30 +29,33 @@ def settings(**options) -> TrainConfig:
 
 
 def test_alone_unless_told_otherwise():
-    assert team_of(settings(), {}) == ALONE == team_of(TrainConfig(), SLURM)
-    assert team_of(settings(processes=1, process_id=0, coordinator="a:1"), {}) == ALONE
-    assert team_of(settings(processes=1), SLURM) == ALONE
+    assert process_group(settings(), {}) == GROUP_OF_ONE == process_group(TrainConfig(), SLURM)
+    assert process_group(settings(processes=1, process_id=0, coordinator="a:1"), {}) == GROUP_OF_ONE
+    assert process_group(settings(processes=1), SLURM) == GROUP_OF_ONE
 
 
 def test_a_step_of_slurm_is_a_team():
     # 61440 + (4100 + 97 * 2) % 4096 = 61440 + 198; task 1 of its node takes the second pair of four GPUs
-    expected = Team(devices=2, processes=4, process_id=3, coordinator="gpu07:61638", first_device=2)
-    assert team_of(settings(devices=2), SLURM) == expected
+    expected = ProcessGroup(devices=2, processes=4, process_id=3, coordinator="gpu07:61638", first_device=2)
+    assert process_group(settings(devices=2), SLURM) == expected
     own = {**SLURM, "CUDA_VISIBLE_DEVICES": "6,7"}  # --gpus-per-task=2: Slurm has shared them out
-    assert team_of(settings(devices=2), own).first_device == 0
-    assert team_of(settings(coordinator="b:5"), SLURM).coordinator == "b:5"
-    assert team_of(settings(process_id=1), SLURM).process_id == 1
+    assert process_group(settings(devices=2), own).first_device == 0
+    assert process_group(settings(coordinator="b:5"), SLURM).coordinator == "b:5"
+    assert process_group(settings(process_id=1), SLURM).process_id == 1
     with pytest.raises(UserError, match="--processes 2: expected --process-id I"):  # Slurm counts four: not its numbers
-        team_of(settings(processes=2), SLURM)
+        process_group(settings(processes=2), SLURM)
 
 
 def test_process_0_alone_leads():
-    assert [Team(processes=3, process_id=i).leads for i in range(3)] == [True, False, False]
+    assert [ProcessGroup(processes=3, process_id=i).is_rank0 for i in range(3)] == [True, False, False]
 
 
 def test_a_batch_script_is_no_step_of_slurm():
     """There SLURM_NTASKS may be set too, but nothing starts the other tasks."""
-    assert team_of(settings(), {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"}) == ALONE
+    assert (
+        process_group(settings(), {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"})
+        == GROUP_OF_ONE
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +92,7 @@ def test_the_first_host_of_a_list(nodes, first):
 )
 def test_what_does_not_fit_together_is_refused(options, message):
     with pytest.raises(UserError, match=message):
-        team_of(settings(**options), {})
+        process_group(settings(**options), {})
 
 
 def test_the_command_refuses_at_once_with_code_2():
@@ -109,14 +112,18 @@ def test_where_it_is_trained_does_not_make_another_run():
 def test_the_shares_make_the_whole_batch_once(processes, devices):
     images = np.arange(1, 31, dtype=np.uint8).reshape(30, 1, 1, 1)
     rows = np.array([7, 3, 29, 0, 12, 5, 8])
-    taken = [Team(devices, processes, i).take(images, rows).ravel() for i in range(processes)]
+    taken = [ProcessGroup(devices, processes, i).take(images, rows).ravel() for i in range(processes)]
     assert {len(share) for share in taken} == {-(-7 // (processes * devices)) * devices}
     whole = np.concatenate(taken)
     np.testing.assert_array_equal(whole[:7], rows + 1)
     assert not whole[7:].any(), "what fills the batch up is black"
-    piece = np.concatenate([Team(devices, processes, i).take(images, range(20, 27)).ravel() for i in range(processes)])
+    piece = np.concatenate(
+        [ProcessGroup(devices, processes, i).take(images, range(20, 27)).ravel() for i in range(processes)]
+    )
     np.testing.assert_array_equal(piece[:7], np.arange(21, 28))
-    filled = np.concatenate([Team(devices, processes, i).take(images, rows, 12).ravel() for i in range(processes)])
+    filled = np.concatenate(
+        [ProcessGroup(devices, processes, i).take(images, rows, 12).ravel() for i in range(processes)]
+    )
     np.testing.assert_array_equal(filled, [*(rows + 1), *[0] * 5])
 
 
@@ -129,7 +136,7 @@ def test_a_process_reads_its_own_share_only():
             return np.zeros((len(rows), 1, 1, 1), np.uint8)
 
     read = []
-    Team(2, 2, process_id=1).take(Watched(), np.arange(100, 108))
+    ProcessGroup(2, 2, process_id=1).take(Watched(), np.arange(100, 108))
     assert read == [104, 105, 106, 107]
 
 
