@@ -31,7 +31,7 @@ def drawn(monkeypatch):
     class Recorder(plots.FigureCanvasAgg):
         def print_png(self, path, *args, **kwargs):
             if isinstance(path, Path):  # and not matplotlib's own try to find a renderer
-                figures[path.name.removeprefix(".tmp-")] = self.figure
+                figures[path.name.split("-", 2)[2]] = self.figure  # .tmp-<process>-<name>
             super().print_png(path, *args, **kwargs)
 
     monkeypatch.setattr(plots, "FigureCanvasAgg", Recorder)
