@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+import datasets
 from data_helper import PreparedSplit
 from distributed import exchange
 from distributed.process_group import GROUP_OF_ONE, ProcessGroup
@@ -130,7 +131,8 @@ def evaluate(
             tsne_rows=tsne_rows,
             tsne_places=tsne_places,
         )
-    plots.save_figures(folder, split.labels, probabilities, split.class_names, scores, tsne_rows, tsne_places)
+    title = f"{datasets.title(split.meta['dataset'])}, {split.meta['split']}, n = {len(split.labels):,}"
+    plots.save_figures(folder, title, split.labels, probabilities, split.class_names, scores, tsne_rows, tsne_places)
     result = {
         "dataset": split.meta["dataset"],
         "split": split.meta["split"],

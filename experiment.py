@@ -55,7 +55,7 @@ def train_and_evaluate(settings: TrainConfig) -> dict[str, Any]:
         splits = group.rank0_first(_open_splits, settings)
         identity = run_identity.identity_of(settings, splits)
         group.check_agreement("options and data", identity.to_dict(), "start every process with the same")
-        folder = settings.run_dir or str(run_identity.folder_of(identity, "runs"))
+        folder = settings.run_dir or str(run_identity.default_folder(identity, "runs"))
         folder = Path(group.broadcast(folder))
         with group.only_writer(folder):
             done = group.on_rank0(run_identity.claim_folder)(folder, identity, _evaluated(settings, splits))

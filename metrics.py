@@ -1,4 +1,4 @@
-"""How good are these predictions? Accuracy, recall, F1 and calibration, with bootstrap intervals; no Keras."""
+"""Measures of predictions: accuracy, recall, F1, calibration, correlations and t-SNE; needs no Keras."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from threadpoolctl import threadpool_limits
 
-_TSNE_SAMPLES = 1000  # more crowd the picture and take seconds each thousand
+_TSNE_SAMPLES = 1000  # more would overlap, and each thousand takes seconds
 _TSNE_LEAST_SAMPLES = 10
 _TSNE_PCA_SIZE = 50
 
@@ -36,19 +36,19 @@ def score(
         JSON-ready ``n``; ``accuracy``; ``mean_class_recall`` (the field's "average accuracy"); ``macro_f1``;
         ``ece``; ``intervals`` of the first three, each the 95% percentile bootstrap ``[low, high]``;
         ``per_class``, by name ``n``, ``precision``, ``recall``, ``f1``; ``confusion_matrix``, C lists of C counts,
-        a row a true class. All shares are 0..1.
+        one row per true class. All shares are 0..1.
 
         A class without samples has no recall and no F1: both are None, and both means leave the class out.
-        A class never predicted has no precision: None; its F1 is 0 when it has samples, for none was found.
+        A class never predicted has no precision: None; its F1 is 0 when it has samples.
 
     Raises:
-        ValueError: no samples, shapes that do not fit, a label out of range, or rows that are no probabilities.
+        ValueError: no samples, shapes that do not fit, a label out of range, or rows that are not probabilities.
     """
     labels, probabilities = _checked(labels, probabilities)
     num_classes = probabilities.shape[1]
     if len(class_names) != num_classes:
         raise ValueError(
-            f"expected {num_classes} class names, one a column of the probabilities, "
+            f"expected {num_classes} class names, one per column of the probabilities, "
             f"received {len(class_names)}: {', '.join(class_names)}"
         )
     predictions = probabilities.argmax(axis=1)
@@ -79,7 +79,7 @@ def score(
 
 
 def correlations(labels: np.ndarray, embeddings: np.ndarray, num_classes: int) -> dict[str, Any]:
-    """Pearson's correlations that the three discriminators of Ad-Corre push on, over a whole split.
+    """Pearson's correlations that the three discriminators of Ad-Corre act on, over a whole split.
 
     Each is the mean over the k embeddings of correlations over the d coordinates (`custom_loss.pearson_correlation`).
 
@@ -90,7 +90,7 @@ def correlations(labels: np.ndarray, embeddings: np.ndarray, num_classes: int) -
 
     Returns:
         JSON-ready, all -1..1: ``same_class`` and ``different_classes``, the means over pairs of images (the
-        Feature Discriminator drives them to 1 and -1); ``class_means``, C lists of C, of the classes' mean
+        Feature Discriminator pushes them to 1 and -1); ``class_means``, C lists of C, of the classes' mean
         embeddings, and ``between_class_means``, its mean off the diagonal (Mean Discriminator: towards -1);
         ``between_embeddings``, the mean over an image's pairs of embeddings (Embedding Discriminator: towards -1).
         None where there is no such pair; an absent class has None in ``class_means``.
@@ -99,7 +99,7 @@ def correlations(labels: np.ndarray, embeddings: np.ndarray, num_classes: int) -
     n, k, _ = u_nkd.shape
     counts = np.bincount(labels, minlength=num_classes)
     member_nc = np.eye(num_classes)[labels]
-    # A mean over pairs is the squared length of a sum, less the pairs of an image with itself.
+    # A sum over pairs is the squared length of a sum, minus the pairs of an image with itself.
     sum_ckd = np.einsum("nc,nkd->ckd", member_nc, u_nkd, optimize=True)
     itself = np.sum(u_nkd**2)
     same = np.sum(sum_ckd**2)
@@ -125,23 +125,23 @@ def correlations(labels: np.ndarray, embeddings: np.ndarray, num_classes: int) -
 
 
 def tsne(embeddings: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Places of at most 1,000 images on the plane, by t-SNE (van der Maaten and Hinton 2008) of all their embeddings.
+    """Places of at most 1,000 images in the plane, by t-SNE (van der Maaten and Hinton 2008) of all their embeddings.
 
     Args:
-        embeddings: float (N, k, d); an image's k vectors count as one of k * d numbers.
-        seed: of the images drawn and of the start.
+        embeddings: float (N, k, d); the k vectors of an image are used as one vector of k * d numbers.
+        seed: of the choice of images and of the initialisation.
 
     Returns:
         ``rows`` int64 (M,), the images, in random order, and ``places`` float32 (M, 2). Both are empty for fewer
-        than 10 different images: the picture would show nothing.
+        than 10 different images, because their figure would show nothing.
     """
     rng = np.random.default_rng(seed)
     rows = rng.choice(len(embeddings), min(len(embeddings), _TSNE_SAMPLES), replace=False)
     vectors = embeddings[rows].reshape(len(rows), -1)  # (M, k * d)
-    # Equal rows count once: t-SNE's start divides by their spread.
+    # Equal rows count once: the initialisation divides by the spread.
     if len(np.unique(vectors, axis=0)) < _TSNE_LEAST_SAMPLES:
         return np.empty(0, np.int64), np.empty((0, 2), np.float32)
-    # One thread: sklearn's many spin at barriers, ten times slower beside another process, and add in varying order.
+    # One thread: with several, sklearn is ten times slower beside another process, and sums in varying order.
     with threadpool_limits(1):
         vectors = PCA(min(_TSNE_PCA_SIZE, *vectors.shape), random_state=seed).fit_transform(vectors)
         places = TSNE(perplexity=min(30, (len(rows) - 1) / 3), init="pca", random_state=seed).fit_transform(vectors)
@@ -149,9 +149,9 @@ def tsne(embeddings: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
 
 
 def _unit_deviations(x: np.ndarray) -> np.ndarray:
-    """Float64: every vector of the last axis less its mean, at length 1; a constant vector becomes 0."""
+    """Float64: every vector of the last axis minus its mean, scaled to length 1; a constant vector becomes 0."""
     x = np.asarray(x, np.float64)
-    x = x - x[..., :1]  # first, or a constant vector would be left with its mean's rounding
+    x = x - x[..., :1]  # first: otherwise the rounding of the mean would remain in a constant vector
     x = x - x.mean(axis=-1, keepdims=True)
     return x / np.sqrt(np.maximum(np.sum(x * x, axis=-1, keepdims=True), 1e-12))
 
@@ -159,12 +159,12 @@ def _unit_deviations(x: np.ndarray) -> np.ndarray:
 def reliability_bins(
     labels: np.ndarray, probabilities: np.ndarray, num_bins: int = 15
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sorts the samples by the probability of their prediction into equal-width bins ``(low, high]`` over 0..1.
+    """Puts the samples by the probability of their prediction into equal-width bins ``(low, high]`` over 0..1.
 
     Args:
         labels: int (N,).
         probabilities: float (N, C).
-        num_bins: bins.
+        num_bins: number of bins.
 
     Returns:
         Each (num_bins,): the mean confidence and the accuracy of the bin's samples (float64, NaN in an empty bin)
@@ -185,7 +185,7 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, nu
     """Mean gap between confidence and accuracy, ``sum_b n_b / N * |accuracy_b - confidence_b|``, 0..1.
 
     Source: Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, section 2.
-    Takes what `reliability_bins` takes.
+    The arguments are those of `reliability_bins`.
     """
     confidence, accuracy, count = reliability_bins(labels, probabilities, num_bins)
     return float(np.nansum(count * np.abs(accuracy - confidence)) / count.sum())
@@ -199,7 +199,7 @@ def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray,
             f"received labels {labels.shape} and probabilities {probabilities.shape}"
         )
     if not len(labels):
-        raise ValueError("expected at least one sample, received none: there is nothing to measure")
+        raise ValueError("expected at least one sample, received none")
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"expected integer labels, received {labels.dtype}")
     num_classes = probabilities.shape[1]
@@ -209,14 +209,14 @@ def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray,
             f"expected labels 0..{num_classes - 1} for {num_classes} classes, "
             f"received {labels[outside[0]]} at row {outside[0]}"
         )
-    # 1e-2 lets half precision pass and catches logits; NaN fails every comparison.
+    # 1e-2 accepts half precision and refuses logits; NaN fails every comparison.
     sums_to_one = np.abs(probabilities.sum(axis=1, dtype=np.float64) - 1) < 1e-2
     improper = np.flatnonzero(~((probabilities >= 0).all(axis=1) & sums_to_one))
     if len(improper):
         raise ValueError(
             "expected rows of probabilities (0..1, adding up to 1), "
             f"received {probabilities[improper[0]].tolist()} at row {improper[0]} ({len(improper)} such rows); "
-            "NaN comes from training that diverged"
+            "NaN comes from a training that diverged"
         )
     return labels, probabilities
 
@@ -225,8 +225,8 @@ def _bootstrap_intervals(confusion: np.ndarray, seed: int, num_resamples: int) -
     """95% percentile intervals (Efron 1979) of the three summary measures, from the confusion matrix (C, C) alone.
 
     Drawing N samples with replacement and counting their (true, predicted) cells is a multinomial draw of N
-    over the cells with the cells' shares as probabilities. The counts are all these measures need, so a
-    resample costs C * C numbers however large N is.
+    over the cells with the cells' shares as probabilities. These measures need only the counts, so a
+    resample costs C * C numbers for any N.
     """
     num_classes = len(confusion)
     n = confusion.sum()
@@ -234,7 +234,7 @@ def _bootstrap_intervals(confusion: np.ndarray, seed: int, num_resamples: int) -
     drawn = rng.multinomial(n, confusion.ravel() / n, size=num_resamples).reshape(-1, num_classes, num_classes)
     hits = np.diagonal(drawn, axis1=1, axis2=2)  # (R, C)
     true, predicted = drawn.sum(axis=2), drawn.sum(axis=1)
-    # A resample may miss a rare class; as in `score`, the means leave it out.
+    # A resample may have no sample of a rare class; as in `score`, the means leave it out.
     occurs = true > 0
     recall = hits / np.maximum(true, 1)
     f1 = 2 * hits / np.maximum(true + predicted, 1)

@@ -1,4 +1,4 @@
-"""Reproduce the paper, or answer a question of one's own: ``python reproduce.py {run,list,report} components``."""
+"""Runs grids of experiments and reports them: ``python reproduce.py {run,list,report} components``."""
 
 from __future__ import annotations
 
@@ -12,37 +12,38 @@ import command_line
 import config
 from config import DatasetName, TrainConfig
 from files import UserError, copy_file, run_command
-from grids import experiments
-from grids.experiments import Grid
+from grids.experiments import Grid, make_grid, read_experiments, write_yaml
 from grids.options import GridConfig, ListGridConfig, ReportGridConfig, RunGridConfig, parse_grid_command
 from grids.runner import ERROR, RESULT, Run, run_grid, runs_of, with_data
-from reporting import report
+from reporting.report import write_report
+from reporting.rows import Row, RunFiles
 
 _KEPT = (RESULT, "predictions.npz", "history.csv")
 
 
 def run(settings: RunGridConfig) -> None:
-    """Does the runs of the experiments that are not finished, and says what came of them.
+    """Does the runs of the experiments that are not finished, and prints how many are in which state.
 
     Raises:
-        UserError: no such experiments or data; or, at the end, runs that failed.
+        UserError: no such experiments or data; or, at the end, runs that failed or whose result is damaged.
     """
-    if settings.jobs < 1:
-        raise UserError(f"--jobs: expected 1 or more, received {settings.jobs}")
     runs = with_data(runs_of(_grid(settings), settings.run_dir))
     by_state = run_grid(runs, settings.jobs)
     print(", ".join(f"{len(some)} {state}" for state, some in by_state.items()))
-    failed = by_state.get("failed", [])
-    for failure in failed:
-        print(f"failed: {failure.title} ({failure.folder})\n  {failure.error()}", file=sys.stderr)
-    if failed:
+    for each in runs:
+        if message := each.error():
+            print(f"{each.state()}: {each.title} ({each.folder})\n  {message}", file=sys.stderr)
+    if failed := by_state.get("failed"):
         raise UserError(f"{len(failed)} of {len(runs)} runs failed, see above; the same command tries them again")
+    if unreadable := by_state.get("unreadable"):
+        folders = ", ".join(str(each.folder) for each in unreadable)
+        raise UserError(f"the results of {len(unreadable)} runs cannot be read; remove {folders} and run again")
 
 
 def list_runs(settings: ListGridConfig) -> None:
     """Prints a command for each run that is not finished."""
     for each in with_data(runs_of(_grid(settings), settings.run_dir)):
-        if settings.all or each.state() != "finished":
+        if each.state() != "unreadable" and (settings.all or each.state() != "finished"):
             print(shlex.join(each.command))
 
 
@@ -54,7 +55,8 @@ def make_report(settings: ReportGridConfig) -> None:
     """
     grid = _grid(settings)
     runs = runs_of(grid, settings.run_dir)
-    if not any(each.state() == "finished" for each in runs):
+    rows = _rows(runs, grid.seeds)
+    if not any(row.runs for row in rows):
         raise UserError(
             f"{settings.run_dir}: expected a finished run of {grid.name} with these options, found none; "
             f"run: {shlex.join(['python', 'reproduce.py', 'run', *sys.argv[2:]])}"
@@ -64,43 +66,42 @@ def make_report(settings: ReportGridConfig) -> None:
     folder = Path(settings.report_dir) / name
     if settings.keep_results:
         _keep(grid, runs, folder)
-    report.write_report(name, grid.about, _rows(runs, grid.seeds), folder, "\n".join(_commands(settings)))
+    write_report(name, grid.about, rows, folder, "\n".join(_commands(settings)))
     print(f"wrote {folder}/index.html, report.md, tables and figures")
 
 
 def _grid(settings: GridConfig) -> Grid:
-    preset = experiments.read_preset(settings.experiments)
     chosen = any(arg.split("=")[0] == "--dataset" for arg in sys.argv)
-    return experiments.make_grid(settings.experiments, preset, settings.training(), chosen, settings.seeds)
+    return make_grid(read_experiments(settings.experiments), settings.training(), chosen, settings.seeds)
 
 
-def _rows(runs: Sequence[Run], seeds: Sequence[int]) -> list[report.Row]:
-    """The runs by data set and row, each row with the runs that are finished and the errors of those that failed."""
+def _rows(runs: Sequence[Run], seeds: Sequence[int]) -> list[Row]:
+    """The runs by data set and row: each row with its finished runs, and the messages of the others."""
     by_row: dict[tuple[str, str], list[Run]] = {}
     for each in runs:
         by_row.setdefault((each.settings.dataset.value, each.experiment.name), []).append(each)
     datasets = list(DatasetName)
     rows = []
     for (dataset, name), same in sorted(by_row.items(), key=lambda item: datasets.index(item[0][0])):
-        rows.append(
-            report.Row(
-                name=name,
-                dataset=dataset,
-                options=_computed(same[0].experiment.settings),
-                seeds=tuple(seeds),
-                runs={e.settings.seed: report.RunFiles(e.folder) for e in same if e.state() == "finished"},
-                failures={e.settings.seed: e.error() for e in same if e.error()},
-            )
-        )
+        finished, failures = {}, {each.settings.seed: each.error() for each in same if each.error()}
+        for each in same:
+            if each.state() == "finished":
+                try:
+                    finished[each.settings.seed] = RunFiles.read(each.folder)
+                except UserError as error:
+                    failures[each.settings.seed] = str(error)
+                    print(f"passed over: {error}", file=sys.stderr)
+        options = _computed(same[0].experiment.settings)
+        rows.append(Row(name, dataset, options, tuple(seeds), finished, failures))
     return rows
 
 
 def _commands(settings: ReportGridConfig) -> list[str]:
-    """What to type to get the runs and the report again, with the default folders."""
+    """The commands that make the runs and the report again, in the default folders."""
     options = {"seeds": settings.seeds, **_computed(settings.training())}
     return [
-        shlex.join(["python", "reproduce.py", word, settings.experiments, *command_line.to_args(options)])
-        for word in ("run", "report")
+        shlex.join(["python", "reproduce.py", command, settings.experiments, *command_line.to_args(options)])
+        for command in ("run", "report")
     ]
 
 
@@ -110,14 +111,14 @@ def _computed(settings: TrainConfig) -> dict[str, Any]:
 
 
 def _keep(grid: Grid, runs: Sequence[Run], folder: Path) -> None:
-    """Copies what a report reads of each run beside it, with every option of the experiments spelt out."""
+    """Copies the files that a report needs beside it, and the experiments with all their options."""
     for each in runs:
         target = folder / "runs" / each.folder.name
         names = {"finished": _KEPT, "failed": (ERROR,)}.get(each.state(), ())
         if each.folder.resolve() != target.resolve():
             for name in names:
                 copy_file(each.folder / name, target / name)
-    experiments.write_yaml(folder / "experiments.yaml", grid)
+    write_yaml(folder / "experiments.yaml", grid)
 
 
 _COMMANDS = {
@@ -128,10 +129,10 @@ _COMMANDS = {
 
 
 def main() -> None:
-    # The experiments decide where unnamed options come from, so they are read before the options.
+    # The recipe of the experiments gives the defaults, so it is read before the options.
     words = sys.argv[2:3]
     named = bool(words) and not words[0].startswith("-")
-    recipe = experiments.read_preset(words[0]).recipe if named else "default"
+    recipe = read_experiments(words[0]).recipe if named else "default"
     settings = parse_grid_command({name: cls for name, (cls, _) in _COMMANDS.items()}, __doc__, recipe)
     if settings.experiments != (words[0] if named else GridConfig.experiments):
         raise UserError(f"{settings.experiments}: expected the experiments right after {sys.argv[1]}")

@@ -150,20 +150,20 @@ def stored_runs(root: str | Path, pattern: str = "*") -> dict[Path, RunIdentity]
     return found
 
 
-def folder_of(identity: RunIdentity, root: str | Path, runs: Mapping[Path, RunIdentity] | None = None) -> Path:
-    """The folder below ``root`` that holds a run, finished or not; where none does, the one to make.
+def default_folder(identity: RunIdentity, root: str | Path) -> Path:
+    """The folder of a run below ``root``: one that holds it already, or else a new one with the run's name.
 
-    Args:
-        identity: of the run.
-        root: folder of run folders.
-        runs: where to look (`stored_runs`); None looks at the folders named like the run, under any digits:
-            versions before the digests computed other ones.
+    Versions before the digests gave other digits, so every folder named like the run counts.
     """
-    new = Path(root) / identity.name
-    if runs is None:
-        runs = stored_runs(root, f"{identity.prefix}*")
+    return find_run(identity, stored_runs(root, f"{identity.prefix}*")) or Path(root) / identity.name
+
+
+def find_run(identity: RunIdentity, runs: Mapping[Path, RunIdentity]) -> Path | None:
+    """The folder among ``runs`` (`stored_runs`) that holds a run; a finished one before others; None without one."""
     same = [folder for folder, stored in runs.items() if not stored.changes(identity)]
-    return min(same, key=lambda folder: (not (folder / RESULT).exists(), folder != new, folder), default=new)
+    return min(
+        same, key=lambda folder: (not (folder / RESULT).exists(), folder.name != identity.name, folder), default=None
+    )
 
 
 def claim_folder(folder: str | Path, identity: RunIdentity, evaluated: PreparedSplit) -> dict[str, Any] | None:

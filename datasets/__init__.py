@@ -19,3 +19,8 @@ NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if
 def get(name: str) -> DataSet:
     """The data set of a name in `NAMES`."""
     return importlib.import_module(f"datasets.{name}").DATASET
+
+
+def title(name: str) -> str:
+    """The name of a data set in tables and figures; ``name`` itself where no module has it."""
+    return get(name).title if name in NAMES else name

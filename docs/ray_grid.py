@@ -1,7 +1,7 @@
 """Runs a grid on a Ray cluster: ``python docs/ray_grid.py --cpus 4 components --dataset fer2013 --seeds 3``.
 
-Every machine sees the project, the data and ``--run-dir`` under the same paths (a shared folder). What follows the
-options of this script goes to ``python reproduce.py list``, and each command that this prints becomes one Ray task.
+Every machine sees the project, the data and ``--run-dir`` under the same paths (a shared folder). All other options go
+to ``python reproduce.py list``, and each command that it prints becomes one Ray task.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--address", help="of a running cluster (auto); without it Ray starts one on this machine")
-    parser.add_argument("--cpus", type=float, default=1, help="cores a run")
-    parser.add_argument("--gpus", type=float, default=0, help="GPUs a run; 0.5 puts two runs on one")
+    parser.add_argument("--address", help="address of a running cluster (auto); none starts Ray on this machine")
+    parser.add_argument("--cpus", type=float, default=1, help="cores per run")
+    parser.add_argument("--gpus", type=float, default=0, help="GPUs per run; 0.5 puts two runs on one GPU")
     options, grid = parser.parse_known_args()
     listed = subprocess.run(
         [sys.executable, "reproduce.py", "list", *grid], cwd=PROJECT, check=True, stdout=subprocess.PIPE, text=True
     )
     commands = [line for line in listed.stdout.splitlines() if line.startswith("python ")]
     ray.init(address=options.address, log_to_driver=False)
-    # A lost machine's runs are started again elsewhere, and go on after their last whole epoch.
+    # The runs of a lost machine are started again elsewhere and continue after their last finished epoch.
     train = ray.remote(num_cpus=options.cpus, num_gpus=options.gpus, max_retries=3)(run_one)
     waiting = {train.remote(command): command for command in commands}
     failed = 0
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def run_one(command: str) -> tuple[int, str]:
-    """One run on whichever machine Ray chose: its exit code and the error that it told, or its last line."""
+    """Does one run on the machine that Ray chose; returns its exit code and its error message, or its last line."""
     words = [sys.executable, *shlex.split(command)[1:]]
     # Ray sets the number of cores in OMP_NUM_THREADS; TensorFlow reads its own names.
     threads = os.environ.get("OMP_NUM_THREADS", "1")

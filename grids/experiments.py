@@ -1,7 +1,4 @@
-"""Which runs answer a question? Experiments as rows of plain data: the presets, and one's own from a YAML file.
-
-A row is a name and the options of `train.py` in which it differs from the others; a grid is its rows times the seeds.
-"""
+"""Experiments as rows of options, read from YAML files; a grid is their rows times data sets and seeds."""
 
 from __future__ import annotations
 
@@ -15,78 +12,32 @@ import config
 from config import DatasetName, TrainConfig
 from files import UserError, write_text
 
-# The rows whose number in the paper is the accuracy of the data set: the full loss.
-AD_CORRE = "Ad-Corre"
+PRESETS = Path(__file__).with_name("presets")
+_ENTRIES = {"about": str, "recipe": str, "datasets": list, "base": dict, "rows": list}
 
-_CE = {"w_fd": 0, "w_md": 0, "w_ed": 0}
-_Rows = dict[str, dict[str, Any]]
+
+def preset_names() -> list[str]:
+    """The names of the files in `PRESETS`, sorted."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 @dataclasses.dataclass(frozen=True)
-class Preset:
-    """A question as rows.
+class Experiments:
+    """The content of an experiments file.
 
     Attributes:
-        about: the question, in words.
+        name: the file's, without its ending.
+        about: the question that the rows answer.
         rows: name to the options in which the row differs; the first row is what the others are tested against.
         recipe: where all other options come from (`config.RECIPES`).
-        datasets: run on these when the command line names none.
+        datasets: run on these when the command line names none; empty for the recipe's.
     """
 
+    name: str
     about: str
-    rows: _Rows
+    rows: dict[str, dict[str, Any]]
     recipe: str = "default"
-    datasets: tuple[DatasetName, ...] = (DatasetName.synthetic,)
-
-
-PRESETS = {
-    "paper": Preset(
-        "The paper's three data sets in the published set-up, with cross-entropy alone (all that the published code "
-        "trained with) and with the whole loss.",
-        {"CE": _CE, AD_CORRE: {}},
-        recipe="published",
-        datasets=(DatasetName.affectnet, DatasetName.rafdb, DatasetName.fer2013),
-    ),
-    "components": Preset(
-        "What does each component of the loss add to cross-entropy?",
-        {
-            "CE": _CE,
-            "CE + FD": {"w_md": 0, "w_ed": 0},
-            "CE + FD + MD": {"w_ed": 0},
-            AD_CORRE: {},
-            "Ad-Corre, no adaptive map": {"adaptive": False},
-        },
-    ),
-    "num-embeddings": Preset(
-        "How many embedding vectors does a face need?",
-        {f"k = {k}": {"num_embeddings": k} for k in (1, 2, 4, 7, 10)},
-    ),
-    "embedding-size": Preset(
-        "How long must an embedding vector be?",
-        {f"d = {d}": {"embedding_size": d} for d in (32, 64, 128, 256, 512)},
-    ),
-    "backbones": Preset(
-        "Which backbone?",
-        {arch: {"arch": arch} for arch in ("mini_xcp", "xcp", "resnet", "keras:MobileNetV2", "keras:EfficientNetB0")},
-    ),
-    "loss-weights": Preset(
-        "How much should the three discriminators weigh beside cross-entropy?",
-        {
-            "CE": _CE,
-            **{f"discriminators x {w}": {"w_fd": w, "w_md": w, "w_ed": w} for w in (0.1, 0.3, 1, 3, 10)},
-        },
-    ),
-    "rivals": Preset(
-        "How does Ad-Corre compare with other losses on embeddings?",
-        {
-            "CE": _CE,
-            "CE + center": {**_CE, "w_center": 1},
-            "CE + supervised contrastive": {**_CE, "w_supcon": 1},
-            "CE + triplet, semi-hard": {**_CE, "w_triplet": 1},
-            AD_CORRE: {},
-        },
-    ),
-}
+    datasets: tuple[DatasetName, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +45,8 @@ class Experiment:
     """One row on one data set.
 
     Attributes:
-        name: the row's.
-        settings: everything else; its seed is the first of the grid's.
+        name: the row's name.
+        settings: all options of its runs; the seed is the grid's first.
     """
 
     name: str
@@ -107,11 +58,11 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Every row of a preset or a file, on every data set, with every seed.
+    """Every row of an experiments file, on every data set, with every seed.
 
     Attributes:
-        name: of the preset or the file.
-        about: the question, in words.
+        name: of the experiments.
+        about: the question that the rows answer.
         experiments: data set by data set, in the order of the rows.
         seeds: successive ones.
     """
@@ -122,12 +73,12 @@ class Grid:
     seeds: tuple[int, ...]
 
     def runs(self) -> list[tuple[Experiment, int]]:
-        """Every (experiment, seed), seed by seed, so that a grid cut short has every row."""
+        """Every (experiment, seed), seed by seed, so that an interrupted grid has results of every row."""
         return [(experiment, seed) for seed in self.seeds for experiment in self.experiments]
 
 
-def read_preset(name: str) -> Preset:
-    """A preset by its name, or the rows of a YAML file.
+def read_experiments(name: str) -> Experiments:
+    """Reads a preset (``grids/presets/<name>.yaml``) or any other YAML file.
 
     The file holds ``rows``, a list of ``name`` with any options of `train.py` by their names (``w_fd: 0``), and
     optionally ``about``, ``recipe``, ``datasets`` and ``base``, options of all rows::
@@ -138,73 +89,80 @@ def read_preset(name: str) -> Preset:
           - {name: no ramp}
           - {name: five epochs, ramp_epochs: 5}
 
+    Args:
+        name: a name in `preset_names`, or a path that ends with .yaml or .yml.
+
     Raises:
         UserError: no such preset or file, or a file of another form.
     """
-    if name in PRESETS:
-        return PRESETS[name]
-    path = Path(name)
+    path = PRESETS / f"{name}.yaml" if name in preset_names() else Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        raise UserError(f"experiments: expected one of {', '.join(PRESETS)} or a .yaml file, received {name!r}")
+        raise UserError(f"experiments: expected one of {', '.join(preset_names())} or a .yaml file, received {name!r}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:  # ValueError: such as the date 2026-02-30
         raise UserError(f"{path}: expected YAML, found something else ({' '.join(str(error).split())})") from None
-    return _preset_of(content, path)
+    return _experiments_of(content, path)
 
 
-def _preset_of(content: Any, path: Path) -> Preset:
-    allowed = {"about", "recipe", "datasets", "base", "rows"}
-    if not isinstance(content, dict) or not isinstance(content.get("rows"), list) or set(content) - allowed:
-        raise UserError(f"{path}: expected the entries rows (a list) and optionally {', '.join(sorted(allowed))}")
-    rows: _Rows = {}
-    for i, row in enumerate(content["rows"], 1):
-        if not isinstance(row, dict) or not isinstance(row.get("name"), str):
-            raise UserError(f"{path}: row {i}: expected a name and options, found {row!r}")
-        if row["name"] in rows:
-            raise UserError(f"{path}: row {i}: the name {row['name']!r} stands twice")
-        rows[row["name"]] = {**(content.get("base") or {}), **{key: row[key] for key in row if key != "name"}}
-    if not rows:
-        raise UserError(f"{path}: expected one row or more, found none")
+def _experiments_of(content: Any, path: Path) -> Experiments:
+    if not isinstance(content, dict) or "rows" not in content or set(content) - set(_ENTRIES):
+        raise UserError(f"{path}: expected rows and optionally some of {', '.join(_ENTRIES)}, and nothing else")
+    for entry, value in content.items():
+        if not isinstance(value, _ENTRIES[entry]):
+            raise UserError(f"{path}: {entry}: expected a {_ENTRIES[entry].__name__}, found {value!r}")
     recipe = content.get("recipe", "default")
     if recipe not in config.RECIPES:
         raise UserError(f"{path}: recipe: expected one of {', '.join(config.RECIPES)}, found {recipe!r}")
     try:
-        datasets = tuple(DatasetName(name) for name in content.get("datasets") or ())
+        datasets = tuple(DatasetName(name) for name in content.get("datasets", ()))
     except ValueError as error:
         raise UserError(f"{path}: datasets: {error}; expected some of {', '.join(DatasetName)}") from None
-    return Preset(content.get("about", ""), rows, recipe, datasets)
+    rows = _rows_of(content["rows"], content.get("base", {}), path)
+    return Experiments(path.stem, content.get("about", ""), rows, recipe, datasets)
 
 
-def make_grid(name: str, preset: Preset, base: TrainConfig, dataset_chosen: bool, num_seeds: int) -> Grid:
-    """Lays a preset's rows over the options of the command line.
+def _rows_of(listed: list[Any], base: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    for i, row in enumerate(listed, 1):
+        if not isinstance(row, dict) or not isinstance(row.get("name"), str):
+            raise UserError(f"{path}: row {i}: expected a name and options, found {row!r}")
+        if row["name"] in rows:
+            raise UserError(f"{path}: row {i}: an earlier row has the name {row['name']!r} too")
+        rows[row["name"]] = {**base, **{option: value for option, value in row.items() if option != "name"}}
+    if not rows:
+        raise UserError(f"{path}: expected one row or more, found none")
+    return rows
+
+
+def make_grid(experiments: Experiments, base: TrainConfig, dataset_chosen: bool, num_seeds: int) -> Grid:
+    """Combines rows with the options of the command line.
 
     Args:
-        name: of the preset or its file.
-        preset: the rows; their options win over ``base``.
+        experiments: the rows; their options win over ``base``.
         base: all other options; its seed is the first.
-        dataset_chosen: ``base`` names the data set; otherwise the preset's are taken.
+        dataset_chosen: ``base`` names the data set; otherwise the experiments' are taken.
         num_seeds: 1 or more.
 
     Raises:
         UserError: an option that train.py does not have, or a value that it would refuse.
     """
-    if num_seeds < 1:
-        raise UserError(f"--seeds: expected 1 or more, received {num_seeds}")
-    datasets = (base.dataset,) if dataset_chosen or not preset.datasets else preset.datasets
-    experiments = []
+    datasets = (base.dataset,) if dataset_chosen or not experiments.datasets else experiments.datasets
+    made = []
     for dataset in datasets:
-        for row, options in preset.rows.items():
-            settings = config.with_options(dataclasses.replace(base, dataset=dataset), options, f"{name}: row {row!r}")
+        for row, options in experiments.rows.items():
+            place = f"{experiments.name}: row {row!r}"
+            settings = config.with_options(dataclasses.replace(base, dataset=dataset), options, place)
             config.check(settings)
-            experiments.append(Experiment(row, settings))
-    return Grid(Path(name).stem, preset.about, tuple(experiments), tuple(range(base.seed, base.seed + num_seeds)))
+            made.append(Experiment(row, settings))
+    seeds = tuple(range(base.seed, base.seed + num_seeds))
+    return Grid(experiments.name, experiments.about, tuple(made), seeds)
 
 
 def write_yaml(path: str | Path, grid: Grid) -> None:
-    """Writes a grid as a file for `read_preset` that spells out every option, so that no later default changes it."""
+    """Writes a grid as a file for `read_experiments` with every option in it, so that no later default changes it."""
     rows = {}
     for experiment in grid.experiments:
         options = config.options_by_name(experiment.settings)

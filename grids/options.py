@@ -1,4 +1,4 @@
-"""The options of `reproduce.py`: which experiments, and those of train.py that all of their runs have."""
+"""The options of `reproduce.py`: its own, and those of train.py."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from typing import Annotated
 
 import tyro
 
-from command_line import parse_command_over
+from command_line import Range, parse_command_over
 from config import RECIPES, RecipeOption, TrainConfig, chosen_recipe, training_options
+from grids.experiments import preset_names
+
+_EXPERIMENTS_HELP = f"A preset ({', '.join(preset_names())}) or a .yaml file."
 
 
 @dataclasses.dataclass(frozen=True)
 class GridConfig(TrainConfig, RecipeOption):
-    """What the commands of reproduce.py share: which experiments, and the options that all of their runs have.
+    """The options that the commands of reproduce.py share.
 
-    Options of train.py that are named here hold for every row that does not set them itself.
+    The options of train.py hold for every row that does not set them itself.
     """
 
-    experiments: Annotated[str, tyro.conf.Positional] = "components"
-    """A preset (paper, components, num-embeddings, embedding-size, backbones, loss-weights, rivals) or a .yaml file."""
-    seeds: int = 3
-    """Seeds a row, from --seed on."""
+    experiments: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help=_EXPERIMENTS_HELP)] = "components"
+    seeds: Annotated[int, Range(1, 10_000)] = 3
+    """Seeds per row: --seed, --seed + 1 and so on."""
     run_dir: str = "runs"
     """Folder of all runs."""
 
@@ -32,30 +34,33 @@ class GridConfig(TrainConfig, RecipeOption):
 
 @dataclasses.dataclass(frozen=True)
 class RunGridConfig(GridConfig):
-    """Does every run that is not finished, one progress line for all; a killed one goes on where it stopped."""
+    """Does every run that is not finished, with one progress line for all of them.
 
-    jobs: int = 1
-    """Runs at a time, each on its share of the cores."""
+    An interrupted run continues where it stopped.
+    """
+
+    jobs: Annotated[int, Range(1, 1_024)] = 1
+    """Runs at a time; each gets an equal share of the cores."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ListGridConfig(GridConfig):
-    """Prints one command a run that is not finished, for a cluster's job array, Ray or GNU parallel."""
+    """Prints one command per run that is not finished, for a job array of a cluster, Ray or GNU parallel."""
 
     all: bool = False
-    """The finished runs too."""
+    """Also print the finished runs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportGridConfig(GridConfig):
-    """Makes tables, figures and a page of the runs' result files."""
+    """Writes tables, figures and a page from the result files of the runs."""
 
     name: str | None = None
-    """Name of the report; None is the data set's and the experiments', as fer2013-components."""
+    """Name of the report; None joins the names of the data set and the experiments, such as fer2013-components."""
     report_dir: str = "reports"
     """Folder of the reports."""
     keep_results: bool = False
-    """Copy the result files, predictions and histories beside the report, so that it can be made again from there."""
+    """Copy results, predictions and histories beside the report, so that it can be made again from there."""
 
 
 def parse_grid_command(commands: dict[str, type[GridConfig]], description: str, recipe: str) -> GridConfig:

@@ -1,7 +1,8 @@
-"""How does a grid of runs get done? Each by a process of its own, by any number of processes and machines at once.
+"""Does the runs of a grid, each in a process of its own.
 
-A run is a `train.py` command with a folder of its own. Its lock (`files.only_writer`) decides who takes it, its
-`result.json` that it is done, and `state.h5` where it goes on after a kill; nothing else is kept anywhere.
+A run is a `train.py` command with its own folder. The folder's lock (`files.only_writer`) makes sure that one process
+at a time does the run, on this machine or another. `result.json` marks it as finished, and it continues from
+`state.h5` after an interruption. No other state is kept.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 import command_line
 import config
+import run_identity
 from config import DatasetName, TrainConfig
 from data_helper import prepared_splits
 from files import UserError, is_taken, read_json, write_json
@@ -38,17 +40,19 @@ class Run:
 
     Attributes:
         experiment: its row.
-        settings: everything that `train.py` is told.
+        settings: the options of its `train.py` command.
         folder: where it is, or will be.
+        problem: why its `result.json` cannot be read; None where it can, or where there is none.
     """
 
     experiment: Experiment
     settings: TrainConfig
     folder: Path
+    problem: str | None = None
 
     @property
     def command(self) -> list[str]:
-        """The words that do this run, from the project's folder."""
+        """The command line that does this run, from the project's folder."""
         return [
             "python",
             TRAIN.name,
@@ -62,7 +66,13 @@ class Run:
         return f"{self.experiment.name}, {self.settings.dataset.value}, seed {self.settings.seed}"
 
     def state(self) -> str:
-        """``finished``, ``running`` (in any process), ``failed``, ``stopped`` (goes on from there) or ``waiting``."""
+        """The run's state, as one word.
+
+        ``finished``, ``unreadable`` (its `result.json` is damaged), ``running`` (in any process), ``failed``,
+        ``stopped`` (will continue from its `state.h5`) or ``waiting``.
+        """
+        if self.problem:
+            return "unreadable"
         if (self.folder / RESULT).exists():
             return "finished"
         if is_taken(self.folder):
@@ -72,7 +82,7 @@ class Run:
         return "stopped" if (self.folder / "state.h5").exists() else "waiting"
 
     def epochs_done(self) -> int:
-        """Whole epochs so far."""
+        """Finished epochs."""
         if (self.folder / RESULT).exists():
             return self.settings.epochs
         with contextlib.suppress(OSError), open(self.folder / "history.csv", newline="", encoding="utf-8") as file:
@@ -80,66 +90,83 @@ class Run:
         return 0
 
     def error(self) -> str | None:
-        """What ended the run, if it failed and was not repeated since."""
-        path = self.folder / ERROR
-        return read_json(path)["message"] if path.exists() and not (self.folder / RESULT).exists() else None
+        """The message of a failed or unreadable run; None in any other state."""
+        if self.problem or self.state() != "failed":
+            return self.problem
+        try:
+            return str(read_json(self.folder / ERROR)["message"])
+        except (UserError, KeyError, TypeError) as error:
+            return f"{self.folder / ERROR}: cannot be read ({error})"
 
 
 def runs_of(grid: Grid, run_dir: str | Path) -> list[Run]:
     """Every run of a grid, seed by seed.
 
-    A run is in the folder that `train.py` itself would choose below ``run_dir``, or in any other one there whose
-    `result.json` says that it is this run.
+    A run is in the folder below ``run_dir`` that holds it, under any name (`run_identity.find_run`), or gets a new
+    one, whose name does not depend on the data: for processes that start before and after the synthetic faces are
+    drawn it would be two names for one run. It does only where that folder holds a run on other data. This function
+    alone decides which folder belongs to which run. A `result.json` that cannot be read is reported on standard error
+    and never counts as a result.
     """
-    finished = {}
+    problems: dict[Path, str] = {}
     for path in sorted(Path(run_dir).glob(f"*/{RESULT}")):
-        if settings := config.settings_of(read_json(path).get("config", {"?": None})):
-            finished[config.run_id(settings)] = path.parent
+        try:
+            if not isinstance(result := read_json(path), dict):
+                raise UserError(f"{path}: expected a result (a JSON object), found {type(result).__name__}")
+        except (UserError, OSError) as error:
+            problems[path.parent] = str(error)
+            print(f"passed over: {error}", file=sys.stderr)
+    stored = run_identity.stored_runs(run_dir)
+    planned = {each: run_identity.planned_identity(each.settings) for each in grid.experiments}
     runs = []
     for experiment, seed in grid.runs():
         settings = dataclasses.replace(experiment.with_seed(seed), run_dir=None)
-        name = config.run_id(settings)
-        runs.append(Run(experiment, settings, finished.get(name, Path(run_dir) / name)))
+        identity = dataclasses.replace(planned[experiment], options=run_identity.options_of(settings))
+        new = Path(run_dir) / dataclasses.replace(identity, digests={}).name
+        folder = run_identity.find_run(identity, stored)
+        folder = folder or (Path(run_dir) / identity.name if new in stored else new)
+        runs.append(Run(experiment, settings, folder, problems.get(folder)))
     return runs
 
 
 def with_data(runs: Sequence[Run]) -> list[Run]:
-    """The runs whose data set is prepared; says which are left out.
+    """The runs whose data set is prepared; the data sets left out are reported on standard error.
 
     Raises:
         UserError: none is prepared.
     """
-    there = {
+    prepared = {
         (data_dir, dataset)
         for data_dir in {run.settings.data_dir for run in runs}
         for dataset, split in prepared_splits(data_dir)
         if split == "train"
     }
-    # train.py draws the synthetic faces itself.
-    found = [
-        run
-        for run in runs
-        if run.settings.dataset == DatasetName.synthetic or (run.settings.data_dir, run.settings.dataset.value) in there
-    ]
-    missing = sorted({run.settings.dataset.value for run in runs} - {run.settings.dataset.value for run in found})
+
+    def ready(run: Run) -> bool:
+        dataset = run.settings.dataset
+        # train.py draws the synthetic faces itself.
+        return dataset == DatasetName.synthetic or (run.settings.data_dir, dataset.value) in prepared
+
+    missing = ", ".join(sorted({run.settings.dataset.value for run in runs if not ready(run)}))
+    found = [run for run in runs if ready(run)]
     if not found:
         raise UserError(
-            f"{runs[0].settings.data_dir}: none of {', '.join(missing)} is prepared there; "
+            f"{runs[0].settings.data_dir}: none of {missing} is prepared there; "
             "run: python prepare_data.py DATASET --source PATH"
         )
     if missing:
-        print(f"left out, for it is not prepared: {', '.join(missing)}")
+        print(f"left out because it is not prepared: {missing}", file=sys.stderr)
     return found
 
 
 def run_grid(runs: Sequence[Run], jobs: int = 1) -> dict[str, list[Run]]:
     """Does every run that is not finished, each in its own process, and shows one progress line for all of them.
 
-    A run that another process has taken is passed over. One that fails leaves ``error.json`` in its folder and the
-    others go on; the next call tries it again. What a run prints is in its ``log.txt``.
+    A run that another process is doing is skipped. A run that fails leaves ``error.json`` in its folder and the others
+    continue; the next call tries it again. The output of a run is in its ``log.txt``.
 
     Args:
-        runs: of one grid or of several.
+        runs: of one grid or more.
         jobs: processes at a time; each gets an equal share of the processor's cores.
 
     Returns:
@@ -152,7 +179,7 @@ def run_grid(runs: Sequence[Run], jobs: int = 1) -> dict[str, list[Run]]:
             while waiting or active:
                 while waiting and len(active) < jobs:
                     run = waiting.pop(0)
-                    if run.state() not in ("finished", "running"):
+                    if run.state() not in ("finished", "unreadable", "running"):
                         share = {job.share for job in active}
                         active.append(Job(run, next(i for i in range(jobs) if i not in share), jobs))
                 progress.show([job.run for job in active])
@@ -171,9 +198,9 @@ class Job:
     """A process that does a run.
 
     Args:
-        run: which.
-        share: which of the equal shares of the cores it gets.
-        shares: how many there are.
+        run: the run.
+        share: index of its share of the cores, 0..shares-1.
+        shares: number of equal shares.
     """
 
     def __init__(self, run: Run, share: int, shares: int):
@@ -191,7 +218,7 @@ class Job:
             _give_cores(self.process.pid, share, shares)
 
     def ended(self) -> bool:
-        """Whether the process has ended; records an error that it ended with."""
+        """Whether the process has ended; writes ``error.json`` where it failed."""
         code = self.process.poll()
         if code is None:
             return False
@@ -199,13 +226,13 @@ class Job:
         error = self.run.folder / ERROR
         if code == 0:
             error.unlink(missing_ok=True)
-        elif not is_taken(self.run.folder):  # otherwise another process was faster to take the run
-            message = self._last_lines() or f"ended with code {code} without a word"
+        elif not is_taken(self.run.folder):  # otherwise another process is doing the run now
+            message = self._last_lines() or f"ended with code {code} and without a message"
             write_json(error, {"command": shlex.join(self.run.command), "exit_code": code, "message": message})
         return True
 
     def stop(self) -> None:
-        """Ends the process; the run can go on after its last whole epoch."""
+        """Ends the process; the run can continue after its last finished epoch."""
         self.process.terminate()
         self.process.wait()
         self.log.close()
@@ -214,15 +241,15 @@ class Job:
         with open(self.run.folder / LOG, "rb") as file:
             file.seek(self.start_of_log)
             text = file.read().decode("utf-8", "replace")
-        # A progress bar writes over itself with \r: only what it left on the screen counts.
+        # A progress bar overwrites itself with \r: only its last text counts.
         lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
-        # A message may stand behind what a bar left there.
+        # A message may follow a progress bar on the same line.
         errors = [line.partition("error: ")[2] for line in lines if "error: " in line]
         return errors[-1] if errors else "\n".join([line for line in lines if line.strip()][-_MESSAGE_LINES:])
 
 
 def _give_cores(pid: int, share: int, shares: int) -> None:
-    """Keeps a process on its share of the cores: two of one core each train more a second than two on both."""
+    """Binds a process to its share of the cores: two processes on one core each are faster than two on both."""
     if not hasattr(os, "sched_setaffinity"):  # not on this system
         return
     cores = sorted(os.sched_getaffinity(0))
@@ -232,10 +259,10 @@ def _give_cores(pid: int, share: int, shares: int) -> None:
 
 
 class Progress:
-    """One line for the whole grid: epochs done of all runs, those running, and the time left.
+    """One progress line for the whole grid: finished epochs of all runs, the active runs and the time left.
 
     Args:
-        runs: all of them; what was done before is shown as done, and does not count for the time left.
+        runs: all of them; epochs that were finished before do not count for the time left.
     """
 
     def __init__(self, runs: Sequence[Run]):
@@ -253,7 +280,7 @@ class Progress:
         self.bar.close()
 
     def show(self, active: Sequence[Run]) -> None:
-        """Draws the line again."""
+        """Updates the line."""
         states = [run.state() for run in self.runs]
         counts = f"{states.count('finished')}/{len(states)} runs"
         if "failed" in states:
@@ -261,7 +288,7 @@ class Progress:
         self.bar.set_description(counts, refresh=False)
         self.bar.set_postfix_str("; ".join(run.title for run in active), refresh=False)
         self.bar.update(sum(run.epochs_done() for run in self.runs) - self.bar.n)
-        # On a screen the clock goes on; in a file each line is kept, and only news is worth one.
+        # A terminal shows the time even without news; a log file gets a line only when something changed.
         line = f"{self.bar.n} {self.bar.desc} {self.bar.postfix}"
         if line != self.drawn or sys.stderr.isatty():
             self.bar.refresh()

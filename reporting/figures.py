@@ -1,4 +1,4 @@
-"""Which pictures does a report hold? The paper's figures, each row beside the others and beside the paper's own."""
+"""The figures of a report: accuracy, confusion matrices, correlations, t-SNE and training curves of its rows."""
 
 from __future__ import annotations
 
@@ -17,42 +17,41 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from grids.experiments import AD_CORRE
-from plots import BLUE, COLORS, GRAY, ORANGE, PALE, TERM_TITLES, draw_tsne, expression_legend, new_figure
-from reporting.rows import Row
+from plots import BLUE, COLORS, GRAY, ORANGE, PALE, curve_titles, draw_tsne, expression_legend, new_figure
+from reporting.rows import AD_CORRE, Row
 from reporting.statistics import bootstrap_interval, mean_and_std
-from reporting.tables import Paper, percent, seeds_text, why_empty
+from reporting.tables import Paper, measured_on, percent, seeds_text, why_empty
 
 _OPTION_TITLES = {
-    "num_embeddings": "k, embedding vectors a face",
-    "embedding_size": "d, numbers in an embedding vector",
+    "num_embeddings": "k, embedding vectors per face",
+    "embedding_size": "d, numbers per embedding vector",
 }
-# Where a run lies, on what and with which luck: no row of one data set differs in these on purpose.
+# Options in which the rows of one data set do not differ on purpose.
 _NOT_A_CHOICE = {"dataset", "seed", "run_dir", "data_dir", "debug", "backend"}
-# Not a term of the loss: the sum of other terms in each row, so that two rows' totals cannot be compared.
-_NOT_A_TERM = {"epoch", "loss", "accuracy", "learning_rate", "seconds"}
+# The total loss adds up other terms in each row, so it cannot be compared; the learning rate is no result.
+_NOT_COMPARED = ("loss", "accuracy", "learning_rate")
 
 
-class Picture(NamedTuple):
-    """A figure of a report: its file and the words to it."""
+class ReportFigure(NamedTuple):
+    """A figure of a report, with its title and caption in the page."""
 
     path: Path
     title: str
     caption: str
 
 
-def save_figures(folder: str | Path, rows: Sequence[Row]) -> list[Picture]:
-    """Draws what the runs of one data set allow.
+def save_figures(folder: str | Path, rows: Sequence[Row]) -> list[ReportFigure]:
+    """Draws every figure that the runs of one data set have the numbers for.
 
     Args:
-        folder: where the PNG files go, their names beginning with the data set's.
+        folder: where the PNG files go; their names begin with the name of the data set.
         rows: of one data set, the reference first.
 
     Returns:
-        The pictures in the order of reading; none where nothing has run.
+        The figures in the order of reading; none where no run is finished.
     """
-    pictures = [draw(Path(folder), rows) for draw in _DRAWERS] if any(row.runs for row in rows) else []
-    return [picture for picture in pictures if picture]
+    figures = [draw(Path(folder), rows) for draw in _DRAWERS] if any(row.runs for row in rows) else []
+    return [figure for figure in figures if figure]
 
 
 def _path(folder: Path, rows: Sequence[Row], name: str) -> Path:
@@ -60,24 +59,24 @@ def _path(folder: Path, rows: Sequence[Row], name: str) -> Path:
 
 
 def _pair(rows: Sequence[Row]) -> list[Row]:
-    """The first row and Ad-Corre (or the last row that has run), those of the two that have run."""
+    """The first row and Ad-Corre (or the last row with a finished run), without a row that has none."""
     there = [row for row in rows if row.runs]
     chosen = next((row for row in there if row.name == AD_CORRE), there[-1])
     return [rows[0]] * (rows[0] is not chosen and bool(rows[0].runs)) + [chosen]
 
 
 def _wrapped(text: str) -> str:
-    """Long names on several lines, or they would run into the next panel."""
+    """Long names on several lines, because they would overlap the next panel."""
     return textwrap.fill(text, 34)
 
 
-def _seeds_words(row: Row) -> str:
+def _seeds_note(row: Row) -> str:
     return "one seed" if len(row.runs) == 1 else f"mean of {len(row.runs)} seeds"
 
 
-def _save_accuracy(folder: Path, rows: Sequence[Row]) -> Picture:
+def _save_accuracy(folder: Path, rows: Sequence[Row]) -> ReportFigure:
     path = _path(folder, rows, "accuracy")
-    with new_figure(path, 6.4, 0.9 + 0.36 * len(rows)) as figure:
+    with new_figure(path, 6.4, 0.9 + 0.36 * len(rows), measured_on(rows)) as figure:
         axes = figure.add_subplot()
         for place, row in enumerate(rows):
             if not row.runs:
@@ -97,50 +96,51 @@ def _save_accuracy(folder: Path, rows: Sequence[Row]) -> Picture:
         axes.grid(True, axis="x")
         axes.set_xlabel("Accuracy")
         handles = [
-            Line2D([], [], color=BLUE, marker="o", markersize=4.5, linestyle="", label="a seed"),
+            Line2D([], [], color=BLUE, marker="o", markersize=4.5, linestyle="", label="one seed"),
             Line2D([], [], color=ORANGE, marker="|", markersize=10, markeredgewidth=2.2, linestyle="", label="mean"),
             Line2D([], [], color=PALE, linewidth=6, solid_capstyle="round", label="95% interval over images"),
         ]
-        figure.legend(handles=handles, loc="outside upper center", ncols=3)
+        figure.legend(handles=handles, loc="outside lower center", ncols=3)
     done = "; ".join(f"{row.name} {seeds_text(row)}" for row in rows)
-    return Picture(
+    return ReportFigure(
         path, "Accuracy of every row", f"Seeds: {done}. The interval is the mean's, by bootstrap over the images."
     )
 
 
-def _save_confusion(folder: Path, rows: Sequence[Row]) -> Picture:
+def _save_confusion(folder: Path, rows: Sequence[Row]) -> ReportFigure | None:
     """Confusion matrices of the first row, of Ad-Corre and of the paper, in percent of the true class."""
-    chosen = _pair(rows)
+    chosen = [row for row in _pair(rows) if row.values("confusion_matrix")]
+    if not chosen:
+        return None
     names = chosen[0].results[0]["class_names"]
     panels = []
     for row in chosen:
-        shares = row.mean(lambda result: _row_percent(result["confusion_matrix"]))
-        accuracy = np.mean([result["accuracy"] for result in row.results])
-        panels.append((f"{_wrapped(row.name)}\n{percent(accuracy)}%, {_seeds_words(row)}", shares, ".1f"))
+        shares = row.mean("confusion_matrix", scale=_row_percent)
+        accuracy = np.mean(row.values("accuracy"))
+        panels.append((f"{_wrapped(row.name)}\n{percent(accuracy)}%, {_seeds_note(row)}", shares, ".1f"))
     paper = Paper(rows)
     if paper.ad_corre and set(names) == set(paper.class_order):
         order = [paper.class_order.index(name) for name in names]
         shares = np.array(paper.ad_corre["confusion_percent"])[np.ix_(order, order)]
         panels.append((f"The paper's Ad-Corre\n{percent(paper.ad_corre['accuracy'])}%, as published", shares, "g"))
     path = _path(folder, rows, "confusion")
-    with _matrix_figure(path, panels, names, "Blues", (0, 100)) as (figure, panel_axes, image):
+    with _matrix_figure(path, rows, panels, names, "Blues", (0, 100)) as (figure, panel_axes, image):
         for axes in panel_axes:
             axes.set_xlabel("Predicted expression")
         panel_axes[0].set_ylabel("True expression")
         _color_bar(figure, image, panel_axes, "Share of the true class", PercentFormatter(decimals=0))
     source = f" The paper's numbers: {paper.ad_corre['source']}." if paper.ad_corre else ""
-    words = f"Percent of each true class, averaged over seeds, on {chosen[0].results[0]['split']}.{source}"
-    return Picture(path, "Confusion matrices", words)
+    caption = f"Percent of each true class, averaged over seeds, on {chosen[0].results[0]['split']}.{source}"
+    return ReportFigure(path, "Confusion matrices", caption)
 
 
-def _row_percent(confusion: Sequence[Sequence[int]]) -> np.ndarray:
+def _row_percent(counts: np.ndarray) -> np.ndarray:
     """(C, C) counts in percent of their row; a row without images is absent (NaN)."""
-    counts = np.array(confusion, np.float64)
     support = counts.sum(axis=1, keepdims=True)
     return np.where(support > 0, 100 * counts / np.maximum(support, 1), np.nan)
 
 
-def _save_tsne(folder: Path, rows: Sequence[Row]) -> Picture | None:
+def _save_tsne(folder: Path, rows: Sequence[Row]) -> ReportFigure | None:
     """t-SNE of the embeddings of the first row beside Ad-Corre's, of one seed that both have."""
     chosen = _pair(rows)
     shown = [{seed: run for seed, run in row.runs.items() if len(run.predictions["tsne_rows"])} for row in chosen]
@@ -149,7 +149,9 @@ def _save_tsne(folder: Path, rows: Sequence[Row]) -> Picture | None:
         return None
     seed = min(shared)
     path = _path(folder, rows, "tsne")
-    with new_figure(path, 1.4 + 3.6 * len(chosen), 3.8) as figure:
+    count = len(shown[0][seed].predictions["tsne_rows"])
+    title = f"{measured_on(rows)} ({count:,} shown)"
+    with new_figure(path, 1.4 + 3.6 * len(chosen), 3.8, title) as figure:
         panel_axes = figure.subplots(1, len(chosen), squeeze=False)[0]
         seen = []
         for axes, row, runs in zip(panel_axes, chosen, shown, strict=True):
@@ -158,29 +160,31 @@ def _save_tsne(folder: Path, rows: Sequence[Row]) -> Picture | None:
             draw_tsne(axes, seen[-1], found["tsne_places"])
             axes.set_title(f"{_wrapped(row.name)}, {percent(runs[seed].result['accuracy'])}%")
         expression_legend(figure, np.concatenate(seen), chosen[0].results[0]["class_names"])
-    words = (
-        f"t-SNE of all embeddings of {len(seen[0]):,} images, seed {seed}. Each picture has its own plane: only what "
-        "lies together and what lies apart can be compared."
+    caption = (
+        f"t-SNE of all embeddings of {count:,} images, seed {seed}. Each panel has its own plane: compare which "
+        "images are close together and which are apart, not the places."
     )
-    return Picture(path, "Embeddings on a plane", words)
+    return ReportFigure(path, "Embeddings on a plane", caption)
 
 
-def _save_correlations(folder: Path, rows: Sequence[Row]) -> Picture:
+def _save_correlations(folder: Path, rows: Sequence[Row]) -> ReportFigure | None:
     """Correlations of the classes' mean embeddings: untrained, of the first row, of Ad-Corre."""
     chosen = _pair(rows)
-    panels = []
-    if all(result.get("correlations_untrained") for result in chosen[0].results):
-        untrained = chosen[0].mean(lambda result: result["correlations_untrained"]["class_means"])
-        panels.append((f"{_wrapped(chosen[0].name + ', untrained')}\n{_off_diagonal(untrained)}", untrained, ".2f"))
-    for row in chosen:
-        trained = row.mean(lambda result: result["correlations"]["class_means"])
-        panels.append((f"{_wrapped(row.name)}\n{_off_diagonal(trained)}", trained, ".2f"))
+    untrained = (f"{chosen[0].name}, untrained", chosen[0].mean("correlations_untrained", "class_means"))
+    trained = [(row.name, row.mean("correlations", "class_means")) for row in chosen]
+    panels = [
+        (f"{_wrapped(title)}\n{_off_diagonal(means)}", means, ".2f")
+        for title, means in (untrained, *trained)
+        if means is not None
+    ]
+    if not panels:
+        return None
     path = _path(folder, rows, "correlations")
     names = chosen[0].results[0]["class_names"]
-    with _matrix_figure(path, panels, names, "RdBu_r", (-1, 1)) as (figure, panel_axes, image):
+    with _matrix_figure(path, rows, panels, names, "RdBu_r", (-1, 1)) as (figure, panel_axes, image):
         _color_bar(figure, image, panel_axes, "Pearson's correlation", None)
-    words = "Correlations between the mean embeddings of the classes, averaged over embeddings and seeds."
-    return Picture(path, "Class means before and after training", words)
+    caption = "Correlations between the mean embeddings of the classes, averaged over embeddings and seeds."
+    return ReportFigure(path, "Class means before and after training", caption)
 
 
 def _off_diagonal(matrix: np.ndarray) -> str:
@@ -196,6 +200,7 @@ def _number(value: float, form: str) -> str:
 @contextlib.contextmanager
 def _matrix_figure(
     path: Path,
+    rows: Sequence[Row],
     panels: Sequence[tuple[str, np.ndarray, str]],
     names: Sequence[str],
     color_map: str,
@@ -207,7 +212,7 @@ def _matrix_figure(
     """
     side = 0.42 * len(names)
     height = side + 0.75 + 0.17 * (1 + max(title.count("\n") for title, _, _ in panels))
-    with new_figure(path, 1.6 + (side + 0.15) * len(panels), height) as figure:
+    with new_figure(path, 1.6 + (side + 0.15) * len(panels), height, measured_on(rows)) as figure:
         panel_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         for axes, (title, values, form) in zip(panel_axes, panels, strict=True):
             image = axes.imshow(values, cmap=color_map, vmin=limits[0], vmax=limits[1])
@@ -216,7 +221,7 @@ def _matrix_figure(
                 ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
                 text = _number(values[row, column], form)
                 cell = axes.text(column, row, text, color=ink, ha="center", va="center", fontsize=6.5)
-                cell.set_in_layout(False)  # inside anyway, and measuring them all is slow
+                cell.set_in_layout(False)  # it is inside the axes, and measuring all cells is slow
             axes.set_title(title)
             codes = range(len(names))
             axes.set_xticks(codes, names, rotation=40, ha="right", rotation_mode="anchor")
@@ -234,14 +239,14 @@ def _color_bar(
     bar.outline.set_visible(False)
 
 
-def _save_against(folder: Path, rows: Sequence[Row]) -> Picture | None:
+def _save_against(folder: Path, rows: Sequence[Row]) -> ReportFigure | None:
     """Accuracy against the one number in which the rows differ; None where they differ in anything else."""
     found = _varied(rows)
     if not found:
         return None
     title, values = found
     path = _path(folder, rows, "against-" + "-".join(re.findall(r"\w+", title.split(",")[0])))
-    with new_figure(path, 4.8, 3.2) as figure:
+    with new_figure(path, 4.8, 3.2, measured_on(rows)) as figure:
         axes = figure.add_subplot()
         points = sorted((value, row) for value, row in zip(values, rows, strict=True) if row.runs)
         spread = [mean_and_std([result["accuracy"] for result in row.results]) for _, row in points]
@@ -252,23 +257,22 @@ def _save_against(folder: Path, rows: Sequence[Row]) -> Picture | None:
             **{"color": BLUE, "marker": "o", "markersize": 5, "linewidth": 1.4, "capsize": 5},
             label="mean \u00b1 standard deviation",
         )
-        # On top of the bars, which would hide them.
+        # Above the bars, which would hide them.
         seed_style = {"color": ORANGE, "marker": "o", "markersize": 4, "linestyle": "", "zorder": 4}
         seed_style |= {"markeredgecolor": "white", "markeredgewidth": 0.6}
         for value, row in points:
             accuracies = [result["accuracy"] for result in row.results]
             axes.plot([value] * len(accuracies), accuracies, **seed_style)
-        axes.plot([], [], **seed_style, label="a seed")
+        axes.plot([], [], **seed_style, label="one seed")
         _number_axis(axes, sorted(values))
         axes.set(xlabel=title, ylabel="Accuracy")
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.grid(True)
-        figure.legend(loc="outside upper center", ncols=2)
+        figure.legend(loc="outside lower center", ncols=2)
     missing = [row.name for row in rows if not row.runs]
-    words = "Every seed, and mean \u00b1 sample standard deviation." + (
-        f" Not run: {', '.join(missing)}." * bool(missing)
-    )
-    return Picture(path, f"Accuracy against {title}", words)
+    caption = "Every seed, and mean \u00b1 sample standard deviation."
+    caption += f" Not run: {', '.join(missing)}." * bool(missing)
+    return ReportFigure(path, f"Accuracy against {title}", caption)
 
 
 def _varied(rows: Sequence[Row]) -> tuple[str, list[float]] | None:
@@ -289,7 +293,7 @@ def _varied(rows: Sequence[Row]) -> tuple[str, list[float]] | None:
 
 
 def _number_axis(axes: Axes, values: Sequence[float]) -> None:
-    """A tick at every value; logarithmic where they span much, with a linear piece around 0."""
+    """One tick per value; logarithmic where the values span more than a factor of 12, and linear around 0."""
     smallest = min(value for value in values if value > 0) if max(values) > 0 else 0
     if min(values) >= 0 and smallest and max(values) / smallest > 12:
         if min(values) > 0:
@@ -301,25 +305,26 @@ def _number_axis(axes: Axes, values: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
-def _save_curves(folder: Path, rows: Sequence[Row]) -> Picture | None:
-    """Training and validation curves of the accuracy and of every term of the loss, a line a row."""
-    there = [row for row in rows if row.runs]
-    found = {name: None for row in there for run in row.runs.values() for name in run.history}
-    terms = [name for name in found if name not in _NOT_A_TERM and not name.startswith("val_")]
-    panels = ["accuracy", *sorted(terms, key=lambda name: list(TERM_TITLES).index(name) if name in TERM_TITLES else 99)]
+def _save_curves(folder: Path, rows: Sequence[Row]) -> ReportFigure | None:
+    """Training and validation curves of the accuracy and of every term of the loss, one line per row."""
+    there = [row for row in rows if any(run.history for run in row.runs.values())]
+    if not there:
+        return None
+    titles = curve_titles(dict.fromkeys(name for row in there for run in row.runs.values() for name in run.history))
+    titles = {"accuracy": "Accuracy"} | {name: titles[name] for name in titles if name not in _NOT_COMPARED}
     path = _path(folder, rows, "curves")
-    width = 0.6 + 2.3 * len(panels)
-    # Inches that the longest entry of the legend takes: its line, and some 0.08 a letter.
+    width = 0.6 + 2.3 * len(titles)
+    # Inches that the longest entry of the legend takes: its line, and about 0.08 per letter.
     columns = max(1, int(width / (0.6 + 0.08 * max(len(row.name) for row in there))))
-    with new_figure(path, width, 4.1 + 0.2 * math.ceil(len(there) / columns)) as figure:
-        grid = figure.subplots(2, len(panels), squeeze=False, sharex=True, sharey="col")
-        for number, row in enumerate(rows):
-            style = {"color": COLORS[number % len(COLORS)], "linestyle": ("-", "--", ":")[number // len(COLORS) % 3]}
-            for column, name in enumerate(panels):
-                for axes, key in ((grid[0, column], name), (grid[1, column], f"val_{name}")):
-                    _draw_curve(axes, [run.history[key] for run in row.runs.values() if key in run.history], style)
-        for column, name in enumerate(panels):
-            grid[0, column].set_title(TERM_TITLES.get(name, name))
+    height = 4.1 + 0.2 * math.ceil(len(there) / columns)
+    with new_figure(path, width, height, measured_on(rows)) as figure:
+        grid = figure.subplots(2, len(titles), squeeze=False, sharex=True, sharey="col")
+        for place, row in enumerate(rows):
+            for column, name in enumerate(titles):
+                _draw_curve(grid[0, column], row, name, _line_style(place))
+                _draw_curve(grid[1, column], row, f"val_{name}", _line_style(place))
+        for column, title in enumerate(titles.values()):
+            grid[0, column].set_title(title)
             grid[1, column].set_xlabel("Epoch")
         for axes in grid.flat:
             axes.grid(True)
@@ -327,22 +332,22 @@ def _save_curves(folder: Path, rows: Sequence[Row]) -> Picture | None:
         for axes, label in zip(grid[:, 0], ("Training", "Validation"), strict=True):
             axes.set_ylabel(label)
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        handles = [
-            Line2D(
-                [], [], color=COLORS[i % len(COLORS)], linestyle=("-", "--", ":")[i // len(COLORS) % 3], label=row.name
-            )
-            for i, row in enumerate(rows)
-            if row.runs
-        ]
-        figure.legend(handles=handles, loc="outside upper center", ncols=columns)
-    words = (
-        "Mean over seeds, the band one sample standard deviation. A row without a term has no line there; training "
-        "images are augmented and dropout is on, so that the upper curves are not comparable with the lower ones."
+        handles = [Line2D([], [], **_line_style(i), label=row.name) for i, row in enumerate(rows) if row in there]
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+    caption = (
+        "Mean over seeds, the band one sample standard deviation. A row without a term has no line in its panels. "
+        "Training images are augmented and dropout is on, so the upper curves cannot be compared with the lower ones."
     )
-    return Picture(path, "Training curves", words)
+    return ReportFigure(path, "Training curves", caption)
 
 
-def _draw_curve(axes: Axes, curves: Sequence[np.ndarray], style: dict[str, Any]) -> None:
+def _line_style(place: int) -> dict[str, Any]:
+    """Colour and dashes of a row, different for 24 places."""
+    return {"color": COLORS[place % len(COLORS)], "linestyle": ("-", "--", ":")[place // len(COLORS) % 3]}
+
+
+def _draw_curve(axes: Axes, row: Row, name: str, style: dict[str, Any]) -> None:
+    curves = [run.history[name] for run in row.runs.values() if name in run.history]
     if not curves:
         return
     length = min(map(len, curves))

@@ -1,6 +1,6 @@
-"""What did a grid of runs find? A folder with the tables as Markdown, CSV and LaTeX, the figures, and one HTML page.
+"""Writes the report of a grid: tables as Markdown, CSV and LaTeX, figures, and one HTML page.
 
-Reads run folders only: no weights, no data set, no Keras.
+It reads run folders only: no weights, no data set, no Keras.
 """
 
 from __future__ import annotations
@@ -10,39 +10,46 @@ from pathlib import Path
 from typing import Any
 
 import command_line
+import datasets
 from files import UserError, write_text
-from grids.experiments import AD_CORRE
-from reporting import figures as report_figures
-from reporting import tables as report_tables
+from reporting.figures import save_figures
 from reporting.formats import Table, csv_text, latex_tables
 from reporting.page import Section, html_page, markdown_page
-from reporting.rows import Record, Row, RunFiles, check_same_images, run_records
-
-__all__ = ["Row", "RunFiles", "write_report"]
+from reporting.rows import AD_CORRE, Record, Row, check_same_images, run_records
+from reporting.tables import (
+    NOT_RUN,
+    accuracy_table,
+    correlation_table,
+    difference_table,
+    p_value,
+    recall_table,
+    reference_table,
+    signed,
+)
 
 # The names of the CSV files where they are not the table's.
 _CSV_NAMES = {"accuracy": "summary"}
 
 
 def write_report(name: str, about: str, rows: Sequence[Row], folder: str | Path, command: str) -> list[Path]:
-    """Writes what the runs of a grid say.
+    """Writes the report of the runs of a grid.
 
-    The first row of each data set is the one that its others are compared with. A row without a finished run says so.
+    The other rows of each data set are compared with its first. A row without a finished run is marked as such.
 
     Args:
         name: of the report, its title.
-        about: the question, in words.
+        about: the question that the rows answer.
         rows: of one data set or several.
         folder: the report's; gets ``index.html`` (holds everything, opens without a server), ``report.md``,
-            ``results.csv`` (a line a run), ``summary.csv`` (a line a row), ``recall.csv``, ``correlations.csv``,
-            ``references.csv``, each table as ``.tex``, and ``figures/``.
-        command: what to type to get these runs and this report again, a line each.
+            ``results.csv`` (one line per run), ``summary.csv`` (one line per row), ``recall.csv``,
+            ``correlations.csv``, ``references.csv``, each table as ``.tex``, and ``figures/``.
+        command: the command lines that make these runs and this report again.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: no rows, two rows of one name, damaged run folders, or runs on different images.
+        UserError: no rows, two rows with the same name, or runs on different images.
     """
     if not rows:
         raise UserError(f"report {name}: expected one row or more, received none")
@@ -51,7 +58,7 @@ def write_report(name: str, about: str, rows: Sequence[Row], folder: str | Path,
     for dataset, group in groups.items():
         names = [row.name for row in group]
         if len(set(names)) < len(names):
-            raise UserError(f"report {name}: {dataset}: expected a name a row, received {', '.join(names)}")
+            raise UserError(f"report {name}: {dataset}: expected a name per row, received {', '.join(names)}")
         check_same_images(group)
     made = [_make_section(group, folder) for group in groups.values()]
     sections = [section for section, _ in made]
@@ -62,29 +69,29 @@ def write_report(name: str, about: str, rows: Sequence[Row], folder: str | Path,
     written["index.html"] = html_page(name, about, command, sections, raw)
     for file, text in written.items():
         write_text(folder / file, text)
-    return [folder / file for file in written] + [picture.path for section in sections for picture in section.pictures]
+    return [folder / file for file in written] + [figure.path for section in sections for figure in section.figures]
 
 
 def _make_section(rows: Sequence[Row], folder: Path) -> tuple[Section, dict[str, list[Record]]]:
-    """The tables and pictures of one data set, and the tables' records by name."""
-    accuracy, summaries = report_tables.accuracy_table(rows)
+    """The tables and figures of one data set, and the records of the tables by name."""
+    accuracy, summaries = accuracy_table(rows)
     tables, records = [accuracy], {accuracy.name: summaries}
     if len(rows) > 1:
-        tables.append(report_tables.difference_table(rows, summaries))
-    makers = [report_tables.reference_table]
+        tables.append(difference_table(rows, summaries))
+    makers = [reference_table]
     if any(row.runs for row in rows):
-        makers = [report_tables.recall_table, report_tables.correlation_table, *makers]
+        makers = [recall_table, correlation_table, *makers]
     for make in makers:
         if found := make(rows):
             tables.append(found[0])
             records[found[0].name] = found[1]
     section = Section(
         dataset=rows[0].dataset,
-        title=report_tables.dataset_title(rows[0].dataset),
+        title=datasets.title(rows[0].dataset),
         finding=_finding(rows, summaries),
         facts=_facts(rows),
         tables=tables,
-        pictures=report_figures.save_figures(folder / "figures", rows),
+        figures=save_figures(folder / "figures", rows),
     )
     return section, records
 
@@ -111,22 +118,22 @@ def _finding(rows: Sequence[Row], records: Sequence[Record]) -> str:
     if not compared:
         return "No two rows with a seed in common have finished yet: there is no difference to report."
     row, record = next((pair for pair in compared if pair[0].name == AD_CORRE), compared[-1])
-    p = report_tables.p_value(record["p_seeds"]) or "none, too few seeds"
-    low, high = (report_tables.signed(100 * record[f"difference_{side}"]) for side in ("low", "high"))
+    p = p_value(record["p_seeds"]) or "none, too few seeds"
+    low, high = (signed(100 * record[f"difference_{side}"]) for side in ("low", "high"))
     return (
-        f"{row.name} against {rows[0].name}: {report_tables.signed(100 * record['difference'])} points of accuracy "
+        f"{row.name} against {rows[0].name}: {signed(100 * record['difference'])} points of accuracy "
         f"(95% interval over the images {low} to {high}; p over seeds, {record['seeds_shared']} shared: {p})."
     )
 
 
 def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """What the numbers rest on, as names and texts: images, seeds, epochs, network, commits, each row's options."""
+    """Names and texts of what the numbers are based on: images, seeds, epochs, network, commits, options."""
     results = [result for row in rows for result in row.results]
     settings = [row.settings for row in rows if row.runs]
     shared = {k: v for k, v in rows[0].options.items() if all(row.options.get(k) == v for row in rows)}
     measured = {f"{result['split']}, {result['n']:,} images" for result in results}
     facts = [
-        ("Measured on", _listed(measured) or report_tables.NOT_RUN),
+        ("Measured on", _listed(measured) or NOT_RUN),
         ("Epoch selected on", _listed(result.get("selected_on") for result in results)),
         ("Seeds wanted", _listed(seed for row in rows for seed in row.seeds)),
         ("Epochs", _listed(options["epochs"] for options in settings)),
@@ -149,10 +156,10 @@ def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 def _minutes(results: Sequence[dict[str, Any]]) -> str:
     seconds = [result["train_seconds"] for result in results if result.get("train_seconds")]
-    return f"{sum(seconds) / len(seconds) / 60:.1f} minutes a run" if seconds else ""
+    return f"{sum(seconds) / len(seconds) / 60:.1f} minutes per run" if seconds else ""
 
 
 def _listed(values: Iterable[Any], form: str = "") -> str:
-    """Every value that occurs, in order."""
+    """Every value that occurs, sorted."""
     found = {value for value in values if value is not None}
     return ", ".join(format(value, form) for value in sorted(found))

@@ -1,11 +1,11 @@
-"""Which runs stand behind a row of a report, and what do they say together? Raw numbers only; no Keras.
+"""The runs behind the rows of a report, and records of their raw numbers; needs no Keras.
 
-A record is a flat dictionary of raw numbers, a line of a CSV file; the tables (`report_tables`) print from it.
+A record is a flat dictionary of raw numbers, one line of a CSV file; `reporting.tables` formats it. A measure that a
+result of an older version lacks is None.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
 import zipfile
@@ -15,94 +15,112 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 import config
 from files import UserError, read_json
 from reporting.statistics import bootstrap_interval, mcnemar, mean_and_std, paired_bootstrap, paired_t
 
+# The row of the full loss: the paper's number is this row's.
+AD_CORRE = "Ad-Corre"
 MEASURES = ("accuracy", "mean_class_recall", "macro_f1", "ece")
 CORRELATIONS = ("same_class", "different_classes", "between_class_means", "between_embeddings")
-_NEEDED = ("dataset", "split", "n", *MEASURES, "per_class", "confusion_matrix", "correlations", "class_names", "config")
+_NUMBER = (int, float)
+# Without these a result cannot be compared with another; every other entry may be absent.
+_NEEDED = {"dataset": str, "split": str, "n": int, "accuracy": _NUMBER, "class_names": list}
+_OPTIONAL = dict.fromkeys(MEASURES, _NUMBER) | dict.fromkeys(("per_class", "correlations", "config"), dict)
+_OPTIONAL |= {"correlations_untrained": dict, "confusion_matrix": list}
 Record = dict[str, Any]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class RunFiles:
-    """The folder of a finished run: its result at once, its large files when they are asked for.
+    """The files of a finished run.
 
-    Args:
-        folder: what `experiment.train_and_evaluate` left.
-
-    Raises:
-        UserError: no ``result.json`` there, or a damaged one.
+    Attributes:
+        folder: the run's, as `experiment.train_and_evaluate` leaves it.
+        result: the content of ``result.json``; entries that its version did not have are absent.
+        predictions: ``labels`` (N,), ``probabilities`` (N, C), ``tsne_rows`` (M,), ``tsne_places`` (M, 2).
+        history: the columns of ``history.csv`` by name, float64 (epochs,), NaN for a blank; empty without the file.
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        path = self.folder / "result.json"
-        if not path.exists():
-            raise UserError(f"{path}: no such file; expected the folder of a finished run")
-        self.result: dict[str, Any] = read_json(path)
-        missing = [name for name in _NEEDED if name not in self.result] if isinstance(self.result, dict) else _NEEDED
-        if missing:
-            raise UserError(f"{path}: expected the result of a run, found none of {', '.join(missing)}; run it again")
+    folder: Path
+    result: dict[str, Any]
+    predictions: dict[str, np.ndarray]
+    history: dict[str, np.ndarray]
 
-    @functools.cached_property
-    def predictions(self) -> dict[str, np.ndarray]:
-        """``labels`` (N,), ``probabilities`` (N, C), ``tsne_rows`` (M,), ``tsne_places`` (M, 2).
+    @classmethod
+    def read(cls, folder: str | Path) -> RunFiles:
+        """Reads the files of a run.
 
         Raises:
-            UserError: ``predictions.npz`` is missing, damaged, or does not give the accuracy of ``result.json``.
+            UserError: a file is missing or damaged, or the files are of different runs.
         """
-        path = self.folder / "predictions.npz"
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                found = {name: file[name] for name in ("labels", "probabilities", "tsne_rows", "tsne_places")}
-            accuracy = np.mean(found["probabilities"].argmax(axis=1) == found["labels"])
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; run {self.folder.name} again") from None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise UserError(f"{path}: expected the predictions of a run, found a damaged file ({error})") from None
-        if len(found["labels"]) != self.result["n"] or abs(accuracy - self.result["accuracy"]) > 1e-9:
-            raise UserError(
-                f"{path}: expected {self.result['n']} images and accuracy {self.result['accuracy']} as in result.json, "
-                f"found {len(found['labels'])} and {accuracy}: the two are of different runs; run it again"
-            )
-        return found
+        folder = Path(folder)
+        result = _read_result(folder / "result.json")
+        return cls(
+            folder, result, _read_predictions(folder / "predictions.npz", result), _read_history(folder / "history.csv")
+        )
 
     @functools.cached_property
     def correct(self) -> np.ndarray:
-        """Bool (N,): which images it has right."""
+        """Bool (N,): True for each image that the run predicts correctly."""
         return self.predictions["probabilities"].argmax(axis=1) == self.predictions["labels"]
 
-    @functools.cached_property
-    def history(self) -> dict[str, np.ndarray]:
-        """The columns of ``history.csv`` by name, float64 (epochs,).
 
-        Raises:
-            UserError: the file is missing or damaged.
-        """
-        path = self.folder / "history.csv"
-        try:
-            with open(path, newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-            return {name: np.array([float(row[name]) for row in rows]) for name in (rows[0] if rows else ())}
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; run {self.folder.name} again") from None
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path}: expected numbers, an epoch a line, found something else ({error})") from None
+def _read_result(path: Path) -> dict[str, Any]:
+    try:
+        result = read_json(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected the result of a finished run") from None
+    if not isinstance(result, dict):
+        raise UserError(f"{path}: expected the result of a run (a JSON object), found {type(result).__name__}")
+    if missing := [name for name in _NEEDED if name not in result]:
+        raise UserError(f"{path}: expected the result of a run, found none of {', '.join(missing)}; run it again")
+    for name, kind in (_OPTIONAL | _NEEDED).items():
+        if not isinstance(result.get(name), (*(kind if isinstance(kind, tuple) else (kind,)), type(None))):
+            raise UserError(f"{path}: {name}: expected another type, found {result[name]!r}; run it again")
+    return result
 
 
-@dataclasses.dataclass(frozen=True)
+def _read_predictions(path: Path, result: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in ("labels", "probabilities", "tsne_rows", "tsne_places")}
+        accuracy = np.mean(found["probabilities"].argmax(axis=1) == found["labels"])
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run it again") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path}: expected the predictions of a run, found a damaged file ({error})") from None
+    if len(found["labels"]) != result["n"] or abs(accuracy - result["accuracy"]) > 1e-9:
+        raise UserError(
+            f"{path}: expected {result['n']} images and accuracy {result['accuracy']} as in result.json, "
+            f"found {len(found['labels'])} and {accuracy}: the files are of different runs; run it again"
+        )
+    return found
+
+
+def _read_history(path: Path) -> dict[str, np.ndarray]:
+    try:
+        table = pd.read_csv(path, index_col=False, float_precision="round_trip")
+        return {name: table[name].to_numpy(np.float64) for name in table.columns}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError) as error:  # pandas's own errors are ValueErrors
+        raise UserError(f"{path}: expected numbers, one line per epoch, found something else ({error})") from None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Row:
     """A row of a report: one way to train, with several seeds.
 
     Attributes:
-        name: how the tables call it.
+        name: its name in the tables.
         dataset: its data set; the rows of one data set are compared with the first of them.
         options: the options of train.py in which it differs from the defaults.
         seeds: those wanted.
         runs: the finished ones by seed.
-        failures: seed to the error of a run that failed.
+        failures: seed to the message of a run that failed or cannot be read.
     """
 
     name: str
@@ -120,19 +138,43 @@ class Row:
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
         """Every option of train.py by its command-line name: as run, or as wanted where nothing has run."""
-        default = config.options_by_name(config.TrainConfig()) | dict(self.options)
-        return default | (_unfolded(self.results[0]["config"]) if self.runs else {})
+        wanted = config.options_by_name(config.TrainConfig()) | dict(self.options)
+        return wanted | (_unfolded(self.results[0].get("config") or {}) if self.runs else {})
 
     def correct(self, seeds: Sequence[int]) -> np.ndarray:
-        """Bool (seeds, N): which images these runs have right."""
+        """Bool (seeds, N): True for each image that a run predicts correctly."""
         return np.stack([self.runs[seed].correct for seed in seeds])
 
-    def mean(self, read: Callable[[dict[str, Any]], Any]) -> np.ndarray:
-        """Mean over the seeds of an array that ``read`` takes from a result; None counts as absent (NaN)."""
-        found = np.array([np.asarray(read(result), np.float64) for result in self.results])
-        present = ~np.isnan(found)
+    def values(self, *path: str) -> list[Any] | None:
+        """An entry of every result, in the order of the seeds; None where a result lacks it.
+
+        Args:
+            path: the keys that lead to the entry, such as ``"correlations", "class_means"``.
+        """
+        found = []
+        for result in self.results:
+            entry: Any = result
+            for key in path:
+                if not isinstance(entry, Mapping) or key not in entry:
+                    return None
+                entry = entry[key]
+            found.append(entry)
+        return found or None
+
+    def mean(self, *path: str, scale: Callable[[np.ndarray], np.ndarray] = np.asarray) -> np.ndarray | None:
+        """Mean over the seeds of an array of the results, NaN where all seeds have None; None without the entry.
+
+        Args:
+            path: see `values`.
+            scale: applied to each seed's array first.
+        """
+        found = self.values(*path)
+        if found is None or any(entry is None for entry in found):
+            return None
+        arrays = np.array([scale(np.array(entry, np.float64)) for entry in found])
+        present = ~np.isnan(arrays)
         count = present.sum(axis=0)
-        return np.where(count > 0, np.where(present, found, 0).sum(axis=0) / np.maximum(count, 1), np.nan)
+        return np.where(count > 0, np.where(present, arrays, 0).sum(axis=0) / np.maximum(count, 1), np.nan)
 
 
 def _unfolded(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,7 +189,7 @@ def check_same_images(rows: Sequence[Row]) -> None:
     """Checks that every run of these rows was measured on the same images.
 
     Raises:
-        UserError: another split, other classes or other labels: no difference between such runs means anything.
+        UserError: another split, other classes or other labels, so that the runs cannot be compared.
     """
     first = None
     for run in (row.runs[seed] for row in rows for seed in sorted(row.runs)):
@@ -165,7 +207,7 @@ def _measured_on(run: RunFiles) -> str:
 
 
 def run_records(row: Row) -> list[Record]:
-    """A record a seed, whatever became of it: ``status`` is done, failed or not run."""
+    """One record per seed; ``status`` is done, failed or not run."""
     records = []
     for seed in sorted({*row.seeds, *row.runs, *row.failures}):
         record: Record = {"dataset": row.dataset, "row": row.name, "seed": seed}
@@ -182,9 +224,9 @@ def run_records(row: Row) -> list[Record]:
 
 
 def summary_record(row: Row, reference: Row) -> Record:
-    """What the seeds of a row say together, and its difference to the reference row.
+    """Means and deviations over the seeds of a row, and its difference to the reference row.
 
-    The difference and its tests are over the seeds that both have; they are absent for the reference itself and
+    The difference and its tests are over the seeds that both rows have; they are absent for the reference itself and
     where no seed is shared.
     """
     results = row.results
@@ -199,7 +241,9 @@ def summary_record(row: Row, reference: Row) -> Record:
         return record
     record |= {"split": results[0]["split"], "n": results[0]["n"]}
     for name in MEASURES:
-        mean, std = mean_and_std([result[name] for result in results])
+        # A mean over fewer seeds than the row has would be read as one over all of them.
+        values = row.values(name) or [None]
+        mean, std = (None, None) if None in values else mean_and_std(values)
         record |= {f"{name}_mean": mean, f"{name}_std": std}
     record["accuracy_low"], record["accuracy_high"] = bootstrap_interval(row.correct(sorted(row.runs)))
     return record | (_difference_record(row, reference) if row is not reference else {})
@@ -230,28 +274,33 @@ def _difference_record(row: Row, reference: Row) -> Record:
 
 
 def recall_records(row: Row, reference: Row) -> list[Record]:
-    """A record a class: the recall over the seeds, and its change against the reference over the seeds both have."""
+    """One record per class: the recall over the seeds, and its change against the reference over the shared seeds."""
     seeds = sorted(set(row.runs) & set(reference.runs)) if row is not reference else []
     records = []
     for name in row.results[0]["class_names"] if row.runs else ():
-        recall = {seed: run.result["per_class"][name]["recall"] for seed, run in row.runs.items()}
-        mean, std = mean_and_std([value for _, value in sorted(recall.items()) if value is not None])
-        change = None
-        if seeds and recall[seeds[0]] is not None:
-            before = [reference.runs[seed].result["per_class"][name]["recall"] for seed in seeds]
-            change = float(np.mean([recall[seed] for seed in seeds]) - np.mean(before))
-        n = row.results[0]["per_class"][name]["n"]
-        record = {"dataset": row.dataset, "row": row.name, "class": name, "n": n, "recall_mean": mean}
+        n = row.values("per_class", name, "n")
+        recall = _recall(row, name, sorted(row.runs))
+        before, after = _recall(reference, name, seeds), _recall(row, name, seeds)
+        mean, std = mean_and_std(recall)
+        record = {"dataset": row.dataset, "row": row.name, "class": name, "n": n and n[0], "recall_mean": mean}
+        change = float(np.mean(after) - np.mean(before)) if before and after else None
         records.append(record | {"recall_std": std, "change": change})
     return records
 
 
+def _recall(row: Row, name: str, seeds: Sequence[int]) -> list[float]:
+    """A class's recall of every seed; none where a result lacks it or the class has no images."""
+    entries = [(row.runs[seed].result.get("per_class") or {}).get(name) for seed in seeds]
+    found = [(entry or {}).get("recall") for entry in entries]
+    return [] if None in found else found
+
+
 def correlation_record(row: Row) -> Record:
-    """Every correlation that the discriminators push on, before training and at the best epoch, over the seeds."""
+    """Every correlation that the discriminators act on, before training and at the best epoch, over the seeds."""
     record: Record = {"dataset": row.dataset, "row": row.name, "seeds_done": len(row.runs)}
     for name in CORRELATIONS if row.runs else ():
         for key, prefix in (("correlations_untrained", "untrained_"), ("correlations", "")):
-            found = [(result.get(key) or {}).get(name) for result in row.results]
-            mean, std = mean_and_std([value for value in found if value is not None])
+            values = row.values(key, name) or []
+            mean, std = mean_and_std([value for value in values if value is not None])
             record |= {f"{prefix}{name}_mean": mean, f"{prefix}{name}_std": std}
     return record

@@ -1,6 +1,6 @@
-"""Which tables does a report hold? Accuracy with its tests, recall of the classes, correlations, the field's methods.
+"""The tables of a report: accuracy, differences with their tests, recall of the classes, correlations, other methods.
 
-Everything is printed from the records of `report_rows` and from `paper_results.json`; no number stands here.
+The numbers come from the records of `reporting.rows` and from `paper_results.json`.
 """
 
 from __future__ import annotations
@@ -9,22 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 from files import read_json
-from grids.experiments import AD_CORRE
 from reporting.formats import DAGGER, DOUBLE_DAGGER, Table
-from reporting.rows import CORRELATIONS, Record, Row, correlation_record, recall_records, summary_record
+from reporting.rows import AD_CORRE, CORRELATIONS, Record, Row, correlation_record, recall_records, summary_record
 
 PAPER_RESULTS = Path(__file__).with_name("paper_results.json")
 NOT_RUN, FAILED = "not run", "failed"
 
-_DATASET_TITLES = {
-    "fer2013": "FER-2013",
-    "ferplus": "FER+",
-    "rafdb": "RAF-DB",
-    "affectnet": "AffectNet",
-    "published": "published layout",
-    "synthetic": "synthetic faces",
-}
 _CORRELATION_TITLES = {
     "same_class": "Same class (FD:\u00a0to\u00a01)",
     "different_classes": "Different classes (FD:\u00a0to\u00a0\u22121)",
@@ -33,12 +25,14 @@ _CORRELATION_TITLES = {
 }
 
 
-def dataset_title(dataset: str) -> str:
-    return _DATASET_TITLES.get(dataset, dataset)
+def measured_on(rows: Sequence[Row]) -> str:
+    """The data set and, where a run is finished, its split and number of images: ``FER-2013, val, n = 3,589``."""
+    result = next((result for row in rows for result in row.results), None)
+    return datasets.title(rows[0].dataset) + (f", {result['split']}, n = {result['n']:,}" if result else "")
 
 
 class Paper:
-    """What was published, from `paper_results.json`, for the rows of one data set.
+    """The published numbers (`paper_results.json`) for the rows of one data set.
 
     Args:
         rows: of one data set; AffectNet has published numbers for 7 classes only.
@@ -46,13 +40,12 @@ class Paper:
 
     def __init__(self, rows: Sequence[Row]):
         self._content = read_json(PAPER_RESULTS)
-        dataset = rows[0].dataset
-        num_classes = {len(result["class_names"]) for row in rows for result in row.results}
-        self._key = "affectnet_7" if dataset == "affectnet" and num_classes <= {7} else dataset
+        num_classes = next((len(result["class_names"]) for row in rows for result in row.results), 7)
+        self._key = datasets.get(rows[0].dataset).paper_key(num_classes)
 
     @property
     def ad_corre(self) -> Mapping[str, Any] | None:
-        """``accuracy`` 0..1, ``confusion_percent`` (C, C) and ``source``; None where nothing was published."""
+        """``accuracy`` 0..1, ``confusion_percent`` (C, C) and ``source``; None where none is known."""
         found = self._content["ad_corre"].get(self._key)
         return found if isinstance(found, dict) and "accuracy" in found else None
 
@@ -62,16 +55,16 @@ class Paper:
 
     @property
     def ablation(self) -> str:
-        """Why the ablation cells are empty."""
+        """The reason why the cells of the ablation are empty."""
         return self._content["ad_corre"]["ablation"]
 
     @property
     def reference_methods(self) -> list[Record]:
-        """``method``, ``accuracy`` and ``source`` of others on this data set."""
+        """``method``, ``accuracy`` and ``source`` of other methods on this data set."""
         return [method for method in self._content["reference_methods"] if method["dataset"] == self._key]
 
     def accuracy_of(self, row: Row) -> float | None:
-        """The published accuracy of a row: only the whole loss has one."""
+        """The published accuracy of a row: only the full loss has one."""
         return self.ad_corre["accuracy"] if self.ad_corre and row.name == AD_CORRE else None
 
 
@@ -80,7 +73,7 @@ def percent(share: float | None, digits: int = 2) -> str:
 
 
 def signed(value: float | None, digits: int = 2) -> str:
-    """With its sign, a true minus; what rounds to 0 has none."""
+    """A number with its sign and a true minus; no sign where it rounds to 0."""
     if value is None:
         return ""
     text = f"{value:+.{digits}f}"
@@ -98,18 +91,18 @@ def _with_std(mean: float | None, std: float | None) -> str:
 
 
 def seeds_text(row: Row) -> str:
-    """How far a row's seeds are: "2 of 3", "2 of 3, 1 failed"."""
+    """The finished and the wanted seeds of a row: "2 of 3", "2 of 3, 1 failed"."""
     failed = len(set(row.failures) - set(row.runs))
     return f"{len(row.runs)} of {len(row.seeds)}" + (f", {failed} failed" if failed else "")
 
 
 def why_empty(row: Row) -> str:
-    """What stands in the cells of a row without a finished run."""
+    """The text in the cells of a row without a finished run."""
     return FAILED if row.failures else NOT_RUN
 
 
 def marks(row: Row) -> str:
-    """A dagger where the test split selected the epoch, a double one where the epoch was selected on these images."""
+    """A dagger where the test split selected the epoch, a double dagger where these images did."""
     chosen = any(result.get("selected_on") == "test" for result in row.results)
     same = any(result.get("selected_on") == result["split"] for result in row.results)
     return DAGGER * chosen + DOUBLE_DAGGER * same
@@ -122,7 +115,7 @@ def accuracy_table(rows: Sequence[Row]) -> tuple[Table, list[Record]]:
         rows: of one data set, the reference first.
 
     Returns:
-        The table, and a record a row with the raw numbers, those of `difference_table` too.
+        The table, and one record per row with the raw numbers, also those of `difference_table`.
     """
     paper = Paper(rows)
     records = [summary_record(row, rows[0]) | {"paper_accuracy": paper.accuracy_of(row)} for row in rows]
@@ -139,13 +132,8 @@ def accuracy_table(rows: Sequence[Row]) -> tuple[Table, list[Record]]:
         (row.name + marks(row), seeds_text(row), *_accuracy_cells(row, record), percent(record["paper_accuracy"]))
         for row, record in zip(rows, records, strict=True)
     )
-    title = f"Accuracy on {dataset_title(rows[0].dataset)}{_measured_on(rows)}"
+    title = f"Accuracy on {measured_on(rows)}"
     return Table("accuracy", title, columns, cells, tuple(_accuracy_notes(rows, paper))), records
-
-
-def _measured_on(rows: Sequence[Row]) -> str:
-    results = [result for row in rows for result in row.results]
-    return f", {results[0]['split']}: {results[0]['n']:,} images" if results else ""
 
 
 def _accuracy_cells(row: Row, record: Record) -> list[str]:
@@ -167,7 +155,7 @@ def _accuracy_notes(rows: Sequence[Row], paper: Paper) -> list[str]:
     if DAGGER in found:
         notes.append(f"{DAGGER} The epoch was selected on the test split, as in the published practice.")
     if DOUBLE_DAGGER in found:
-        notes.append(f"{DOUBLE_DAGGER} Measured on the split that selected the epoch: the number is somewhat too good.")
+        notes.append(f"{DOUBLE_DAGGER} Measured on the split that selected the epoch: the number is slightly too high.")
     if any(paper.accuracy_of(row) for row in rows):
         notes.append(f"The paper's number: {paper.ad_corre['source']}.")
     if paper.ad_corre and any(row.name != AD_CORRE for row in rows):
@@ -178,7 +166,7 @@ def _accuracy_notes(rows: Sequence[Row], paper: Paper) -> list[str]:
 
 
 def difference_table(rows: Sequence[Row], records: Sequence[Record]) -> Table:
-    """Every other row against the first: the difference in accuracy with three tests (`comparison`).
+    """Every other row against the first: the difference in accuracy with three tests (`reporting.statistics`).
 
     Args:
         rows: of one data set, the reference first; two or more.
@@ -201,13 +189,13 @@ def difference_table(rows: Sequence[Row], records: Sequence[Record]) -> Table:
         "95% interval",
         "p, seeds (paired\u00a0t)",
         "p, images (bootstrap)",
-        "p, McNemar, a seed each",
+        "p, McNemar, per seed",
     )
-    title = f"Difference in accuracy to {reference.name} on {dataset_title(reference.dataset)}"
+    title = f"Difference in accuracy to {reference.name} on {datasets.title(reference.dataset)}"
     notes = (
-        f"Each seed is paired with the same seed of {reference.name}. Over seeds: the luck of training; no p with "
-        "fewer than two pairs. Over images (interval, bootstrap): the luck of the pictures, for these networks. "
-        "McNemar: exact, over the images, in the order of the seeds. No p is corrected for the number of rows.",
+        f"Each seed is paired with the same seed of {reference.name}. p over seeds covers the randomness of training; "
+        "it needs two pairs or more. The interval and the bootstrap p cover the choice of test images, for these "
+        "networks. McNemar: exact, over the images, one p per seed. No p is corrected for the number of rows.",
     )
     return Table("differences", title, columns, tuple(cells), notes)
 
@@ -233,54 +221,57 @@ def recall_table(rows: Sequence[Row]) -> tuple[Table, list[Record]]:
     """
     records = [recall_records(row, rows[0]) for row in rows]
     class_names = next(row.results[0]["class_names"] for row in rows if row.runs)
-    counts = next(row.results[0]["per_class"] for row in rows if row.runs)
+    counts = {record["class"]: record["n"] for classes in records for record in classes if record["n"] is not None}
     cells = []
     for row, classes in zip(rows, records, strict=True):
         texts = [_recall_cell(record) for record in classes]
         cells.append((row.name + marks(row), *(texts or [why_empty(row)] * len(class_names))))
-    title = f"Recall of each expression on {dataset_title(rows[0].dataset)}, %, and change against {rows[0].name}"
-    columns = ("Row", *(f"{name} (n\u00a0=\u00a0{counts[name]['n']:,})" for name in class_names))
+    title = f"Recall of each expression on {datasets.title(rows[0].dataset)}, %, and change against {rows[0].name}"
+    heads = [f"{name} (n\u00a0=\u00a0{counts[name]:,})" if name in counts else name for name in class_names]
     notes = ("Mean over seeds; in brackets the change in points, over the seeds that both rows have.",)
-    return Table("recall", title, columns, tuple(cells), notes), [record for group in records for record in group]
+    table = Table("recall", title, ("Row", *heads), tuple(cells), notes)
+    return table, [record for classes in records for record in classes]
 
 
 def _recall_cell(record: Record) -> str:
     if record["recall_mean"] is None:
-        return "no images"
+        return "no images" if record["n"] == 0 else ""
     change = "" if record["change"] is None else f" ({signed(100 * record['change'], 1)})"
     return percent(record["recall_mean"], 1) + change
 
 
 def correlation_table(rows: Sequence[Row]) -> tuple[Table, list[Record]]:
-    """The correlations that FD, MD and ED push on: before training, and at the best epoch."""
+    """The correlations that FD, MD and ED act on: before training, and at the best epoch."""
     records = [correlation_record(row) for row in rows]
     cells = tuple(
-        (row.name, *(_correlation_cell(record, name) if row.runs else why_empty(row) for name in CORRELATIONS))
+        (row.name, *(_correlation_cell(row, record, name) for name in CORRELATIONS))
         for row, record in zip(rows, records, strict=True)
     )
-    title = f"Correlations of the embeddings on {dataset_title(rows[0].dataset)}: untrained \u2192 trained"
+    title = f"Correlations of the embeddings on {datasets.title(rows[0].dataset)}: untrained \u2192 trained"
     notes = (
         "Pearson's correlation over the coordinates, mean over pairs and embeddings, then over seeds (\u00b1 sample "
-        "standard deviation). The heads say which term of the loss pushes on it, and where to.",
+        "standard deviation). The column heads name the term of the loss that acts on it, and its target.",
     )
     return Table("correlations", title, ("Row", *_CORRELATION_TITLES.values()), cells, notes), records
 
 
-def _correlation_cell(record: Record, name: str) -> str:
+def _correlation_cell(row: Row, record: Record, name: str) -> str:
+    if not row.runs:
+        return why_empty(row)
     mean, std, before = (record[f"{key}"] for key in (f"{name}_mean", f"{name}_std", f"untrained_{name}_mean"))
     if mean is None:
-        return "no pairs"
+        return "no pairs" if row.values("correlations", name) else ""
     after = signed(mean) + ("" if std is None else f" \u00b1 {std:.2f}")
     return after if before is None else f"{signed(before)} \u2192 {after}"
 
 
 def reference_table(rows: Sequence[Row]) -> tuple[Table, list[Record]] | None:
-    """What others reach on this data set, with sources; None where none is known."""
+    """Published results of other methods on this data set, with sources; None where none is known."""
     methods = Paper(rows).reference_methods
     if not methods:
         return None
     cells = tuple((method["method"], percent(method["accuracy"]), method["source"]) for method in methods)
-    title = f"Published methods on {dataset_title(rows[0].dataset)}"
-    notes = ("Read from the sources named, with their own data and protocols; not run here.",)
+    title = f"Published methods on {datasets.title(rows[0].dataset)}"
+    notes = ("Numbers from the named sources, with their own data and protocols; not run here.",)
     table = Table("references", title, ("Method", "Accuracy,\u00a0%", "Source"), cells, notes, text_columns=(0, 2))
     return table, [method | {"dataset": rows[0].dataset} for method in methods]

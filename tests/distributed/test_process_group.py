@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from conftest import ROOT, run_python
 
-from config import PLACES, TrainConfig, run_id
+from config import PLACES, TrainConfig
 from distributed import lost_peers
 from distributed.process_group import GROUP_OF_ONE, ProcessGroup, first_host, process_group
 from files import UserError
+from run_identity import options_of
 
 SLURM = {
     "SLURM_JOB_ID": "4100",
@@ -105,7 +106,7 @@ def test_the_command_refuses_at_once_with_code_2():
 def test_where_it_is_trained_does_not_make_another_run():
     there = {"devices": 4, "processes": 2, "process_id": 1, "coordinator": "a:1"}
     assert set(there) < set(PLACES)
-    assert run_id(settings(**there)) == run_id(settings())
+    assert options_of(settings(**there)) == options_of(settings())
 
 
 @pytest.mark.parametrize(("processes", "devices"), [(1, 1), (1, 4), (2, 1), (2, 2), (3, 2)])
