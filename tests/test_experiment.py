@@ -175,7 +175,7 @@ def test_train_model_starts_from_a_file_and_writes_into_a_folder(data_dir, whole
         np.testing.assert_array_equal(a, b)  # at learning rate 0 the start is the end
     assert result["digests"]["weights"] == sha256(weights)
     assert model.train(weight_path=str(folder), weights=weights, epochs=1, learning_rate=0) == result
-    with pytest.raises(UserError, match="--epoch;.*--epochs"):
+    with pytest.raises(UserError, match=r"--epoch;.*--epochs"):
         model.train(epoch=1)
 
 
