@@ -1,4 +1,4 @@
-"""Command lines made of config classes: one field, one option, one default."""
+"""Makes command lines from config classes: one field is one option with its default and range."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def parse_options(
     """Makes a config from command-line options named after its fields.
 
     Args:
-        config_class: a frozen dataclass of this module; nested sections add their options unprefixed.
-        default: where unnamed options come from; None is the class's own defaults.
+        config_class: a frozen dataclass; nested sections add their options unprefixed.
+        default: values of the options that are not given; None is the class's own defaults.
         args: the options; None is ``sys.argv[1:]``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How do prepared files become batches? Order by (seed, epoch), balanced sampling."""
+"""Batches of a prepared split, in an order that (seed, epoch) decides."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from distributed.process_group import GROUP_OF_ONE, ProcessGroup
 from files import UserError
 
 # Pixels of larger files are read with `pread` instead of through the memory map. In random order a page fault there
-# reads the disk's whole read-ahead (8 MB on some) for one picture, and every page touched counts to the process.
+# reads the disk's whole read-ahead (8 MB on some) for one image, and every page touched counts to the process.
 MAPPED_BYTES = 2**30
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of a prepared split, in an order that (seed, epoch) alone decides.
+    """Batches of a prepared split, in an order that only (seed, epoch) decides.
 
     Set `epoch` before an epoch begins; the same (seed, epoch) gives the same batches in any process,
     which is what lets a killed run resume to the same weights. Hand it to ``fit`` with ``shuffle=False``.
 
     Args:
         split: the images and labels.
-        batch_size: images a batch.
-        seed: of the order.
-        training: each epoch has its own order and leaves out a short last batch, so that every step has one
-            shape. Otherwise every image comes once, in one order for all epochs: mixed too, because the
-            loss compares the images of a batch and releases are often sorted by class.
-        balanced: draw every class that is there equally often (with repetition); an epoch keeps its length.
-        soft_labels: give the votes on each image instead of its label.
+        batch_size: images per batch.
+        seed: seed of the order.
+        training: each epoch has its own order and leaves out a short last batch, so that every step has the same
+            shape. Otherwise every image appears once, in one shuffled order for all epochs: the loss compares the
+            images of a batch, and releases are often sorted by class.
+        balanced: draw every class of the split equally often (with repetition); the epoch keeps its length.
+        soft_labels: the targets are the votes on each image instead of its label.
         group: the processes that share each batch. This process reads its own share of the images, and all targets.
 
     Raises:
-        UserError: soft labels of a split without votes, or training images too few for a batch that can be shared out.
+        UserError: soft labels of a split without votes, or fewer training images than a batch that
+            all devices can share.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Batches(keras.utils.PyDataset):
         return self.group.take(self._images, rows), self.targets[rows]
 
     def order(self) -> np.ndarray:
-        """The rows of this epoch in the order they are seen, int64 (N,)."""
+        """The rows of this epoch in their order, int64 (N,)."""
         wanted = self.epoch
         drawn, order = self._order  # read once: Keras may ask from two threads
         if drawn != wanted:
@@ -102,7 +103,7 @@ class Batches(keras.utils.PyDataset):
 
 
 def _readable(images: np.ndarray) -> np.ndarray | _DiskRows:
-    """What gives rows of the images at the least cost: they themselves, or their file where it is large."""
+    """The fastest source of rows: the images themselves, or their file where it is large."""
     whole_file = isinstance(images.base, mmap.mmap) and images.flags.c_contiguous  # no part of a map, no copy
     if whole_file and images.nbytes > MAPPED_BYTES and hasattr(os, "preadv"):  # Windows lacks it
         return _DiskRows(images)
