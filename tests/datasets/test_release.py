@@ -1,4 +1,4 @@
-"""Does a release become prepared splits, once, whole, and with everything that cannot be read named?"""
+"""Tests of datasets.shared.release: a release becomes prepared splits, once and whole; unreadable images are named."""
 
 from __future__ import annotations
 
@@ -112,9 +112,10 @@ def test_a_second_run_reads_no_image(tmp_path, reads):
     assert len(reads) == 6 and {path: path.stat().st_mtime_ns for path in tmp_path.glob("set/*/*")} == files
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
+def test_anything_else_is_prepared_again(tmp_path, reads):
+    source = write_source(tmp_path / "in")
+    write_images(tmp_path, "set", release(source))
+    for changes in (
         {"size": 5},
         {"channels": 3},
         {"class_names": ("a", "b", "d")},
@@ -122,16 +123,13 @@ def test_a_second_run_reads_no_image(tmp_path, reads):
         {"margin": 0.1},
         {"labels": (0, 1, 2, 0, 1, 0)},
         {"sources": []},
-    ],
-    ids=lambda changes: next(iter(changes)),
-)
-def test_anything_else_is_prepared_again(tmp_path, reads, changes):
-    source = write_source(tmp_path / "in")
-    write_images(tmp_path, "set", release(source))
-    metas = write_images(tmp_path, "set", release(source, **changes))
-    assert "5.png" in reads[6:]
-    for split, meta in metas.items():
-        assert json.loads((tmp_path / "set" / split / "meta.json").read_text()) == meta
+    ):
+        del reads[:]
+        metas = write_images(tmp_path, "set", release(source, **changes))
+        assert "5.png" in reads, changes
+        for split, meta in metas.items():
+            assert json.loads((tmp_path / "set" / split / "meta.json").read_text()) == meta
+        write_images(tmp_path, "set", release(source))
 
 
 def test_a_changed_source_and_a_damaged_split_are_prepared_again(tmp_path, reads):
@@ -297,9 +295,9 @@ def test_the_hold_out_stays_what_it_was():
     assert np.flatnonzero(stratified_hold_out([0, 1] * 20, 0.1, seed=0)).tolist() == [8, 23, 33, 38]
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+@pytest.mark.parametrize("share", [1.0, float("nan")])
 def test_a_share_of_everything_is_refused(share):
-    with pytest.raises(UserError, match="hold-out: expected a share of 0 or more and below 1"):
+    with pytest.raises(UserError, match=f"received {share}"):
         stratified_hold_out([0, 1], share, seed=0)
 
 
