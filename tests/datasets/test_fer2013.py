@@ -216,12 +216,13 @@ def test_the_real_release(tmp_path):
 # --- what a user can get wrong --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def check_refused(tmp_path):
+@pytest.fixture(scope="module")
+def check_refused(tmp_path_factory):
     """Refuses a source with a message, and what was prepared earlier is untouched."""
-    (tmp_path / "good.csv").write_text(table())
-    data_dir = tmp_path / "data"
-    prepare(tmp_path / "good.csv", data_dir)
+    folder = tmp_path_factory.mktemp("earlier")
+    (folder / "good.csv").write_text(table())
+    data_dir = folder / "data"
+    prepare(folder / "good.csv", data_dir)
     earlier = content(data_dir)
 
     def check(source, message):
@@ -287,9 +288,9 @@ def test_test_csv_has_no_labels(tmp_path, check_refused):
     check_refused(source, r"test\.csv: this file has pixels but no labels .* fer2013\.csv and in icml_face_data\.csv")
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
+def test_a_csv_that_is_wrong_somewhere(tmp_path, check_refused):
+    """The first 42 images are good; a fault after them must not publish them."""
+    for text, message in (
         ("", "the file is empty"),
         ("emotion,pixels,Usage\n", "no rows"),
         (
@@ -304,26 +305,20 @@ def test_test_csv_has_no_labels(tmp_path, check_refused):
         (table()[:-4000], "line 43: expected 3 columns, found 2; is the file cut off"),
         (table("emotion, Usage, pixels")[:-4000], "line 43: expected 2304 pixels .*cut off"),
         ("emotion,pixels,Usage\n0," + "1" * 200_000, "after line 1: expected a CSV table .*field larger"),
-    ],
-)
-def test_a_csv_that_is_wrong_somewhere(tmp_path, check_refused, text, message):
-    """The first 42 images are good; a fault after them must not publish them."""
-    (tmp_path / "fer2013.csv").write_text(text)
-    check_refused(tmp_path / "fer2013.csv", rf"fer2013\.csv.*{message}")
+    ):
+        (tmp_path / "fer2013.csv").write_text(text)
+        check_refused(tmp_path / "fer2013.csv", rf"fer2013\.csv.*{message}")
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "message"),
-    [
+def test_a_folder_that_is_wrong_somewhere(tmp_path, check_refused):
+    for name, data, message in (
         ("test/sad/PublicTest_9.jpg", b"no image", r"PublicTest_9\.jpg: expected a whole JPEG"),
         ("train/sad/Training_9.jpg", (48, 47), r"Training_9\.jpg: .*48 x 48, found 47 x 48 gray"),
         ("train/sad/Training_9.jpg", (48, 48, 3), r"Training_9\.jpg: .*48 x 48, found 48 x 48 colour"),
         ("train/contempt/Training_9.jpg", (48, 48), "expected a class folder angry, .*found 'contempt'"),
         ("train/sad/PublicTest_9.jpg", (48, 48), r"expected Training_\*\.jpg in train/, found 'PublicTest_9\.jpg'"),
         ("test/sad/Training_9.jpg", (48, 48), r"PublicTest_\*\.jpg or PrivateTest_\*\.jpg in test/, found 'Training"),
-    ],
-)
-def test_a_folder_that_is_wrong_somewhere(tmp_path, check_refused, name, data, message):
-    if isinstance(data, tuple):
-        data = cv2.imencode(".jpg", np.full(data, 9, np.uint8))[1].tobytes()
-    check_refused(write_zip(tmp_path / "release.zip", {**folder_form(), name: data}), message)
+    ):
+        if isinstance(data, tuple):
+            data = cv2.imencode(".jpg", np.full(data, 9, np.uint8))[1].tobytes()
+        check_refused(write_zip(tmp_path / "release.zip", {**folder_form(), name: data}), message)

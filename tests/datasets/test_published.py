@@ -76,23 +76,22 @@ def test_pictures_without_annotation_are_counted_and_passed_over(tmp_path):
     assert not list((tmp_path / "strict").rglob("*.npy"))
 
 
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
+def test_what_a_user_can_get_wrong(tmp_path):
+    mistakes = (
         ({}, r"release: expected one folder with images/\*\.jpg .*found none"),
         (release_2021(ONE, ONE), "found train_set, val_set; give that folder"),
         ({**annotated(ONE, "train"), "annotations/99_exp.npy": npy("3")}, r"1 annotations without an image \(ann"),
         ({**annotated(ONE, "train"), "images/3.png": b""}, r"found images/3\.jpg beside images/3\.png"),
         ({"images/1.jpg": b"", "notes": b""}, r"1 images without an annotation \(images/1\.jpg\)"),
         (annotated({"non-face": 2, "Contempt": 1}, "train", npy), "no image of the 7 classes is left"),
-    ],
-)
-def test_what_a_user_can_get_wrong(tmp_path, files, message):
-    (tmp_path / "release").mkdir()
-    write_folder(tmp_path / "release", files)
-    with pytest.raises(UserError, match=f"(?s){message}"):
-        prepare(tmp_path / "release", tmp_path / "data")
-    assert not list((tmp_path / "data").rglob("*.npy"))
+    )
+    for number, (files, message) in enumerate(mistakes):
+        source = tmp_path / str(number) / "release"
+        source.mkdir(parents=True)
+        write_folder(source, files)
+        with pytest.raises(UserError, match=f"(?s){message}"):
+            prepare(source, tmp_path / "data")
+        assert not list((tmp_path / "data").rglob("*.npy"))
 
 
 def test_a_second_run_reads_no_label_unless_for_another_split(tmp_path, monkeypatch):

@@ -192,9 +192,9 @@ def write_box(text):
 ALIGNED = [f"Image/aligned/train_0000{number}_aligned.jpg" for number in (2, 3, 4, 5)]
 
 
-@pytest.mark.parametrize(
-    ("damage", "images", "message"),
-    [
+def test_a_mistake_is_named_and_nothing_written(tmp_path):
+    whole = write_release(tmp_path / "whole")
+    mistakes = (
         (remove(LIST), "aligned", r"basic: expected one RAF-DB basic release.*found no EmoLabel/"),
         (
             remove(*ALIGNED),
@@ -219,14 +219,13 @@ ALIGNED = [f"Image/aligned/train_0000{number}_aligned.jpg" for number in (2, 3, 
         (write_box("1 2 3"), "original", r"train_00003_boundingbox\.txt: expected four numbers x1 y1 x2 y2"),
         (write_box("1 2 nan 4"), "original", "expected four numbers"),
         (write_box("9 2 3 4"), "original", "x1 < x2"),
-    ],
-)  # fmt: skip
-def test_a_mistake_is_named_and_nothing_written(tmp_path, damage, images, message):
-    source = write_release(tmp_path / "basic")
-    damage(source)
-    with pytest.raises(UserError, match=message):
-        prepare(source, tmp_path / "data", images=images)
-    assert not list((tmp_path / "data").rglob("*.npy"))
+    )
+    for number, (damage, images, message) in enumerate(mistakes):
+        source = shutil.copytree(whole, tmp_path / str(number) / "basic")
+        damage(source)
+        with pytest.raises(UserError, match=message):
+            prepare(source, tmp_path / "data", images=images)
+        assert not list((tmp_path / "data").rglob("*.npy"))
 
 
 def test_two_releases_in_one_folder_are_refused(tmp_path):
@@ -236,10 +235,11 @@ def test_two_releases_in_one_folder_are_refused(tmp_path):
         prepare(tmp_path / "in", tmp_path)
 
 
-@pytest.mark.parametrize("options", [{"size": 0}, {"val_share": 1.0}])
-def test_options_out_of_range(tmp_path, options):
-    with pytest.raises(UserError, match=f"received {next(iter(options.values()))}"):
-        prepare(write_release(tmp_path / "basic"), tmp_path, **options)
+def test_options_out_of_range(tmp_path):
+    source = write_release(tmp_path / "basic")
+    for options in ({"size": 0}, {"val_share": 1.0}):
+        with pytest.raises(UserError, match=f"received {next(iter(options.values()))}"):
+            prepare(source, tmp_path, **options)
 
 
 def test_windows_line_ends_and_a_mark_at_the_start(tmp_path):
