@@ -7,7 +7,6 @@ import dataclasses
 import cv2
 import numpy as np
 import pytest
-from sklearn.linear_model import RidgeClassifier
 
 from datasets.shared import drawn_faces as synthetic
 from datasets.shared.drawn_faces import PROTOTYPES, Actions, Identity, View, draw_face, draw_faces
@@ -302,27 +301,28 @@ def test_identity_shows():
 
 @pytest.fixture(scope="module")
 def grey_faces() -> tuple[np.ndarray, np.ndarray]:
-    """1400 faces as 24 x 24 grey pixels, each standardised, (1400, 576), and their labels."""
-    images, labels = draw_faces(1400, size=24, seed=0)
-    grey = images.mean(axis=-1).reshape(1400, 576)
+    """900 faces as 24 x 24 grey pixels, each standardised, (900, 576), and their labels; 700 are for training."""
+    images, labels = draw_faces(900, size=24, seed=0)
+    grey = images.mean(axis=-1).reshape(900, 576)
     return (grey - grey.mean(axis=1, keepdims=True)) / grey.std(axis=1, keepdims=True), labels
 
 
-def linear_accuracy(pixels: np.ndarray, labels: np.ndarray) -> float:
-    return RidgeClassifier(alpha=100.0).fit(pixels[:1050], labels[:1050]).score(pixels[1050:], labels[1050:])
-
-
 def test_a_linear_classifier_learns_the_expressions(grey_faces):
+    """Ridge regression to one-hot labels, written out."""
     pixels, labels = grey_faces
-    assert linear_accuracy(pixels, labels) > 0.58  # measured 0.71 to 0.73 with three seeds; chance 0.14
+    centred = pixels - pixels[:700].mean(axis=0)
+    targets = np.eye(7)[labels[:700]]
+    weights = np.linalg.solve(centred[:700].T @ centred[:700] + 100 * np.eye(576), centred[:700].T @ targets)
+    predicted = (centred[700:] @ weights + targets.mean(axis=0)).argmax(axis=1)
+    assert (predicted == labels[700:]).mean() > 0.58  # measured 0.68 to 0.69 with three seeds; chance 0.14
 
 
 def test_no_single_pixel_gives_the_expression_away(grey_faces):
     pixels, labels = grey_faces
     best = 0.0
     for values in pixels.T:
-        level = np.digitize(values, np.quantile(values[:1050], np.arange(1, 8) / 8))  # eight levels
+        level = np.digitize(values, np.quantile(values[:700], np.arange(1, 8) / 8))  # eight levels
         counts = np.zeros((8, 7))
-        np.add.at(counts, (level[:1050], labels[:1050]), 1)
-        best = max(best, (counts.argmax(axis=1)[level[1050:]] == labels[1050:]).mean())
-    assert best < 0.40  # measured 0.23 to 0.26 with three seeds
+        np.add.at(counts, (level[:700], labels[:700]), 1)
+        best = max(best, (counts.argmax(axis=1)[level[700:]] == labels[700:]).mean())
+    assert best < 0.40  # measured 0.24 to 0.26 with three seeds
