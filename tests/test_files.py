@@ -59,6 +59,16 @@ def test_a_failing_block_keeps_the_old_file_and_leaves_nothing(tmp_path, error):
     assert path.read_text() == "old" and names(tmp_path) == ["file.txt"]
 
 
+def test_a_disk_that_fills_while_the_file_is_synced_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with pytest.raises(OSError) as caught:
+        files.write_text(path, "new")
+    assert caught.value.filename == str(path)
+    assert path.read_text() == "old" and names(tmp_path) == ["file.txt"]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_a_real_full_disk_keeps_the_old_file(tmp_path):
     """/dev/full refuses every byte, as a full disk does."""
