@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_split
 
 import data_helper
 from data_helper import PreparedSplit, open_split
@@ -105,3 +106,34 @@ def test_a_digest_of_another_form_is_refused(earlier):
     path.write_text(json.dumps({**meta_of(earlier), "digest": "\x1b[31m"}))
     with pytest.raises(UserError, match=r"meta\.json: expected a digest of 64"):
         open_split(earlier, "ferplus", "train")
+
+
+def write_votes(data_dir, votes, labels=(0, 2, 1)):
+    folder = write_split(data_dir, labels, num_classes=3)
+    np.save(folder / "votes.npy", np.array(votes))
+    return open_split(data_dir, "synthetic", "train")
+
+
+GOOD_VOTES = np.array([[0.5, 0.25, 0.25], [0, 0, 1], [0.3, 0.6, 0.1]], np.float32)
+
+
+def test_votes_are_opened_beside_the_labels(tmp_path):
+    votes = write_votes(tmp_path, GOOD_VOTES).votes
+    assert isinstance(votes, np.memmap) and not votes.flags.writeable
+    assert votes.tolist() == GOOD_VOTES.tolist()
+    write_split(tmp_path, [0], split="val")
+    assert open_split(tmp_path, "synthetic", "val").votes is None
+
+
+def test_votes_that_do_not_belong_to_the_labels_are_refused(tmp_path):
+    for votes, message in (
+        (GOOD_VOTES[:2], r"expected the votes of 3 images for 3 classes, found an array of 2 x 3"),
+        (GOOD_VOTES[:, :2], r"found an array of 3 x 2"),
+        (GOOD_VOTES.astype(np.float64), r"expected float32 with 2 axes, found float64"),
+        (GOOD_VOTES[[0, 2, 1]], r"largest at the label, found \[0\.3.* for label 2 at row 1; prepare"),
+        (GOOD_VOTES * 10, r"sum to 1 .*found \[5\.0, 2\.5, 2\.5\] for label 0 at row 0"),
+        (GOOD_VOTES + np.float32([[0, 0, 0], [0, 0, np.nan], [0, 0, 0]]), r"nan\] for label 2 at row 1"),
+        (GOOD_VOTES + np.float32([[0, 0, 0], [0, 0, 0], [0, 0.2, -0.2]]), r"at row 2"),
+    ):
+        with pytest.raises(UserError, match=rf"votes\.npy: .*{message}"):
+            write_votes(tmp_path, votes)

@@ -59,6 +59,16 @@ def test_a_failing_block_keeps_the_old_file_and_leaves_nothing(tmp_path, error):
     assert path.read_text() == "old" and names(tmp_path) == ["file.txt"]
 
 
+def test_a_disk_that_fills_while_the_file_is_synced_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with pytest.raises(OSError) as caught:
+        files.write_text(path, "new")
+    assert caught.value.filename == str(path)
+    assert path.read_text() == "old" and names(tmp_path) == ["file.txt"]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_a_real_full_disk_keeps_the_old_file(tmp_path):
     """/dev/full refuses every byte, as a full disk does."""
@@ -170,21 +180,27 @@ def test_json_comes_back_as_utf8(tmp_path):
     assert (tmp_path / "file.txt").read_bytes() == b"\xc3\x9c\n"
 
 
-@pytest.mark.parametrize("value", [float("nan"), object()])
-def test_what_json_cannot_hold_is_refused_and_the_old_file_stays(tmp_path, value):
-    path = tmp_path / "file.json"
-    files.write_json(path, {"accuracy": 0.5})
-    with pytest.raises((ValueError, TypeError)):
-        files.write_json(path, {"accuracy": value})
-    assert files.read_json(path) == {"accuracy": 0.5} and names(tmp_path) == ["file.json"]
+def test_what_json_cannot_hold_is_refused_and_the_old_file_stays(tmp_path):
+    for value in (
+        float("nan"),
+        object(),
+    ):
+        path = tmp_path / "file.json"
+        files.write_json(path, {"accuracy": 0.5})
+        with pytest.raises((ValueError, TypeError)):
+            files.write_json(path, {"accuracy": value})
+        assert files.read_json(path) == {"accuracy": 0.5} and names(tmp_path) == ["file.json"]
 
 
-@pytest.mark.parametrize("content", [b'{"a": 1', b"\xff\xfe{}"])
-def test_a_file_that_is_not_json_is_the_users_mistake(tmp_path, content):
-    path = tmp_path / "file.json"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"file\.json: expected JSON"):
-        files.read_json(path)
+def test_a_file_that_is_not_json_is_the_users_mistake(tmp_path):
+    for content in (
+        b'{"a": 1',
+        b"\xff\xfe{}",
+    ):
+        path = tmp_path / "file.json"
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"file\.json: expected JSON"):
+            files.read_json(path)
 
 
 def test_sha256_is_that_of_all_the_bytes_at_once(tmp_path):
@@ -218,16 +234,20 @@ def test_a_folder_has_one_writer_across_processes(tmp_path):
             assert files.is_taken(folder)
 
 
-@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, code):
-    fcntl = pytest.importorskip("fcntl")
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    for code in (
+        errno.ENOLCK,
+        errno.ENOSYS,
+        errno.EOPNOTSUPP,
+    ):
+        fcntl = pytest.importorskip("fcntl")
 
-    def refuse(*_):
-        raise OSError(code, os.strerror(code))
+        def refuse(*_, code=code):
+            raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(UserError, match=f"{tmp_path}: .*no file locks"), files.only_writer(tmp_path):
-        pytest.fail("without a lock")
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        with pytest.raises(UserError, match=f"{tmp_path}: .*no file locks"), files.only_writer(tmp_path):
+            pytest.fail("without a lock")
 
 
 def test_locks_need_no_fcntl():
