@@ -1,10 +1,11 @@
-"""Command lines made of config classes: one field, one option, one default."""
+"""Makes command lines from config classes: one field is one option with its default and range."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
@@ -21,8 +22,8 @@ def parse_options(
     """Makes a config from command-line options named after its fields.
 
     Args:
-        config_class: a frozen dataclass of this module; nested sections add their options unprefixed.
-        default: where unnamed options come from; None is the class's own defaults.
+        config_class: a frozen dataclass; nested sections add their options unprefixed.
+        default: values of the options that are not given; None is the class's own defaults.
         args: the options; None is ``sys.argv[1:]``.
 
     Raises:
@@ -125,5 +126,5 @@ def to_args(options: Mapping[str, Any]) -> list[str]:
         if isinstance(value, bool):
             args.append(option(name if value else f"no-{name}"))
         else:
-            args += [option(name), str(value)]
+            args += [option(name), str(value.value if isinstance(value, Enum) else value)]
     return args

@@ -1,16 +1,15 @@
-"""What can be chosen, and what is the default?
+"""The options of a training, their defaults, and recipes.
 
-Class codes, enums, frozen dataclasses (one field, one option, one default) and the command line made
-from them. Imports no Keras, so ``--help`` is instant and the backend can still be chosen.
+Frozen dataclasses: one field is one option, one default and one range. Imports no Keras, so that ``--help`` is
+instant and the backend can still be chosen.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
+import difflib
 import io
-import json
 import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -51,15 +50,15 @@ class ModelConfig:
     arch: str = "mini_xcp"
     """mini_xcp (48 px, CPUs), xcp (Xception), resnet (ResNet50) or keras:<Name> of keras.applications."""
     num_embeddings: Annotated[int, Range(1, 1_024)] = 7
-    """k, embedding vectors a face."""
+    """k, embedding vectors per face."""
     embedding_size: Annotated[int, Range(3, 65_536)] = 256
-    """d, numbers in a vector."""
+    """d, numbers per vector."""
     input_size: Annotated[int | None, Range(1, 4_096)] = None
-    """The network's side in pixels; None takes the architecture's own."""
+    """The network's side in pixels; None is the architecture's own."""
     dropout: Annotated[float, Range(0, 0.99)] = 0.5
     """Share of the embedding's numbers dropped before the classifier, 0..1."""
     pretrained: Literal["none", "imagenet"] = "none"
-    """Where the backbone's first weights come from."""
+    """Initial weights of the backbone."""
     logit_scale: Annotated[float, Range(1e-3, 1e6)] = 1.0
     """Factor of the unit vectors before the classifier, the inverse of the logits' temperature."""
 
@@ -94,16 +93,16 @@ class LossConfig:
     ramp_epochs: Annotated[float, Range(0, 100_000)] = 0.0
     """Epochs over which the weights of all terms but the cross-entropy rise linearly from 0."""
     w_center: Annotated[float, WEIGHT, Title("Center loss")] = 0.0
-    """Weight of the center loss, a rival to compare with (rivals.py)."""
+    """Weight of the center loss, a baseline to compare with (baseline_losses.py)."""
     w_supcon: Annotated[float, WEIGHT, Title("Supervised contrastive")] = 0.0
-    """Weight of the supervised contrastive loss, a rival."""
+    """Weight of the supervised contrastive loss, a baseline."""
     w_triplet: Annotated[float, WEIGHT, Title("Triplet, semi-hard")] = 0.0
-    """Weight of the triplet loss with semi-hard negatives, a rival."""
+    """Weight of the triplet loss with semi-hard negatives, a baseline."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """How the weights move."""
+    """The optimiser and its schedule."""
 
     optimizer: Literal["adamw", "adam"] = "adamw"
     learning_rate: Annotated[float, Range(0, 1e30)] = 2e-3
@@ -119,27 +118,27 @@ class OptimizerConfig:
     accumulate: Annotated[int, Range(1, 1_000_000)] = 1
     """Batches whose gradients are averaged before one update (the published "virtual batch")."""
     average: Annotated[float, Range(0, 0.99999)] = 0.0
-    """Decay a step of the moving average of the weights that is evaluated and saved, 0..1; 0 keeps none."""
+    """Decay per step of the moving average of the weights that is evaluated and saved, 0..1; 0 keeps none."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of the training images, made inside the model on the device."""
+    """Random changes of the training images, inside the model on the device."""
 
     augment: bool = True
-    """Switches all of them."""
+    """Use augmentation."""
     flip: bool = True
-    """Mirror left and right, half of the time."""
+    """Mirror left and right with probability 1/2."""
     rotation: Annotated[float, Range(0, 180)] = 10.0
-    """Largest turn, degrees."""
+    """Largest rotation, degrees."""
     shift: Annotated[float, Range(0, 1)] = 0.1
     """Largest shift, share of the side."""
     zoom: Annotated[float, Range(0, 0.9)] = 0.1
-    """Largest change of size, share."""
+    """Largest change of scale, share."""
     erase: Annotated[float, Range(0, 1)] = 0.5
     """Probability of erasing one random rectangle."""
     mixup: Annotated[float, Range(0, 1_000)] = 0.0
-    """Alpha of mixup: each picture is blended with another, shares from Beta(alpha, alpha); 0 blends none."""
+    """Alpha of mixup: each image is blended with another, shares from Beta(alpha, alpha); 0 blends none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +149,7 @@ class TrainConfig:
     data_dir: str = "data"
     """Folder of the prepared data sets."""
     run_dir: str | None = None
-    """Folder of this run; None is runs/<id>, the same for the same options, so that it resumes."""
+    """Folder of this run; None is runs/<id>, the same for the same options and data, so that it resumes."""
     weights: str | None = None
     """Weights file to start from."""
     teacher: str | None = None
@@ -163,19 +162,19 @@ class TrainConfig:
     balanced: bool = False
     """Draw every class equally often."""
     soft_labels: bool = False
-    """Let cross-entropy aim at the distribution of the people's votes (FER+) instead of the label."""
+    """Use the distribution of the annotators' votes (FER+) as the target of cross-entropy, instead of the label."""
     select_on: Literal["val", "test"] = "val"
     """Split that chooses the best epoch; test imitates the published practice and is marked in every report."""
     precision: Precision = "float32"
     backend: Backend = "tensorflow"
     devices: Annotated[int, Range(1, 1_024)] = 1
-    """Devices that each process trains on (--backend jax): GPUs, or where there is none shares of the processor."""
+    """Devices that each process trains on (--backend jax): GPUs, or without a GPU shares of the processor."""
     processes: Annotated[int | None, Range(1, 65_536)] = None
     """Processes that train one network together (--backend jax); None is Slurm's tasks under srun, else 1."""
     process_id: Annotated[int | None, Range(0, 65_535)] = None
-    """Which of them this one is, 0..processes-1; None is Slurm's."""
+    """Rank of this process, 0..processes-1; None is Slurm's."""
     coordinator: str | None = None
-    """HOST:PORT where process 0 can be reached; None is made of Slurm's first host."""
+    """HOST:PORT where process 0 can be reached; None is Slurm's first host."""
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -203,7 +202,7 @@ def loss_weights(loss: LossConfig) -> dict[str, float | None]:
     return {term: getattr(loss, f"w_{term}") for term in LOSS_TERMS}
 
 
-# The published set-up, as far as the released code tells it; its augmentation is not known, ours stays.
+# The published set-up, as far as the released code shows it; its augmentation is not known, so ours is used.
 RECIPES: dict[str, TrainConfig] = {
     "default": TrainConfig(),
     "published": TrainConfig(
@@ -301,13 +300,18 @@ def with_options(settings: TrainConfig, options: Mapping[str, Any], place: str) 
     """Settings with some options changed, each by its command-line name.
 
     Args:
-        settings: where all others come from.
+        settings: values of all other options.
         options: name to value, such as ``{"w_fd": 0}``.
-        place: what a message calls the place of the options.
+        place: name of the options' source in messages.
 
     Raises:
         UserError: an unknown name, a value of the wrong type or a number outside its range.
     """
+    if unknown := set(options) - set(options_by_name(settings)):
+        near = {close for name in unknown for close in difflib.get_close_matches(name, options_by_name(settings))}
+        hint = f"; did you mean {' or '.join(map(option, sorted(near)))}?" if near else ""
+        names = ", ".join(map(option, sorted(unknown)))
+        raise UserError(f"{place}: cannot use the options {dict(options)} (train.py has no option {names}{hint})")
     screen = io.StringIO()
     try:
         with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
@@ -319,46 +323,8 @@ def with_options(settings: TrainConfig, options: Mapping[str, Any], place: str) 
         raise UserError(f"{place}: {error}") from None
 
 
-# What a run may differ in and still be the same run: where things lie and are done, not what is computed.
-PLACES = ("run_dir", "data_dir", "debug", "devices", "processes", "process_id", "coordinator")
-
-
-def identity(settings: TrainConfig) -> dict[str, Any]:
-    """All that decides what a run computes, JSON-ready."""
-    return {name: value for name, value in to_dict(settings).items() if name not in PLACES}
-
-
-def settings_of(identity: Mapping[str, Any]) -> TrainConfig | None:
-    """The settings with an `identity`, as a result file keeps it; None when it has options that are not known here.
-
-    Options that it does not have are younger than the file: they have their defaults.
-    """
-    return _filled(TrainConfig(), identity)
-
-
-def _filled(section: Any, values: Mapping[str, Any]) -> Any:
-    fields = {field.name for field in dataclasses.fields(section)}
-    if set(values) - fields:
-        return None
-    changes = {}
-    for name, value in values.items():
-        normal = getattr(section, name)
-        if dataclasses.is_dataclass(normal):
-            value = _filled(normal, value)
-            if value is None:
-                return None
-        changes[name] = type(normal)(value) if isinstance(normal, Enum) else value
-    return dataclasses.replace(section, **changes)
-
-
-def run_id(settings: TrainConfig) -> str:
-    """The run's default folder name: the same options give the same name, so the same command resumes."""
-    digest = hashlib.sha256(json.dumps(identity(settings), sort_keys=True).encode()).hexdigest()[:8]
-    return f"{settings.dataset.value}-{settings.model.arch.replace(':', '_')}-seed{settings.seed}-{digest}"
-
-
-def differences(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> list[str]:
-    """The entries in which two `to_dict` results differ, as ``name: left -> right``."""
+def differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The entries in which two nested dictionaries differ, as ``name: left -> right``."""
     found = []
     for name in sorted(set(left) | set(right)):
         a, b = left.get(name), right.get(name)
@@ -367,3 +333,7 @@ def differences(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -
         elif a != b:
             found.append(f"{prefix}{name}: {a} -> {b}")
     return found
+
+
+# Options that say where things are and where they are computed, not what: runs that differ in them are the same run.
+PLACES = ("run_dir", "data_dir", "debug", "devices", "processes", "process_id", "coordinator")

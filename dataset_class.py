@@ -1,4 +1,4 @@
-"""How do prepared files become batches? Order by (seed, epoch), balanced sampling."""
+"""Batches of a prepared split, in an order that (seed, epoch) decides."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ import keras
 import numpy as np
 
 from data_helper import PreparedSplit
-from distributed.process_group import ALONE, Team
+from distributed.process_group import GROUP_OF_ONE, ProcessGroup
 from files import UserError
 
 # Pixels of larger files are read with `pread` instead of through the memory map. In random order a page fault there
-# reads the disk's whole read-ahead (8 MB on some) for one picture, and every page touched counts to the process.
+# reads the disk's whole read-ahead (8 MB on some) for one image, and every page touched counts to the process.
 MAPPED_BYTES = 2**30
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of a prepared split, in an order that (seed, epoch) alone decides.
+    """Batches of a prepared split, in an order that only (seed, epoch) decides.
 
     Set `epoch` before an epoch begins; the same (seed, epoch) gives the same batches in any process,
     which is what lets a killed run resume to the same weights. Hand it to ``fit`` with ``shuffle=False``.
 
     Args:
         split: the images and labels.
-        batch_size: images a batch.
-        seed: of the order.
-        training: each epoch has its own order and leaves out a short last batch, so that every step has one
-            shape. Otherwise every image comes once, in one order for all epochs: mixed too, because the
-            loss compares the images of a batch and releases are often sorted by class.
-        balanced: draw every class that is there equally often (with repetition); an epoch keeps its length.
-        soft_labels: give the votes on each image instead of its label.
-        team: who shares the batches. This process reads its own share of the images of each batch, and all targets.
+        batch_size: images per batch.
+        seed: seed of the order.
+        training: each epoch has its own order and leaves out a short last batch, so that every step has the same
+            shape. Otherwise every image appears once, in one shuffled order for all epochs: the loss compares the
+            images of a batch, and releases are often sorted by class.
+        balanced: draw every class of the split equally often (with repetition); the epoch keeps its length.
+        soft_labels: the targets are the votes on each image instead of its label.
+        group: the processes that share each batch. This process reads its own share of the images, and all targets.
 
     Raises:
-        UserError: soft labels of a split without votes, or training images too few for a batch that can be shared out.
+        UserError: soft labels of a split without votes, or fewer training images than a batch that
+            all devices can share.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Batches(keras.utils.PyDataset):
         training: bool = True,
         balanced: bool = False,
         soft_labels: bool = False,
-        team: Team = ALONE,
+        group: ProcessGroup = GROUP_OF_ONE,
     ):
         super().__init__()
         if soft_labels and split.votes is None:
@@ -58,15 +59,15 @@ class Batches(keras.utils.PyDataset):
         self.split = split
         self._images = _readable(split.images)
         self.batch_size = min(batch_size, len(split))
-        if training and self.batch_size % team.all_devices:
+        if training and self.batch_size % group.all_devices:
             raise UserError(
-                f"--batch-size {batch_size}: expected a multiple of {team.all_devices}, the devices of all processes, "
+                f"--batch-size {batch_size}: expected a multiple of {group.all_devices}, the devices of all processes, "
                 f"and at most {len(split)}, the images of {split.name}"
             )
         self.seed = seed
         self.training = training
         self.balanced = balanced
-        self.team = team
+        self.group = group
         self.targets = split.votes if soft_labels else split.labels.astype(np.int32)
         self.epoch = 0
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
@@ -78,13 +79,13 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Batch ``index`` of this epoch: uint8 images (B, H, W, C), and int32 labels (B,) or float32 votes (B, C).
 
-        In a team the images are this process's share of the batch (`Team.share`), black ones where it was filled up.
+        In a process group the images are this process's share (`ProcessGroup.share`), filled up with black images.
         """
         rows = self.order()[index * self.batch_size : (index + 1) * self.batch_size]
-        return self.team.take(self._images, rows), self.targets[rows]
+        return self.group.take(self._images, rows), self.targets[rows]
 
     def order(self) -> np.ndarray:
-        """The rows of this epoch in the order they are seen, int64 (N,)."""
+        """The rows of this epoch in their order, int64 (N,)."""
         wanted = self.epoch
         drawn, order = self._order  # read once: Keras may ask from two threads
         if drawn != wanted:
@@ -102,7 +103,7 @@ class Batches(keras.utils.PyDataset):
 
 
 def _readable(images: np.ndarray) -> np.ndarray | _DiskRows:
-    """What gives rows of the images at the least cost: they themselves, or their file where it is large."""
+    """The fastest source of rows: the images themselves, or their file where it is large."""
     whole_file = isinstance(images.base, mmap.mmap) and images.flags.c_contiguous  # no part of a map, no copy
     if whole_file and images.nbytes > MAPPED_BYTES and hasattr(os, "preadv"):  # Windows lacks it
         return _DiskRows(images)

@@ -1,4 +1,4 @@
-"""What does an evaluation report? Every image of a split predicted, measured, drawn and tabulated."""
+"""Predicts every image of a split, measures the predictions and writes the report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import datasets
 from data_helper import PreparedSplit
 from distributed import exchange
-from distributed.process_group import ALONE, Team
+from distributed.process_group import GROUP_OF_ONE, ProcessGroup
 from files import UserError, whole_file, write_json
 
 
@@ -23,19 +23,19 @@ def predict(
     batch_size: int = 256,
     flip: bool = False,
     compiled: bool = True,
-    team: Team = ALONE,
+    group: ProcessGroup = GROUP_OF_ONE,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Runs the network over every image, a batch in memory at a time.
+    """Runs the network over every image, one batch in memory at a time.
 
     Args:
         network: pixels 0..255 to ``{"logits": (B, C), "embeddings": (B, k, d)}`` (`cnn_model.build_model`).
         images: uint8 or float (N, H, W, 1 or 3) in 0..255; may be a memory map.
-        batch_size: images a batch.
+        batch_size: images per batch.
         flip: average the probabilities of each image and its mirror image (test-time augmentation); the
             embeddings stay the image's own.
-        compiled: False runs the layers one by one, which saves the compilation of a network that runs but once
-            (`runtime.eager_is_cheap`); equal to rounding. A team compiles always.
-        team: who shares the images: every process calls this, reads its share and gets everything.
+        compiled: False runs the layers one by one, which saves compiling a network that runs only once
+            (`runtime.eager_is_cheap`); equal to rounding. A process group always compiles.
+        group: the processes that share the images: each calls this, reads its share and gets all outputs.
 
     Returns:
         Class probabilities float32 (N, C), the softmax of the logits, and embeddings float32 (N, k, d).
@@ -44,8 +44,8 @@ def predict(
         UserError: no images, no batch size, or a network whose outputs are not finite.
     """
     if flip:
-        probabilities, embeddings = predict(network, images, batch_size, compiled=compiled, team=team)
-        mirrored, _ = predict(network, images[:, :, ::-1], batch_size, compiled=compiled, team=team)
+        probabilities, embeddings = predict(network, images, batch_size, compiled=compiled, group=group)
+        mirrored, _ = predict(network, images[:, :, ::-1], batch_size, compiled=compiled, group=group)
         return (probabilities + mirrored) / 2, embeddings
     num_images = len(images)
     if not num_images:
@@ -59,7 +59,7 @@ def predict(
     for start in range(0, num_images, batch_size):
         rows = range(start, min(start + batch_size, num_images))
         # The short last batch is filled up and its surplus cut off: a second shape would be compiled a second time.
-        outputs = outputs_of(team.take(images, rows, batch_size))
+        outputs = outputs_of(group.take(images, rows, batch_size))
         logits[rows.start : rows.stop] = outputs["logits"][: len(rows)]
         embeddings[rows.start : rows.stop] = outputs["embeddings"][: len(rows)]
     finite = np.isfinite(logits).all(axis=1)
@@ -81,27 +81,27 @@ def evaluate(
     seed: int = 0,
     flip: bool = False,
     extra: Mapping[str, Any] | None = None,
-    team: Team = ALONE,
+    group: ProcessGroup = GROUP_OF_ONE,
 ) -> dict[str, Any]:
     """Measures a network on every image of a split and writes the report.
 
     Args:
         network: see `predict`.
         split: the images and their labels.
-        folder: where ``predictions.npz``, the figures (`plots.save_figures`) and, when all is whole,
+        folder: where ``predictions.npz``, the figures (`plots.save_figures`) and, as the last file,
             ``result.json`` go.
-        batch_size: images a batch.
-        seed: of the bootstrap intervals and of the t-SNE picture.
+        batch_size: images per batch.
+        seed: of the bootstrap intervals and of the t-SNE figure.
         flip: see `predict`.
         extra: more JSON-ready entries of the result, such as ``weights`` and ``selected_on``.
-        team: see `predict`; process 0 alone writes the report, the others return an empty result.
+        group: see `predict`; only rank 0 writes the report, the others return an empty result.
 
     Returns:
         What ``result.json`` holds: ``dataset``, ``split``, all that `metrics.score` returns, ``correlations``
         (`metrics.correlations`), ``class_names``, ``flip``, ``parameters``, ``seed``, ``commit`` (of this code;
         ``-dirty`` when tracked files differ from it, None outside git) and the extra entries. ``predictions.npz``
         holds ``labels`` int64 (N,), ``probabilities`` float32 (N, C), ``class_names`` (C,), and of the images in the
-        t-SNE picture ``tsne_rows`` int64 (M,) and ``tsne_places`` float32 (M, 2), both empty where there is none.
+        t-SNE figure ``tsne_rows`` int64 (M,) and ``tsne_places`` float32 (M, 2), both empty where there is none.
 
     Raises:
         UserError: the network has another number of classes than the split; or see `predict`.
@@ -117,8 +117,8 @@ def evaluate(
             f"received one of {num_classes}; choose weights trained on such a data set, or another --dataset"
         )
     folder = Path(folder)
-    probabilities, embeddings = predict(network, split.images, batch_size, flip, team=team)
-    if not team.leads:
+    probabilities, embeddings = predict(network, split.images, batch_size, flip, group=group)
+    if not group.is_rank0:
         return {}
     scores = metrics.score(split.labels, probabilities, split.class_names, seed)
     tsne_rows, tsne_places = metrics.tsne(embeddings, seed)
@@ -150,7 +150,7 @@ def evaluate(
 
 
 def format_table(result: Mapping[str, Any]) -> str:
-    """The report as plain text: overall measures with their intervals, a line a class, the confusion matrix.
+    """The report as plain text: overall measures with their intervals, one line per class, the confusion matrix.
 
     Args:
         result: what `evaluate` returned or ``result.json`` holds.
@@ -160,9 +160,9 @@ def format_table(result: Mapping[str, Any]) -> str:
     if selected_on == "test":
         lines.append("The epoch was selected on the test split (--select-on test), as in the published practice.")
     if selected_on == result["split"]:
-        lines.append("The epoch was selected on this same split, so the estimate is too good.")
+        lines.append("The epoch was selected on this same split, so the estimate is too high.")
     if result.get("flip"):
-        lines.append("Every probability is the mean of the picture's and its mirror image's (--flip).")
+        lines.append("Every probability is the mean over the image and its mirror image (--flip).")
     lines.append("")
     for key, title in (("accuracy", "accuracy"), ("mean_class_recall", "mean class recall"), ("macro_f1", "macro F1")):
         low, high = result["intervals"][key]
@@ -181,7 +181,7 @@ def _confusion_lines(result: Mapping[str, Any], width: int) -> list[str]:
     names = result["class_names"]
     cell = 2 + max(len(text) for row in result["confusion_matrix"] for text in (*names, *(f"{n:,}" for n in row)))
     return [
-        "confusion matrix (a row a true expression, a column a predicted one)",
+        "confusion matrix (rows: true expression, columns: predicted)",
         " " * width + "".join(f"{name:>{cell}}" for name in names),
         *(
             f"{name:<{width}}" + "".join(f"{count:>{cell},}" for count in row)

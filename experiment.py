@@ -1,7 +1,7 @@
-"""What is a run, from its options to its report?
+"""Does one run: data, network, loss, training, report.
 
-A run is a folder: `config.json`, `env.json`, `state.h5` (to go on after a kill), `history.csv`,
-`best.weights.h5`, and in the end `result.json`, `predictions.npz` and the figures.
+A run is a folder: `config.json`, `env.json`, `state.h5` (to continue after an interruption), `history.csv`,
+`best.weights.h5`, and at the end `result.json`, `predictions.npz` and the figures.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import datasets
 import evaluation
 import metrics
 import plots
+import run_identity
 import runtime
 import trainer as training
 from config import DatasetName, TrainConfig
@@ -29,16 +30,18 @@ from data_helper import PreparedSplit, open_split, prepared_splits
 from dataset_class import Batches
 from datasets.synthetic import PrepareSyntheticConfig, write_synthetic_splits
 from distributed import exchange
-from distributed.process_group import Team, team_of
-from files import UserError, only_writer, read_json, write_json
+from distributed.process_group import ProcessGroup, process_group
+from files import UserError, read_json, write_json
 from model_files import model_file
 
 BEST_WEIGHTS = "best.weights.h5"
 UNTRAINED = "untrained.json"
+_SHARED = "every process must see one shared --run-dir"
+Splits = dict[str, PreparedSplit]
 
 
 def train_and_evaluate(settings: TrainConfig) -> dict[str, Any]:
-    """Trains as ``settings`` say, or goes on with a run that was stopped, and evaluates the best epoch.
+    """Trains with ``settings``, or continues a run that was stopped, and evaluates the best epoch.
 
     Returns:
         What `result.json` holds (`evaluation.evaluate`): the test split where it is prepared, otherwise the
@@ -48,92 +51,59 @@ def train_and_evaluate(settings: TrainConfig) -> dict[str, Any]:
         UserError: data not prepared, unknown architecture, a folder that holds another run, a loss that is not finite.
     """
     config.check(settings)
-    team = team_of(settings)
-    folder = Path(settings.run_dir or Path("runs") / config.run_id(settings))
-    with exchange.together(team), only_writer(folder) if team.leads else contextlib.nullcontext():
-        return exchange.told(_run(settings, folder, team))
+    with exchange.connected(process_group(settings)) as group:
+        splits = group.rank0_first(_open_splits, settings)
+        identity = run_identity.identity_of(settings, splits)
+        group.check_agreement("options and data", identity.to_dict(), "start every process with the same")
+        folder = settings.run_dir or str(run_identity.default_folder(identity, "runs"))
+        folder = Path(group.broadcast(folder))
+        with group.only_writer(folder):
+            done = group.on_rank0(run_identity.claim_folder)(folder, identity, _evaluated(settings, splits))
+            if group.broadcast(bool(done)):
+                print(f"{folder} holds this run, finished; delete it or choose another --run-dir to train again")
+                return group.broadcast(done)
+            _train(settings, folder, splits, group)
+            return group.broadcast(_report(settings, folder, splits, identity, group))
 
 
-def _run(settings: TrainConfig, folder: Path, team: Team) -> dict[str, Any]:
-    """`train_and_evaluate` in one process of a team; the result of process 0 is the one that counts."""
-    splits = None
-    if team.leads:
-        _check_same_run(folder, settings)
-        splits = None if (folder / "result.json").exists() else _open_splits(settings)
-    start = {"options": config.identity(settings), "finished": splits is None}
-    led = exchange.told(start)  # by now the synthetic set is drawn
-    if changed := config.differences(led["options"], start["options"]):
-        raise UserError(f"expected the options of process 0 in every process, received others ({'; '.join(changed)})")
-    if led["finished"]:
-        print(f"{folder} holds this run, finished; delete it or choose another --run-dir to train again")
-        return read_json(folder / "result.json")
-    splits = splits or _open_splits(settings)
-    if team.leads:
-        write_json(folder / "config.json", config.identity(settings))
+def _train(settings: TrainConfig, folder: Path, splits: Splits, group: ProcessGroup) -> None:
+    """Trains from the saved state, or from the start, to the last epoch; leaves the best weights in the folder."""
     print(f"{settings.model.arch} on {splits['train'].name}: {len(splits['train'])} images, in {folder}")
-    _fit(settings, folder, splits, team)
-    return _report(settings, folder, splits, team)
-
-
-def _check_same_run(folder: Path, settings: TrainConfig) -> None:
-    """Checks that the run in the folder, if there is one, is the one that ``settings`` describe."""
-    path = folder / "config.json"
-    if path.exists() and (changed := config.differences(read_json(path), config.identity(settings))):
-        raise UserError(
-            f"{folder} holds a run with other options ({'; '.join(changed)}); "
-            "repeat its own command to go on with it, or choose another --run-dir"
-        )
-
-
-def _open_splits(settings: TrainConfig) -> dict[str, PreparedSplit]:
-    """Opens every split that is prepared; draws the synthetic set first when it is wanted and not there."""
-    name = settings.dataset.value
-    if settings.dataset == DatasetName.synthetic and (name, "train") not in prepared_splits(settings.data_dir):
-        write_synthetic_splits(PrepareSyntheticConfig(data_dir=settings.data_dir))
-    there = {split for dataset, split in prepared_splits(settings.data_dir) if dataset == name}
-    wanted = there | {"train", settings.select_on}
-    return {split: open_split(settings.data_dir, name, split) for split in sorted(wanted)}
-
-
-def _fit(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit], team: Team) -> None:
-    """Trains from the folder's saved state, or from the start, to the last epoch; leaves the best weights there."""
     runtime.set_up(settings.seed, settings.precision)
-    train = splits["train"]
-    shared = {"batch_size": settings.batch_size, "seed": settings.seed, "team": team}
-    soft = settings.soft_labels
+
+    # data
+    train, soft = splits["train"], settings.soft_labels
+    shared = {"batch_size": settings.batch_size, "seed": settings.seed, "group": group}
     validation = Batches(splits[settings.select_on], **shared, soft_labels=soft, training=False)
     if settings.teacher:
-        train, soft = _taught(train, settings, team), True
+        train, soft = _taught(train, settings, group), True
     batches = Batches(train, **shared, soft_labels=soft, balanced=settings.balanced)
+
+    # network and loss
     network = _build_network(settings, train.num_classes)
     model = _build_trainer(settings, network, train, len(batches))
+
+    # what is saved: the state after each epoch, the best weights, and what the discriminators start from
     averaged = training.AveragedWeights() if settings.optimizer.average else None
+    save_model, save_json = group.on_rank0(model_file.save_model), group.on_rank0(write_json)
 
     def save_best(row: dict[str, float]) -> None:
         measured = {"split": settings.select_on, "accuracy": row["val_accuracy"], "epoch": row["epoch"]}
-        with averaged.in_place() if averaged else contextlib.nullcontext():  # in every process, as all must agree
-            if not team.leads:
-                return
-            model_file.save_model(folder / BEST_WEIGHTS, network, _model_info(settings, network, train, measured))
+        with averaged.in_place() if averaged else contextlib.nullcontext():  # every process swaps its copy
+            save_model(folder / BEST_WEIGHTS, network, _model_info(settings, network, train, measured))
 
-    state = training.RunState(folder, monitor="val_accuracy", save_best=save_best, writes=team.leads)
+    state = training.RunState(folder, monitor="val_accuracy", save_best=save_best, writes=group.is_rank0)
     state.restore(model)
-    if (led := exchange.told(state.epochs_done)) != state.epochs_done:
-        raise UserError(
-            f"{state.path}: expected the state after epoch {led}, as process 0 finds it, found {state.epochs_done}; "
-            "every process must see one shared --run-dir"
-        )
+    group.check_agreement(f"{state.path}", {"epoch": state.epochs_done}, _SHARED)
     if state.epochs_done:
         print(f"going on after epoch {state.epochs_done} of {settings.epochs}")
     else:
-        # What the discriminators start from, to be read beside what they reach.
-        _, embeddings = evaluation.predict(network, validation.split.images, team=team)
-        before = metrics.correlations(validation.split.labels, embeddings, train.num_classes)
-        if team.leads:
-            write_json(folder / UNTRAINED, before)
-    if team.leads:
-        write_json(folder / "env.json", runtime.versions())
-    spoken = [training.ProgressBar(), *runtime.tensorboard(folder / "tensorboard")] if team.leads else []
+        _, embeddings = evaluation.predict(network, validation.split.images, group=group)
+        save_json(folder / UNTRAINED, metrics.correlations(validation.split.labels, embeddings, train.num_classes))
+    save_json(folder / "env.json", runtime.versions())
+
+    # fit
+    shown = [training.ProgressBar(), *runtime.tensorboard(folder / "tensorboard")] if group.is_rank0 else []
     model.fit(
         batches,
         validation_data=validation,
@@ -144,25 +114,70 @@ def _fit(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit], 
         callbacks=[
             training.EpochOrder(batches),
             training.StopAtNaN(),
-            *spoken,
+            *shown,
             *([averaged] if averaged else []),
             state,
         ],
     )
 
 
-def _taught(train: PreparedSplit, settings: TrainConfig, team: Team) -> PreparedSplit:
-    """The split with targets blended of its labels (or votes) and what the teacher, with flip, says of each image."""
+def _report(
+    settings: TrainConfig, folder: Path, splits: Splits, identity: run_identity.RunIdentity, group: ProcessGroup
+) -> dict[str, Any]:
+    """Evaluates the best weights and draws the figures; the result file comes last and marks the run as finished."""
+    runtime.set_up(precision="float32")
+    group.wait()  # until rank 0 has written the weights
+    network, info = model_file.load_model(folder / BEST_WEIGHTS)
+    group.check_agreement(f"{folder / BEST_WEIGHTS}", info.metrics, _SHARED)
+    split = _evaluated(settings, splits)
+    extra = group.on_rank0(_training_report)(settings, folder, info, len(splits["train"]))
+    digests = {"digests": run_identity.result_digests(identity, split)}
+    extra = extra and {**extra, "config": identity.options, **digests}
+    return evaluation.evaluate(network, split, folder, seed=settings.seed, extra=extra, group=group)
+
+
+def _training_report(
+    settings: TrainConfig, folder: Path, info: model_file.ModelInfo, num_images: int
+) -> dict[str, Any]:
+    """What `result.json` says of the training; draws its history."""
+    history = training.read_history(folder)
+    title = f"{datasets.title(settings.dataset.value)}, train, n = {num_images:,}"
+    plots.save_history(folder / "history.png", history, title, info.metrics["epoch"])
+    return {
+        "selected_on": settings.select_on,
+        "best_epoch": info.metrics["epoch"],
+        "train_seconds": sum(row["seconds"] for row in history),
+        "correlations_untrained": read_json(folder / UNTRAINED),
+    }
+
+
+def _open_splits(settings: TrainConfig) -> Splits:
+    """Opens every split that is prepared; draws the synthetic set first where it is wanted and missing."""
+    name = settings.dataset.value
+    if settings.dataset == DatasetName.synthetic and (name, "train") not in prepared_splits(settings.data_dir):
+        write_synthetic_splits(PrepareSyntheticConfig(data_dir=settings.data_dir))
+    there = {split for dataset, split in prepared_splits(settings.data_dir) if dataset == name}
+    wanted = there | {"train", settings.select_on}
+    return {split: open_split(settings.data_dir, name, split) for split in sorted(wanted)}
+
+
+def _evaluated(settings: TrainConfig, splits: Splits) -> PreparedSplit:
+    """The split that the report measures: test where it is prepared, otherwise the one that selects the epoch."""
+    return splits["test" if "test" in splits else settings.select_on]
+
+
+def _taught(train: PreparedSplit, settings: TrainConfig, group: ProcessGroup) -> PreparedSplit:
+    """The split with targets that blend its labels (or votes) with the teacher's probabilities, flip averaged."""
     teacher, info = model_file.load_model(settings.teacher)
     if info.class_names != train.class_names:
         raise UserError(
             f"{settings.teacher}: expected a teacher of the classes {', '.join(train.class_names)}, found one of "
             f"{', '.join(info.class_names)}"
         )
-    said, _ = evaluation.predict(teacher, train.images, flip=True, team=team)
+    predicted, _ = evaluation.predict(teacher, train.images, flip=True, group=group)
     known = train.votes if settings.soft_labels else np.eye(train.num_classes, dtype=np.float32)[train.labels]
     share = np.float32(settings.teacher_share)
-    return dataclasses.replace(train, votes=(1 - share) * known + share * said)
+    return dataclasses.replace(train, votes=(1 - share) * known + share * predicted)
 
 
 def _build_trainer(
@@ -252,29 +267,3 @@ def _model_info(
         versions=runtime.versions(),
         origin=f"train.py, started from {Path(settings.weights).name}" if settings.weights else "train.py",
     )
-
-
-def _report(settings: TrainConfig, folder: Path, splits: dict[str, PreparedSplit], team: Team) -> dict[str, Any]:
-    """Evaluates the best weights and draws the figures; the result file comes last and marks the run as finished."""
-    runtime.set_up(precision="float32")
-    exchange.told(None)  # the weights are there once process 0 is here
-    network, info = model_file.load_model(folder / BEST_WEIGHTS)
-    if (led := exchange.told(info.metrics)) != info.metrics:
-        raise UserError(
-            f"{folder / BEST_WEIGHTS}: expected the weights of epoch {led['epoch']}, as process 0 finds them, found "
-            f"those of epoch {info.metrics['epoch']}; every process must see one shared --run-dir"
-        )
-    extra = {}
-    if team.leads:
-        history = training.read_history(folder)
-        title = f"{datasets.title(settings.dataset.value)}, train, n = {len(splits['train'].labels):,}"
-        plots.save_history(folder / "history.png", history, title, info.metrics["epoch"])
-        extra = {
-            "selected_on": settings.select_on,
-            "best_epoch": info.metrics["epoch"],
-            "train_seconds": sum(row["seconds"] for row in history),
-            "correlations_untrained": read_json(folder / UNTRAINED),
-            "config": config.identity(settings),
-        }
-    split = splits["test" if "test" in splits else settings.select_on]
-    return evaluation.evaluate(network, split, folder, seed=settings.seed, extra=extra, team=team)

@@ -1,46 +1,51 @@
-"""Files reach the disk whole or not at all, one writer at a time; failures reach the user as one clear message."""
+"""Writes files whole or not at all, one writer at a time, and reports failures as one clear message."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
+import socket
 import sys
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 _LOCK = ".lock"
-_PATIENCE_SECONDS = 0.5  # `is_taken` holds the lock for an instant
+_PATIENCE_SECONDS = 0.5  # because `is_taken` holds the lock for an instant
+_PROBE_SECONDS = 0.05  # because two processes may ask `is_taken` at the same time
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
+_STALE_SECONDS = 24 * 3600.0  # a temporary file untouched for so long has no writer, wherever that was
+_TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})\.([0-9]+)\.[0-9a-f]{8}-(.+)")  # host, process, name
 
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` and renames it to ``path`` when the block succeeds.
 
-    The temporary name (``.tmp-<name>``) keeps the suffix, which Keras and NumPy look at, and is the
-    same every time, so a killed process leaves at most one behind and the next one overwrites it.
-    When the block raises, the temporary file is removed and ``path`` is what it was before.
+    The temporary name (``.tmp-<host>.<process>.<random>-<name>``) keeps the suffix, because Keras and NumPy look at
+    it, and belongs to this call only, so two writers never share a file. When the block raises, the temporary file is
+    removed and ``path`` is what it was before. A killed process leaves its temporary file; the next writer of ``path``
+    removes it (if that is on another machine, after a day).
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _temporary(path) as temporary:
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+        except OSError as error:
+            error.filename = error.filename or str(path)
+            raise
 
 
 @contextlib.contextmanager
@@ -49,27 +54,76 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
     As `whole_file`; a folder at ``path`` is replaced, and there is an instant in between in which neither is there.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = path.with_name(f".tmp-{path.name}"), path.with_name(f".tmp-old-{path.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with _temporary(path) as temporary, _temporary(path) as old:
         yield temporary
         for file in filter(Path.is_file, temporary.rglob("*")):
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
-        shutil.rmtree(old, ignore_errors=True)
-        if path.exists():
-            os.replace(path, old)
-        try:
-            os.replace(temporary, path)
-        except OSError:
-            if old.exists():
-                os.replace(old, path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+            _sync(file)
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(path, old)
+            try:
+                os.replace(temporary, path)
+                return
+            except OSError:
+                if not temporary.exists() or not Path(path).exists():
+                    if old.exists():
+                        os.replace(old, path)
+                    raise
+                _remove(old)  # another process put its folder there in the meantime: replace that
+
+
+@contextlib.contextmanager
+def _temporary(path: str | Path) -> Iterator[Path]:
+    """A path beside ``path`` that no other call gets; what is there when the block ends is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(path)
+    temporary = path.with_name(f".tmp-{_host()}.{os.getpid()}.{secrets.token_hex(4)}-{path.name}")
+    try:
+        yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
+
+
+def _remove_stale(path: Path) -> None:
+    """Removes the temporary files of ``path`` that dead processes have left."""
+    for entry in os.scandir(path.parent):
+        found = _TEMPORARY.fullmatch(entry.name)
+        if found and found[3] == path.name:
+            with contextlib.suppress(FileNotFoundError):  # another process removes it as well
+                if _is_stale(entry, found[1], int(found[2])):
+                    _remove(Path(entry.path))
+
+
+def _is_stale(entry: os.DirEntry[str], host: str, process: int) -> bool:
+    if time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE_SECONDS:
+        return True
+    if host != _host() or os.name == "nt":  # on Windows signal 0 would stop the process
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # the process of another user
+        return False
+    return False
+
+
+def _host() -> str:
+    """This machine, 8 hexadecimal digits: a process number is valid on its own machine only."""
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _sync(path: Path) -> None:
+    with open(path, "r+b") as file:  # Windows syncs only files that are open for writing
+        os.fsync(file.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -112,45 +166,62 @@ def sha256(path: str | Path) -> str:
 
 @contextlib.contextmanager
 def only_writer(folder: str | Path) -> Iterator[None]:
-    """Holds ``folder`` for this process while the block runs; the lock goes with the process.
+    """Holds ``folder`` for this process while the block runs; the lock ends with the process, even if it is killed.
 
     Raises:
-        UserError: another process is writing there.
+        UserError: another process is writing there, or the file system has no locks.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / _LOCK, "w") as file:
-        patience = time.monotonic() + _PATIENCE_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > patience:
-                    raise UserError(
-                        f"{folder}: another process is writing there; wait for it or choose another folder"
-                    ) from None
-            time.sleep(0.02)
+    lock = _acquired(folder, _PATIENCE_SECONDS)
+    if lock is None:
+        raise UserError(f"{folder}: another process is writing there; wait for it or choose another folder")
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def is_taken(folder: str | Path) -> bool:
-    """Whether a process, this one or another, holds ``folder`` now (`only_writer`)."""
-    try:
-        with open(Path(folder) / _LOCK) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    """Whether a process, this one or another, holds ``folder`` now (`only_writer`).
+
+    Raises:
+        UserError: the file system has no locks.
+    """
+    if not (Path(folder) / _LOCK).exists():
         return False
-    except BlockingIOError:
-        return True
-    return False
+    try:
+        lock = _acquired(Path(folder), _PROBE_SECONDS)
+    except PermissionError:  # a folder that we may only read
+        return False
+    if lock is not None:
+        lock.release()
+    return lock is None
+
+
+def _acquired(folder: Path, seconds: float) -> filelock.BaseFileLock | None:
+    """The folder's lock, held; None when another one holds it for so long."""
+    # No soft lock: it would outlive a process that is killed on another machine.
+    lock = filelock.FileLock(folder / _LOCK, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=seconds, poll_interval=0.01)
+    except filelock.Timeout:
+        return None
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+        raise UserError(
+            f"{folder}: the file system has no file locks ({error}), which keep two processes from writing there; "
+            "choose a folder on a local disk, or have the network disk mounted with locks"
+        ) from None
+    return lock
 
 
 # --- failures
 
 
 class UserError(Exception):
-    """Something the user can put right.
+    """A mistake that the user can correct.
 
     The message says what is wrong, where, what was expected, what was received and the remedy.
     Every command prints it on one line of standard error and ends with exit code 2.
@@ -178,12 +249,12 @@ def run_command(main: Callable[[], None]) -> int:
     except (UserError, OSError) as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        print(f"error: {_in_words(error)}", file=sys.stderr)
+        print(f"error: {_message(error)}", file=sys.stderr)
         return 2
     return 0
 
 
-def _in_words(error: Exception) -> str:
+def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return (
             f"the disk is full while writing {error.filename or 'a file'}: "

@@ -1,4 +1,4 @@
-"""Where does it run? Backend, seed, precision, GPU memory, compilation, devices and processes.
+"""Sets up the backend: choice, seed, precision, GPU memory, compilation.
 
 The only module that branches on the backend. Keras picks its backend when it is first imported, so
 commands call `choose_backend` before they import anything that imports Keras.
@@ -32,12 +32,12 @@ def choose_backend(name: str) -> None:
     os.environ["KERAS_BACKEND"] = name
     # TensorFlow leaves oneDNN off on a CPU without AVX-512, where it is 1.3 times faster too.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    if name != "tensorflow":  # Keras imports it all the same, when it likes; its notices are of no use then
+    if name != "tensorflow":  # Keras may import it all the same; its notices are of no use then
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     with notices_hidden():
         import keras  # noqa: F401
 
-        if name != "jax":  # which takes its devices at the first look, and `together` has a say in them
+        if name != "jax":  # which claims its devices at the first query, and `exchange.connected` sets them up before
             has_gpu()
 
 
@@ -45,8 +45,8 @@ def choose_backend(name: str) -> None:
 def notices_hidden() -> Iterator[None]:
     """Keeps TensorFlow's notices about GPU libraries off the screen, on a machine without a GPU's driver.
 
-    They are written by compiled code straight to file descriptor 2, and would bury our own output. Where there
-    is a driver they tell why a GPU is not used, and stay.
+    Compiled code writes them to file descriptor 2, where they would bury our own output. On a machine with a driver
+    they explain why a GPU is not used, and stay.
     """
     if os.path.exists("/proc/driver/nvidia") or os.path.exists("/dev/dxg"):
         yield
@@ -85,7 +85,7 @@ def set_up(seed: int | None = None, precision: str | None = None, gpu: bool = Tr
                 tf.config.set_visible_devices([], "GPU")
             for device in gpus if gpu else ():
                 tf.config.experimental.set_memory_growth(device, True)
-        except RuntimeError:  # a notebook that has used the GPU already: its choice stands
+        except RuntimeError:  # a notebook has used the GPU already: its setting stays
             pass
 
 
@@ -107,9 +107,9 @@ def has_gpu() -> bool:
 
 
 def eager_is_cheap() -> bool:
-    """Whether one batch runs sooner operation by operation than compiled: tracing costs TensorFlow several batches.
+    """Whether one batch runs faster uncompiled: tracing costs TensorFlow as much as several batches.
 
-    JAX would compile every operation by itself.
+    JAX would compile every operation separately.
     """
     import keras
 
@@ -117,7 +117,7 @@ def eager_is_cheap() -> bool:
 
 
 def jit_compile() -> bool:
-    """What ``Model.compile(jit_compile=...)`` should be: XLA on a GPU and on JAX, not on TensorFlow's CPU path.
+    """The value for ``Model.compile(jit_compile=...)``: XLA on a GPU and on JAX, not on TensorFlow's CPU path.
 
     On 2 cores TensorFlow's own CPU kernels ran an Xception step 5.6 times faster than XLA's, which
     Keras's ``"auto"`` would pick (`benchmarks/train_step.py`).
@@ -135,7 +135,7 @@ def has_fused_batch_norm() -> bool:
 
 
 def fused_batch_norm(x, gamma, beta, epsilon: float):
-    """Batch normalisation in one kernel each way, where Keras's own takes a dozen passes over ``x``.
+    """Batch normalisation in one kernel per direction; Keras's own takes a dozen passes over ``x``.
 
     Args:
         x: float (B, H, W, C).
@@ -157,7 +157,7 @@ def fused_batch_norm(x, gamma, beta, epsilon: float):
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes, for ``env.json``: Python, Keras, its backend, NumPy, OpenCV, platform and device."""
+    """Versions for ``env.json``: Python, Keras, its backend, NumPy, OpenCV, platform and device."""
     import platform
 
     import cv2
@@ -178,11 +178,11 @@ def versions() -> dict[str, str]:
 
 
 def tensorboard(folder: Path) -> list[Any]:
-    """The callback that writes TensorBoard's event files, in a list; an empty one off TensorFlow, which it needs."""
+    """The callback that writes TensorBoard's event files, in a list; empty on backends other than TensorFlow."""
     import keras
 
     if keras.backend.backend() != "tensorflow":
         return []
     callback = keras.callbacks.TensorBoard(folder, write_graph=False, profile_batch=0)
-    callback.async_safe = True  # it writes at the end of an epoch only; steps need not wait for it
+    callback.async_safe = True  # it writes only at the end of an epoch, so steps need not wait for it
     return [callback]

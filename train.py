@@ -9,7 +9,7 @@ import config
 import runtime
 from config import DatasetName, DatasetType, TrainConfig
 from data_helper import open_split
-from distributed.process_group import team_of
+from distributed.process_group import process_group
 from files import UserError, run_command
 
 
@@ -17,16 +17,16 @@ class TrainModel:
     """Trains on one prepared data set.
 
     Args:
-        dataset_name: which data set.
+        dataset_name: the data set.
         ds_type: ``train``, or ``train_7`` as the published code names the seven-class part.
-        settings: everything else that can be chosen; ``dataset_name`` overrides its data set.
+        settings: all other options; ``dataset_name`` overrides its data set.
 
     Raises:
         UserError: ``ds_type`` is not a training part.
 
     Example:
         >>> model = TrainModel(dataset_name=DatasetName.fer2013, ds_type=DatasetType.train)
-        >>> result = model.train(arch="mini_xcp", weight_path="./runs/first")
+        >>> result = model.train(arch="mini_xcp", weight_path="./runs/first", epochs=5, w_fd=0)
     """
 
     def __init__(
@@ -40,34 +40,38 @@ class TrainModel:
         self.settings = dataclasses.replace(settings, dataset=DatasetName(dataset_name))
         self.ds_type = DatasetType(ds_type)
 
-    def train(self, arch: str | None = None, weight_path: str | None = None) -> dict[str, Any]:
-        """Trains, or goes on with a run that was stopped, and evaluates the best epoch.
+    def train(self, arch: str | None = None, weight_path: str | None = None, **options: Any) -> dict[str, Any]:
+        """Trains, or continues a run that was stopped, and evaluates the best epoch.
 
         Args:
-            arch: ``mini_xcp``, ``xcp``, ``resnet`` or ``keras:<Name>``; None is the settings' own.
-            weight_path: a model file (``.h5``, ``.keras``) to start from; or a folder (``"./"``): the run found there
-                goes on, otherwise a new one is written there. None is the settings' own.
+            arch: ``mini_xcp``, ``xcp``, ``resnet`` or ``keras:<Name>``; None keeps that of the settings.
+            weight_path: a model file (``.h5``, ``.keras``) to start from, or the folder of the run (``"./"``), where a
+                stopped run continues. None keeps those of the settings.
+            options: any other option of train.py by name, such as ``epochs=5``.
 
         Returns:
-            What `result.json` holds (`evaluation.evaluate`).
+            The content of `result.json` (`evaluation.evaluate`).
 
         Raises:
-            UserError: see `experiment.train_and_evaluate`.
+            UserError: an unknown option or value; see `experiment.train_and_evaluate` for others.
         """
-        settings = self.settings
         if arch is not None:
-            settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, arch=arch))
+            options["arch"] = arch
         if weight_path is not None:
-            place = "weights" if str(weight_path).endswith((".h5", ".keras")) else "run_dir"
-            settings = dataclasses.replace(settings, **{place: str(weight_path)})
+            is_file = str(weight_path).endswith((".h5", ".keras"))
+            options["weights" if is_file else "run_dir"] = weight_path
+        settings = config.with_options(self.settings, options, "train")
         if self.ds_type == DatasetType.train_7 and settings.dataset != DatasetName.synthetic:
-            train = open_split(settings.data_dir, settings.dataset.value, "train")
-            if train.num_classes != 7:
-                raise UserError(
-                    f"{train.name}: expected 7 classes for train_7, found {train.num_classes}; "
-                    "prepare it with --classes 7"
-                )
+            _check_seven_classes(settings)
         return _train(settings)
+
+
+def _check_seven_classes(settings: TrainConfig) -> None:
+    train = open_split(settings.data_dir, settings.dataset.value, "train")
+    if train.num_classes != 7:
+        raise UserError(
+            f"{train.name}: expected 7 classes for train_7, found {train.num_classes}; prepare it with --classes 7"
+        )
 
 
 def _train(settings: TrainConfig) -> dict[str, Any]:
@@ -76,15 +80,13 @@ def _train(settings: TrainConfig) -> dict[str, Any]:
     import experiment
 
     result = experiment.train_and_evaluate(settings)
-    if team_of(settings).leads:
-        print(evaluation.format_table(result))
+    print(evaluation.format_table(result))
     return result
 
 
 def main() -> None:
     settings = config.parse_train_options()
-    config.check(settings)  # before Keras is imported: a slip is told at once
-    team_of(settings)
+    process_group(settings)  # before Keras is imported: a wrong option is refused at once
     runtime.choose_backend(settings.backend)
     _train(settings)
 

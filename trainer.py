@@ -1,4 +1,4 @@
-"""What is one training step, and what survives a kill?
+"""The training step, the optimiser, and the callbacks that save a run's state and show its progress.
 
 `AdCorreTrainer` is the Keras model that ``fit`` trains: augmentation, network and loss. `RunState` keeps the
 whole state of a run on disk; the other callbacks order the batches, show the progress and stop at NaN.
@@ -34,7 +34,7 @@ class AdCorreTrainer(keras.Model):
 
     Args:
         network: raw pixels to ``{"logits", "embeddings"}`` (`cnn_model.build_model`).
-        loss_layer: what is minimised.
+        loss_layer: the loss that is minimised.
         augmentation: a layer of raw pixels, active in training; None changes nothing.
         mixup: blends images and targets in training; None blends none.
     """
@@ -56,7 +56,7 @@ class AdCorreTrainer(keras.Model):
         self.accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
 
     def build(self, input_shape):
-        """Nothing to make: the parts bring their variables."""
+        """Does nothing: the parts have built their own variables."""
 
     def call(self, pixels, training=False):
         if self.augmentation is not None:
@@ -67,7 +67,7 @@ class AdCorreTrainer(keras.Model):
         return {**self.network(pixels, training=training), "shares": shares}
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        y_pred = _seen_by_the_loss(y, y_pred)
+        y_pred = _with_targets(y, y_pred)
         if "shares" in y_pred:
             votes = y if len(y.shape) == 2 else ops.one_hot(y, self.loss_layer.num_classes, dtype="float32")
             y = blend(votes, y_pred["shares"])
@@ -79,22 +79,22 @@ class AdCorreTrainer(keras.Model):
 
     def get_metrics_result(self):
         result = super().get_metrics_result()
-        # Keras's own mean of the loss counts the images of a batch, those that fill it up included.
+        # Keras's own mean of the loss also counts the images that fill up a batch.
         return {"loss": result.pop("total"), **{name: value for name, value in result.items() if name != "loss"}}
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        y_pred = _seen_by_the_loss(y, y_pred)
+        y_pred = _with_targets(y, y_pred)
         self.accuracy.update_state(majority(y), y_pred["logits"])
         return self.get_metrics_result()
 
 
-def _seen_by_the_loss(targets, outputs):
-    """The outputs of the images that have targets, on every device.
+def _with_targets(targets, outputs):
+    """The outputs of the images that have targets, whole on every device.
 
-    The loss is then computed everywhere as on one device, from one exchange of the embeddings, and its gradient needs
-    none. Behind the images there are black ones where a short batch was filled up for a team (`Batches`).
+    Every device then computes the loss as one device would, from one exchange of the embeddings, and its gradient
+    needs none. Black images at the end, which fill up a short batch of a process group (`Batches`), are left out.
     """
-    outputs = exchange.everywhere(outputs)
+    outputs = exchange.all_gather(outputs)
     size = keras.tree.flatten(targets)[0].shape[0]
     if size is None or size == outputs["logits"].shape[0]:
         return outputs
@@ -105,8 +105,8 @@ def make_optimizer(config: OptimizerConfig, steps_per_epoch: int, epochs: int) -
     """The optimiser with its learning-rate schedule.
 
     Args:
-        config: which one, and its rates.
-        steps_per_epoch: batches an epoch; the schedule counts batches, also while gradients accumulate.
+        config: optimiser, schedule and rates.
+        steps_per_epoch: batches per epoch; the schedule counts batches, also while gradients accumulate.
         epochs: length of the whole run.
     """
     if config.schedule == "cosine":
@@ -131,8 +131,9 @@ def make_optimizer(config: OptimizerConfig, steps_per_epoch: int, epochs: int) -
     return optimizer
 
 
+# Not a `keras.callbacks.SwapEMAWeights`: on TensorFlow that swaps by sums and differences, which rounds the weights.
 class AveragedWeights(keras.callbacks.Callback):
-    """Puts the optimiser's moving averages in the place of the weights while these are measured or saved."""
+    """Exchanges the weights for the optimiser's moving averages while these are measured or saved."""
 
     def on_test_begin(self, logs=None):
         self._swap()
@@ -142,7 +143,7 @@ class AveragedWeights(keras.callbacks.Callback):
 
     @contextlib.contextmanager
     def in_place(self):
-        """Holds the averages in the model while the block runs."""
+        """Keeps the averages in the model while the block runs."""
         self._swap()
         try:
             yield
@@ -160,7 +161,7 @@ class AveragedWeights(keras.callbacks.Callback):
 
 
 class EpochOrder(keras.callbacks.Callback):
-    """Tells the training batches which epoch begins, so that (seed, epoch) alone decides their order."""
+    """Sets the epoch of the training batches, because (seed, epoch) decides their order."""
 
     def __init__(self, batches: Batches):
         super().__init__()
@@ -171,9 +172,9 @@ class EpochOrder(keras.callbacks.Callback):
 
 
 class ProgressBar(keras.callbacks.Callback):
-    """One tqdm bar an epoch with every loss term."""
+    """One tqdm bar per epoch with every loss term."""
 
-    async_safe = True  # Keras then runs it beside the steps, and the device is never waited for
+    async_safe = True  # Keras then runs it beside the steps and never waits for the device
 
     def on_epoch_begin(self, epoch, logs=None):
         title = f"epoch {epoch + 1}/{self.params['epochs']}"
@@ -196,7 +197,7 @@ def _rounded(logs: dict[str, float]) -> dict[str, str]:
 
 
 class StopAtNaN(keras.callbacks.Callback):
-    """Stops the run at a loss that is not finite and names the step; what was saved before stays."""
+    """Stops the run at a loss that is not finite and names the step; files saved before stay."""
 
     async_safe = True
 
@@ -204,7 +205,7 @@ class StopAtNaN(keras.callbacks.Callback):
         self.epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
-        # The logs are means over the epoch so far: the first that is not finite is this step's doing.
+        # The logs are means over the epoch so far: the first one that is not finite comes from this step.
         self._check(logs["loss"], f"step {batch + 1} of epoch {self.epoch + 1}")
 
     def on_epoch_end(self, epoch, logs=None):
@@ -219,19 +220,19 @@ class StopAtNaN(keras.callbacks.Callback):
 
 
 class RunState(keras.callbacks.Callback):
-    """Keeps all that a run needs to go on after a kill as if nothing had happened.
+    """Saves all that a run needs to continue after a kill as if it had not been interrupted.
 
     `state.h5` holds every variable of the model (weights, batch-norm statistics, the confusion history, the
     states of the dropout and augmentation generators) and of the optimiser (moments, step), with the epoch
     and the history; it is written whole or not at all after each epoch. The order of the batches needs no
-    state (`dataset_class.Batches`). `history.csv` repeats the history for people.
+    state (`dataset_class.Batches`). `history.csv` repeats the history as a table.
 
     Args:
         folder: the run's folder.
         monitor: the history's column whose highest value marks the best epoch.
         save_best: called with the history's row of a new best epoch, before the state is written: a process killed
             between the two repeats the epoch and writes the same best weights again.
-        writes: whether this process writes the files; of several that train together one does.
+        writes: whether this process writes the files; True in one process of a group.
     """
 
     def __init__(
@@ -288,7 +289,7 @@ class RunState(keras.callbacks.Callback):
         write_text(self.path.with_name("history.csv"), table.getvalue())
 
     def restore(self, model: keras.Model) -> None:
-        """Puts a compiled, built model and its built optimiser where the saved state left them, if there is one.
+        """Loads the saved state, if there is one, into a compiled, built model and its built optimiser.
 
         Raises:
             UserError: the file is damaged, or of another network or optimiser.
@@ -312,6 +313,6 @@ class RunState(keras.callbacks.Callback):
 
 
 def read_history(folder: str | Path) -> list[dict[str, float]]:
-    """The rows of a run's `history.csv`, one an epoch."""
+    """The rows of a run's `history.csv`, one per epoch."""
     with open(Path(folder) / "history.csv", newline="", encoding="utf-8") as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]

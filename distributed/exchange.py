@@ -1,9 +1,8 @@
-"""Makes the devices and processes of a group train one network together (JAX), and what they exchange."""
+"""Connects the devices and processes of a process group, and moves tensors between them (JAX)."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import sys
@@ -12,98 +11,101 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from distributed import lost_peers
-from distributed.process_group import Team
+from distributed.process_group import ProcessGroup
 from files import UserError, run_command
 
-# JAX ends the others of a process that has sent no sign of life for so long; its own default is 100.
+# JAX ends all processes when one has sent no heartbeat for so long; its default is 100.
 _HEARTBEAT_SECONDS = 20
-# Whose words an exchange between processes fails with when one is gone: JAX has no exception of its own for it.
+# Words in the message of an exchange that fails because a process is gone: JAX has no exception class for it.
 _EXCHANGE = re.compile("gloo|nccl|coordination", re.IGNORECASE)
-_START_SECONDS = 300  # the processes of a team may start so far apart
+_START_SECONDS = 300  # between the start of the first and the last process
 
 
 @contextlib.contextmanager
-def together(team: Team) -> Iterator[None]:
-    """Makes the devices of a team train one network together while the block runs (JAX only).
+def connected(group: ProcessGroup) -> Iterator[ProcessGroup]:
+    """Makes the devices of a process group train one network together while the block runs (JAX only).
 
-    Models built in the block keep their variables on every device. Each device takes its share of a batch's images
-    (`Team.share`); the targets, a few bytes an image, every device has whole. One device is as if it were not there.
+    Models built in the block keep their variables on every device. Each device gets its share of the images of a batch
+    (`ProcessGroup.share`) and all targets, which are a few bytes per image. For one device it changes nothing.
 
-    If the block raises in one of several processes, the process ends at once with the message and the exit code of
-    `errors.run_command`, for the others may never answer again. If another process stops, this one ends in about
+    If the block raises in one of several processes, this process ends at once with the message and the exit code of
+    `files.run_command`, because the others may never answer again. If another process stops, this one ends within about
     `_HEARTBEAT_SECONDS` with a message and an exit code that is not 0.
+
+    Yields:
+        The group.
 
     Raises:
         UserError: fewer devices than wanted, or the other processes cannot be reached.
     """
-    if team.all_devices == 1:
-        yield
+    if group.all_devices == 1:
+        yield group
         return
     import keras
 
-    if team.processes == 1:
-        _claim_devices(team)
-        with _data_parallel(team).scope():
-            yield
+    if group.processes == 1:
+        _claim_devices(group)
+        with _data_parallel(group).scope():
+            yield group
         return
     try:
-        lost_peers.put_in_words(
-            ("\n" if team.leads else "")  # below its progress bar
-            + f"error: process {team.process_id} of {team.processes} ends: another process of this run has stopped or "
-            "cannot be reached (killed, out of memory, its machine lost, never started, or an error that it told "
-            "itself); start the processes again as before, and the run goes on after its last whole epoch"
+        lost_peers.replace_page(
+            ("\n" if group.is_rank0 else "")  # below its progress bar
+            + f"error: process {group.process_id} of {group.processes} ends: another process of this run has stopped "
+            "or cannot be reached (killed, out of memory, its machine lost, never started, or an error that it printed "
+            "itself); start the processes again as before, and the run continues after its last finished epoch"
         )
-        _claim_devices(team)
-        _meet(team)
-        _speak_for_all(team)
-        keras.distribution.set_distribution(_data_parallel(team))
-        yield
-        told(None)  # nobody leaves before process 0 has written its report
+        _claim_devices(group)
+        _connect(group)
+        _print_on_rank0_only(group)
+        keras.distribution.set_distribution(_data_parallel(group))
+        yield group
+        group.wait()  # no process leaves before rank 0 has written its report
     except BaseException as error:
         _leave_at_once(error)
 
 
-def _claim_devices(team: Team) -> None:
+def _claim_devices(group: ProcessGroup) -> None:
     """Lets a CPU count as several devices; has no effect on GPUs."""
     import jax
 
     with contextlib.suppress(RuntimeError):  # JAX has its devices already: `_data_parallel` counts them
-        jax.config.update("jax_num_cpu_devices", team.devices)
+        jax.config.update("jax_num_cpu_devices", group.devices)
 
 
-def _meet(team: Team) -> None:
-    """Waits for the other processes. As `keras.distribution.initialize`, which leaves no say in the timeouts."""
+def _connect(group: ProcessGroup) -> None:
+    """Waits for the other processes. Not `keras.distribution.initialize`, because that does not set the timeouts."""
     import jax
 
     try:
         jax.distributed.initialize(
-            team.coordinator,
-            team.processes,
-            team.process_id,
-            local_device_ids=list(range(team.first_device, team.first_device + team.devices)),
-            cluster_detection_method="deactivate",  # `team_of` has read Slurm's environment
+            group.coordinator,
+            group.processes,
+            group.process_id,
+            local_device_ids=list(range(group.first_device, group.first_device + group.devices)),
+            cluster_detection_method="deactivate",  # `process_group` has read Slurm's environment
             initialization_timeout=_START_SECONDS,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         )
     except RuntimeError as error:
         raise UserError(
-            f"--coordinator {team.coordinator}: process {team.process_id} could not meet the other "
-            f"{team.processes - 1} there ({' '.join(str(error).split())[:300]}); start "
-            f"all {team.processes}, with one free port of process 0's machine, or one alone with --processes 1"
+            f"--coordinator {group.coordinator}: process {group.process_id} could not connect to the other "
+            f"{group.processes - 1} there ({' '.join(str(error).split())[:300]}); start "
+            f"all {group.processes}, with one free port of process 0's machine, or one alone with --processes 1"
         ) from None
 
 
-def _speak_for_all(team: Team) -> None:
-    """Standard output is for Python in process 0; Gloo, which links the processes' CPUs, writes there as it likes."""
+def _print_on_rank0_only(group: ProcessGroup) -> None:
+    """Keeps standard output for Python in rank 0: Gloo, which connects the processes' CPUs, writes to it too."""
     sys.stdout.flush()
     screen = os.dup(1)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
-    if team.leads:
+    if group.is_rank0:
         sys.stdout = open(screen, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - for good
 
 
-def _data_parallel(team: Team) -> Any:
+def _data_parallel(group: ProcessGroup) -> Any:
     """The Keras distribution over the first devices of each process."""
     import jax
     import keras
@@ -111,19 +113,19 @@ def _data_parallel(team: Team) -> Any:
     try:
         found = jax.devices()
     except RuntimeError as error:
-        raise UserError(f"--devices {team.devices}: JAX cannot use them ({error})") from None
+        raise UserError(f"--devices {group.devices}: JAX cannot use them ({error})") from None
     devices = []
-    for process in range(team.processes):
+    for process in range(group.processes):
         own = [device for device in found if device.process_index == process]
-        if len(own) < team.devices:
+        if len(own) < group.devices:
             raise UserError(
                 f"--devices: expected at most {len(own)}, the {own[0].platform.upper()}s that process {process} sees, "
-                f"received {team.devices}"
+                f"received {group.devices}"
             )
-        devices += own[: team.devices]
+        devices += own[: group.devices]
 
-    class ImagesShared(keras.distribution.DataParallel):
-        """Shares out the images, (B, H, W, C), and gives the targets, (B,) or (B, C), to every device."""
+    class SplitImages(keras.distribution.DataParallel):
+        """Splits the images, (B, H, W, C), over the devices; every device gets all targets, (B,) or (B, C)."""
 
         def get_data_layout(self, data_shape):
             if len(data_shape) == 4:
@@ -131,13 +133,13 @@ def _data_parallel(team: Team) -> Any:
             return keras.distribution.TensorLayout([None] * len(data_shape), self.device_mesh)
 
     names = [f"{device.platform}:{device.id}" for device in devices]
-    return ImagesShared(devices=names, auto_shard_dataset=False)
+    return SplitImages(devices=names, auto_shard_dataset=False)
 
 
 def _leave_at_once(error: BaseException) -> NoReturn:
-    """Tells what went wrong and ends this process of several, without the farewell that JAX would wait for."""
+    """Prints the error and ends this process, without the shutdown in which JAX would wait for the others."""
     if _EXCHANGE.search(str(error)) and not isinstance(error, UserError):
-        lost_peers.tell(str(error)[:300])
+        lost_peers.report(str(error)[:300])
         os._exit(2)
 
     def fail() -> NoReturn:
@@ -155,24 +157,8 @@ def _leave_at_once(error: BaseException) -> NoReturn:
     os._exit(code if isinstance(code, int) else 1)
 
 
-def told(value: Any) -> Any:
-    """What process 0 has called this with: JSON-ready. Every process of a team must call it; waits until all have."""
-    import keras
-
-    distribution = keras.distribution.distribution()
-    if distribution is None or distribution.num_processes == 1:
-        return value
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    text = multihost_utils.broadcast_one_to_all(np.resize(text, length))  # the shape must be the same everywhere
-    return json.loads(np.asarray(text).tobytes())
-
-
-def everywhere(tensors: Any) -> Any:
-    """The same tensors, in any nesting, each held whole by every device of the team; for use in a compiled step."""
+def all_gather(tensors: Any) -> Any:
+    """The same tensors, in any nesting, each whole on every device of the group; for use in a compiled step."""
     import keras
 
     distribution = keras.distribution.distribution()
@@ -202,12 +188,12 @@ def predictor(network: Any, compiled: bool = True) -> Callable[[Any], dict[str, 
     import jax
     import numpy as np
 
-    everywhere = keras.distribution.TensorLayout([], distribution.device_mesh).backend_layout
+    replicated = keras.distribution.TensorLayout([], distribution.device_mesh).backend_layout
 
     def outputs(trainable, other, images):
         return network.stateless_call(trainable, other, images, training=False)[0]
 
-    run = jax.jit(outputs, out_shardings=everywhere)
+    run = jax.jit(outputs, out_shardings=replicated)
 
     def predict(images):
         shares = distribution.get_data_layout(images.shape).backend_layout

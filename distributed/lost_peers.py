@@ -1,9 +1,9 @@
-"""How does a process say in plain words that another one of its team has stopped?
+"""Prints one plain line in place of JAX's page when another process of the group has stopped.
 
-JAX's coordination service finds out, and ends every other process from compiled code: a page about RPCs and a stack of
-C++ functions on file descriptor 2, then SIGABRT, before which Python never gets a turn. So that descriptor leads to a
-small process (this file, run by Python alone) that passes everything on, except that page: in its place it prints one
-line. Python's own standard error is not affected.
+A timeout of our own cannot do that: JAX's coordination service ends this process from compiled code (a page about RPCs
+and a stack of C++ functions on file descriptor 2, then SIGABRT), and Python never gets a turn. So that descriptor leads
+to a small process (this file, run by Python alone) that passes everything on except that page, and prints one line in
+its place. Python's own standard error is not affected.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable, Iterator
 
 # The first lines of what JAX 0.5 to 0.10 writes, `E1126 01:50:51.972640   12535 coordination_service_agent.cc:289] …`.
-# Other words pass through as they are: then the process ends the same way, with JAX's own page.
+# Other words pass through: then the process ends in the same way, with JAX's own page.
 _LOST = re.compile(
     rb"Polled an error from coordination service|Use error polling to propagate the following error|"
     rb"Terminating process because the JAX distributed service detected fatal errors"
@@ -26,7 +26,7 @@ _FAILED = b"exchange failed: "
 
 
 def translate(lines: Iterable[bytes], message: str) -> Iterator[bytes]:
-    """The lines up to JAX's page about a lost process or `tell`, then ``message``, and nothing of what follows."""
+    """The lines up to JAX's page about a lost process or up to `report`, then ``message``, and nothing after it."""
     for line in lines:
         if line.startswith(_FAILED):
             yield message.encode() + b" (" + line[len(_FAILED) :].strip() + b")\n"
@@ -39,8 +39,8 @@ def translate(lines: Iterable[bytes], message: str) -> Iterator[bytes]:
         pass
 
 
-def put_in_words(message: str) -> None:
-    """Makes ``message`` follow if JAX ends this process because another one is lost."""
+def replace_page(message: str) -> None:
+    """Prints ``message`` in place of JAX's page when JAX ends this process because another one is lost."""
     sys.stderr.flush()
     screen = os.dup(2)
     words = subprocess.Popen([sys.executable, "-I", "-S", __file__, message], stdin=subprocess.PIPE)
@@ -49,8 +49,8 @@ def put_in_words(message: str) -> None:
     sys.stderr = open(screen, "w", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - for good
 
 
-def tell(reason: str) -> None:
-    """Makes the message of `put_in_words` appear, with a reason, unless JAX is just doing so."""
+def report(reason: str) -> None:
+    """Prints the message of `replace_page` with a reason, unless it has been printed already."""
     os.write(2, _FAILED + " ".join(reason.split()).encode() + b"\n")
 
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import command_line
 import config
+import run_identity
 from config import DatasetName, TrainConfig
 from data_helper import prepared_splits
 from files import UserError, is_taken, read_json, write_json
@@ -101,40 +102,31 @@ class Run:
 def runs_of(grid: Grid, run_dir: str | Path) -> list[Run]:
     """Every run of a grid, seed by seed.
 
-    A run is in the folder that `train.py` itself would choose below ``run_dir``, or in any other folder there whose
-    `result.json` has the run's options. This function alone decides which folder belongs to which run. A
-    `result.json` that cannot be read is reported on standard error and never counts as a result.
+    A run is in the folder below ``run_dir`` that holds it, under any name (`run_identity.find_run`), or gets a new
+    one, whose name does not depend on the data: for processes that start before and after the synthetic faces are
+    drawn it would be two names for one run. It does only where that folder holds a run on other data. This function
+    alone decides which folder belongs to which run. A `result.json` that cannot be read is reported on standard error
+    and never counts as a result.
     """
-    finished: dict[str, Path] = {}
     problems: dict[Path, str] = {}
     for path in sorted(Path(run_dir).glob(f"*/{RESULT}")):
         try:
-            settings = _settings_of(path)
+            if not isinstance(result := read_json(path), dict):
+                raise UserError(f"{path}: expected a result (a JSON object), found {type(result).__name__}")
         except (UserError, OSError) as error:
             problems[path.parent] = str(error)
             print(f"passed over: {error}", file=sys.stderr)
-        else:
-            finished |= {config.run_id(settings): path.parent} if settings else {}
+    stored = run_identity.stored_runs(run_dir)
+    planned = {each: run_identity.planned_identity(each.settings) for each in grid.experiments}
     runs = []
     for experiment, seed in grid.runs():
         settings = dataclasses.replace(experiment.with_seed(seed), run_dir=None)
-        name = config.run_id(settings)
-        folder = finished.get(name, Path(run_dir) / name)
+        identity = dataclasses.replace(planned[experiment], options=run_identity.options_of(settings))
+        new = Path(run_dir) / dataclasses.replace(identity, digests={}).name
+        folder = run_identity.find_run(identity, stored)
+        folder = folder or (Path(run_dir) / identity.name if new in stored else new)
         runs.append(Run(experiment, settings, folder, problems.get(folder)))
     return runs
-
-
-def _settings_of(path: Path) -> TrainConfig | None:
-    """The options of the run that wrote a `result.json`; None where they are absent or of another version."""
-    result = read_json(path)
-    if not isinstance(result, dict):
-        raise UserError(f"{path}: expected the result of a run (a JSON object), found {type(result).__name__}")
-    if not isinstance(identity := result.get("config"), dict):
-        return None
-    try:
-        return config.settings_of(identity)
-    except (TypeError, ValueError, AttributeError):  # an option with a value of another type or version
-        return None
 
 
 def with_data(runs: Sequence[Run]) -> list[Run]:

@@ -137,15 +137,6 @@ def test_with_options_changes_those_and_keeps_the_others():
         config.with_options(UNUSUAL, {"epoch_count": 3}, "here")
 
 
-def test_a_run_is_named_after_what_it_computes():
-    name = config.run_id(UNUSUAL)
-    assert re.fullmatch("fer2013-keras_MobileNetV2-seed5-[0-9a-f]{8}", name)
-    elsewhere = dataclasses.replace(UNUSUAL, **{place: getattr(TrainConfig(), place) for place in config.PLACES})
-    assert name == config.run_id(elsewhere)
-    assert name != config.run_id(dataclasses.replace(UNUSUAL, epochs=4))
-    assert config.settings_of(config.identity(UNUSUAL)) == elsewhere
-
-
 # The commands of reproduce.py
 
 

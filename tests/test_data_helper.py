@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import pickle
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_split
 
 import data_helper
-from data_helper import PreparedSplit, open_split
+from data_helper import PreparedSplit, open_split, prepared_splits
 from datasets.shared.split_writer import SplitWriter
 from files import UserError, only_writer
 
@@ -105,3 +108,148 @@ def test_a_digest_of_another_form_is_refused(earlier):
     path.write_text(json.dumps({**meta_of(earlier), "digest": "\x1b[31m"}))
     with pytest.raises(UserError, match=r"meta\.json: expected a digest of 64"):
         open_split(earlier, "ferplus", "train")
+
+
+def write_votes(data_dir, votes, labels=(0, 2, 1)):
+    folder = write_split(data_dir, labels, num_classes=3)
+    np.save(folder / "votes.npy", np.array(votes))
+    return open_split(data_dir, "synthetic", "train")
+
+
+GOOD_VOTES = np.array([[0.5, 0.25, 0.25], [0, 0, 1], [0.3, 0.6, 0.1]], np.float32)
+
+
+def test_votes_are_opened_beside_the_labels(tmp_path):
+    votes = write_votes(tmp_path, GOOD_VOTES).votes
+    assert isinstance(votes, np.memmap) and not votes.flags.writeable
+    assert votes.tolist() == GOOD_VOTES.tolist()
+    write_split(tmp_path, [0], split="val")
+    assert open_split(tmp_path, "synthetic", "val").votes is None
+
+
+def test_votes_that_do_not_belong_to_the_labels_are_refused(tmp_path):
+    for votes, message in (
+        (GOOD_VOTES[:2], r"expected the votes of 3 images for 3 classes, found an array of 2 x 3"),
+        (GOOD_VOTES[:, :2], r"found an array of 3 x 2"),
+        (GOOD_VOTES.astype(np.float64), r"expected float32 with 2 axes, found float64"),
+        (GOOD_VOTES[[0, 2, 1]], r"largest at the label, found \[0\.3.* for label 2 at row 1; prepare"),
+        (GOOD_VOTES * 10, r"sum to 1 .*found \[5\.0, 2\.5, 2\.5\] for label 0 at row 0"),
+        (GOOD_VOTES + np.float32([[0, 0, 0], [0, 0, np.nan], [0, 0, 0]]), r"nan\] for label 2 at row 1"),
+        (GOOD_VOTES + np.float32([[0, 0, 0], [0, 0, 0], [0, 0.2, -0.2]]), r"at row 2"),
+    ):
+        with pytest.raises(UserError, match=rf"votes\.npy: .*{message}"):
+            write_votes(tmp_path, votes)
+
+
+# --- opening
+
+LABELS = np.array([0] * 10 + [1] * 3 + [2] * 6 + [6] * 4)  # 23 images
+
+
+@pytest.mark.parametrize(("shape", "num_classes"), [((8, 8, 1), 7), ((5, 9, 3), 8)])
+def test_a_split_is_what_was_prepared(tmp_path, shape, num_classes):
+    labels = [3, 0, 0, num_classes - 1]
+    write_split(tmp_path, labels, split="val", shape=shape, num_classes=num_classes)
+    split = open_split(str(tmp_path), "synthetic", "val")
+    assert split.images.shape == (4, *shape) and split.images.dtype == np.uint8
+    assert isinstance(split.images, np.memmap) and not split.images.flags.writeable
+    assert split.labels.tolist() == labels and split.labels.dtype == np.int64
+    assert (split.images == np.arange(4).reshape(4, 1, 1, 1)).all()
+    assert (len(split), split.name, split.num_classes) == (4, "synthetic/val", num_classes)
+    assert split.class_names[:3] == ("Neutral", "Happy", "Sad") and len(split.class_names) == num_classes
+    assert split.class_counts.tolist() == [2, 0, 0, 1, 0, 0] + ([1] if num_classes == 7 else [0, 1])
+
+
+def test_prepared_splits_are_listed_in_order(tmp_path):
+    assert prepared_splits(tmp_path / "nowhere") == []
+    for dataset, split in (("synthetic", "val"), ("fer2013", "train"), ("synthetic", "test")):
+        write_split(tmp_path, [0], dataset=dataset, split=split)
+    (tmp_path / "empty" / "train").mkdir(parents=True)
+    assert prepared_splits(tmp_path) == [("fer2013", "train"), ("synthetic", "test"), ("synthetic", "val")]
+
+
+@pytest.mark.parametrize(("dataset", "source"), [("fer2013", " --source PATH"), ("synthetic", "")])
+def test_what_is_not_prepared_names_the_command(tmp_path, dataset, source):
+    with pytest.raises(UserError) as caught:
+        open_split(tmp_path, dataset, "train")
+    assert f"python prepare_data.py {dataset}{source} --data-dir {tmp_path}" in str(caught.value)
+    write_split(tmp_path, [0, 1], dataset=dataset, split="val")
+    with pytest.raises(UserError, match=rf"found: {dataset}/val"):
+        open_split(tmp_path, dataset, "train")
+
+
+def replace(name, array):
+    return lambda folder: np.save(folder / name, array)
+
+
+def cut(name, length):
+    def damage(folder):
+        (folder / name).write_bytes((folder / name).read_bytes()[:length])
+
+    return damage
+
+
+def edit_meta(**values):
+    def damage(folder):
+        path = folder / "meta.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return damage
+
+
+def as_csv(name):
+    return lambda folder: (folder / name).write_text("emotion,pixels\n0,70 80 82\n")
+
+
+IMAGES, INTS = np.zeros((23, 8, 8, 1), np.uint8), np.zeros(23, np.int64)
+DAMAGES = {
+    "fewer labels": (replace("labels.npy", INTS[:22]), r"23 images, labels\.npy 22 labels and meta\.json says 23"),
+    "meta counts others": (edit_meta(num_images=24), r"meta\.json says 24"),
+    "images cut off": (cut("images.npy", -10), r"images\.npy: not a whole \.npy array"),
+    "labels cut off": (cut("labels.npy", -1), r"labels\.npy: not a whole \.npy array"),
+    "images are text": (as_csv("images.npy"), r"images\.npy: not a whole \.npy array"),
+    "labels are objects": (replace("labels.npy", np.array([None] * 23)), r"labels\.npy: not a whole .* plain numbers"),
+    "images are floats": (replace("images.npy", IMAGES / 255), r"expected uint8 with 4 axes, found float64 with 4"),
+    "labels are one-hot": (replace("labels.npy", np.eye(23, 7, dtype=np.int64)), r"expected int64 with 1 axes, found"),
+    "a label too large": (replace("labels.npy", INTS + 7 * (np.arange(23) == 9)), r"codes 0\.\.6, found 7 at row 9"),
+    "a label below 0": (replace("labels.npy", INTS - (np.arange(23) == 22)), r"codes 0\.\.6, found -1 at row 22"),
+    "no labels": (lambda folder: (folder / "labels.npy").unlink(), r"labels\.npy: the file is missing"),
+    "another format": (edit_meta(format_version=2), r"meta\.json: expected format version 1, found 2"),
+    "meta lacks the classes": (edit_meta(class_names=None), r"meta\.json"),
+    "meta cut off": (cut("meta.json", 50), r"meta\.json: expected JSON"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_are_refused(tmp_path, damage):
+    make, message = DAMAGES[damage]
+    make(write_split(tmp_path, LABELS))
+    with pytest.raises(UserError, match=message):
+        open_split(tmp_path, "synthetic", "train")
+
+
+class Planted:
+    """Unpickling it would make a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("images.npy", "bare pickle"), ("labels.npy", "object array")])
+def test_a_pickle_is_refused_and_not_run(tmp_path, name, kind):
+    path = write_split(tmp_path / "data", LABELS) / name
+    planted = Planted(tmp_path / "planted")
+    if kind == "object array":
+        np.save(path, np.array([planted], object), allow_pickle=True)
+    else:
+        path.write_bytes(pickle.dumps(planted))
+    with pytest.raises(UserError, match=f"{name}: not a whole"):
+        open_split(tmp_path / "data", "synthetic", "train")
+    assert not (tmp_path / "planted").exists()
+    with pytest.raises(FileNotFoundError):  # the trap works
+        (tmp_path / "planted").rmdir()
+    np.load(path, allow_pickle=True)
+    assert (tmp_path / "planted").is_dir()

@@ -1,7 +1,8 @@
-"""Whole runs: what a run writes, resume after kill -9, one folder for one run, what stops a run."""
+"""Whole runs: what a run writes, how it continues after kill -9, what it refuses, what the options train."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -23,8 +24,8 @@ import experiment
 import trainer as training
 from config import DatasetName, DatasetType, TrainConfig
 from datasets.synthetic import PrepareSyntheticConfig, write_synthetic_splits
-from distributed.process_group import ALONE
-from files import UserError
+from distributed.process_group import GROUP_OF_ONE
+from files import UserError, sha256
 from model_files import model_file
 from train import TrainModel
 
@@ -35,14 +36,16 @@ EPOCHS = 4
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    write_synthetic_splits(PrepareSyntheticConfig(data_dir=str(folder), num_train=210, num_val=42, num_test=35))
+    write_synthetic_splits(
+        PrepareSyntheticConfig(data_dir=str(folder), num_train=120, num_val=42, num_test=35, size=24)
+    )
     return folder
 
 
 def command(data_dir: Path, run_dir: Path) -> list[str]:
     options = {"--data-dir": data_dir, "--run-dir": run_dir, "--epochs": EPOCHS, "--batch-size": 30}
     flat = [str(part) for pair in options.items() for part in pair]
-    return [sys.executable, "train.py", *flat, "--num-embeddings", "3", "--embedding-size", "16"]
+    return [sys.executable, "train.py", *flat, "--input-size", "24", "--num-embeddings", "3", "--embedding-size", "16"]
 
 
 def settings(data_dir: Path, run_dir: Path, **changes) -> TrainConfig:
@@ -51,7 +54,7 @@ def settings(data_dir: Path, run_dir: Path, **changes) -> TrainConfig:
         run_dir=str(run_dir),
         epochs=2,
         batch_size=30,
-        model=config.ModelConfig(num_embeddings=3, embedding_size=16),
+        model=config.ModelConfig(num_embeddings=3, embedding_size=16, input_size=24),
     )
     return dataclasses.replace(small, **changes)
 
@@ -142,28 +145,38 @@ def test_a_finished_run_is_not_repeated(data_dir, whole_run, capsys):
     assert (whole_run / "state.h5").stat().st_mtime_ns == before
 
 
+def test_a_finished_run_of_an_old_version_is_taken_over(data_dir, whole_run, tmp_path, monkeypatch):
+    """Without digests and a younger option, in the folder that the old version chose."""
+    folder = shutil.copytree(whole_run, tmp_path / "runs" / "synthetic-mini_xcp-seed0-01234567")
+    for name in ("config.json", "result.json"):
+        content = json.loads((folder / name).read_text())
+        del content["digests"], content.get("config", content)["loss"]["ramp_epochs"]
+        (folder / name).write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    result = experiment.train_and_evaluate(dataclasses.replace(settings(data_dir, "", epochs=EPOCHS), run_dir=None))
+    assert result == json.loads((whole_run / "result.json").read_text())
+    for name in ("config.json", "result.json"):
+        assert json.loads((folder / name).read_text()) == json.loads((whole_run / name).read_text())
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [folder.name]
+
+
 def test_a_folder_keeps_to_one_run(data_dir, whole_run):
     with pytest.raises(UserError, match=r"epochs: 4 -> 2"):
         experiment.train_and_evaluate(settings(data_dir, whole_run))
 
 
-def test_train_model_starts_from_a_file_and_writes_into_a_folder(data_dir, whole_run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    model = TrainModel(
-        DatasetName.synthetic,
-        DatasetType.train,
-        settings(data_dir, "fine", epochs=1, optimizer=config.OptimizerConfig(learning_rate=0.0)),
-    )
-    weights = whole_run / "best.weights.h5"
-    model.train(arch="mini_xcp", weight_path=str(weights))
+def test_train_model_starts_from_a_file_and_writes_into_a_folder(data_dir, whole_run, tmp_path):
+    model = TrainModel(DatasetName.synthetic, DatasetType.train, settings(data_dir, tmp_path / "other"))
+    weights, folder = whole_run / "best.weights.h5", tmp_path / "fine"
+    result = model.train(arch="mini_xcp", weight_path=str(weights), epochs=1, learning_rate=0, run_dir=folder)
     started, _ = model_file.load_model(weights)
-    ended, _ = model_file.load_model(tmp_path / "fine" / "best.weights.h5")
+    ended, _ = model_file.load_model(folder / "best.weights.h5")
     for a, b in zip(started.trainable_variables, ended.trainable_variables, strict=True):
         np.testing.assert_array_equal(a, b)  # at learning rate 0 the start is the end
-
-    folder = tmp_path / "there"
-    TrainModel(DatasetName.synthetic, settings=model.settings).train(weight_path=str(folder))
-    assert (folder / "result.json").exists()
+    assert result["digests"]["weights"] == sha256(weights)
+    assert model.train(weight_path=str(folder), weights=weights, epochs=1, learning_rate=0) == result
+    with pytest.raises(UserError, match=r"--epoch;.*--epochs"):
+        model.train(epoch=1)
 
 
 def test_an_evaluation_part_cannot_be_trained_on():
@@ -225,23 +238,21 @@ def test_an_unprepared_data_set_names_the_command(tmp_path):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"precision": "mixed_bfloat16"},
-        {"balanced": True, "loss": config.LossConfig(label_smoothing=0.1, w_md=0.0)},
-        {"optimizer": config.OptimizerConfig(accumulate=3)},
-    ],
-    ids=["mixed_bfloat16", "balanced, smoothed, without MD", "accumulated gradients"],
-)
-def test_options_train(data_dir, tmp_path, changes):
+def test_options_train(data_dir, tmp_path):
+    """Half precision, balanced classes, smoothed labels, no MD, accumulated gradients."""
+    changes = {
+        "precision": "mixed_bfloat16",
+        "balanced": True,
+        "loss": config.LossConfig(label_smoothing=0.1, w_md=0.0),
+        "optimizer": config.OptimizerConfig(accumulate=3),
+    }
     result = experiment.train_and_evaluate(settings(data_dir, tmp_path / "run", epochs=1, **changes))
     rows = training.read_history(tmp_path / "run")
     assert result["n"] == 35
-    assert np.isfinite(rows[0]["loss"])
-    assert ("md" in rows[0]) == (changes.get("loss") is None)
+    assert np.isfinite(rows[0]["loss"]) and "fd" in rows[0] and "md" not in rows[0]
 
 
+@pytest.mark.slow
 def test_the_network_can_learn_one_batch_by_heart(data_dir):
     """14 faces, no augmentation, no dropout: the loss falls and every face is recognised."""
     import keras
@@ -254,7 +265,7 @@ def test_the_network_can_learn_one_batch_by_heart(data_dir):
     split = open_split(data_dir, "synthetic", "train")
     images, labels = np.asarray(split.images[:14]), split.labels[:14].astype(np.int32)
     model = training.AdCorreTrainer(
-        cnn_model.build_model("mini_xcp", num_embeddings=3, embedding_size=16, dropout=0.0),
+        cnn_model.build_model("mini_xcp", num_embeddings=3, embedding_size=16, input_size=24, dropout=0.0),
         custom_loss.AdCorreLoss(7),
     )
     model.compile(keras.optimizers.Adam(3e-3), jit_compile=False)
@@ -267,6 +278,7 @@ def test_the_network_can_learn_one_batch_by_heart(data_dir):
         assert last[term] < first[term], term
 
 
+@pytest.mark.slow
 def test_jax_trains_without_tensorflow(data_dir, tmp_path):
     code = "import sys, runpy; sys.argv[0] = 'train.py'; sys.modules['tensorflow'] = None\n"
     code += "runpy.run_path('train.py', run_name='__main__')"
@@ -291,6 +303,7 @@ def voted_data_dir(data_dir, tmp_path) -> Path:
     for labels in folder.glob("*/*/labels.npy"):
         votes = 0.7 * np.eye(7)[np.load(labels)] + 0.3 / 7
         np.save(labels.with_name("votes.npy"), votes.astype(np.float32))
+    forget_digests(folder)  # the votes are new
     return folder
 
 
@@ -301,6 +314,8 @@ def test_soft_labels_train_and_a_stopped_run_goes_on(voted_data_dir, tmp_path, c
         stopped.setattr(training.EpochOrder, "on_epoch_begin", stop_at_second_epoch)
         with pytest.raises(KeyboardInterrupt):
             experiment.train_and_evaluate(soft)
+    with prepared_otherwise(voted_data_dir), pytest.raises(UserError, match="data of the train split"):
+        experiment.train_and_evaluate(soft)
     result = experiment.train_and_evaluate(soft)
     assert "going on after epoch 1 of 2" in capsys.readouterr().out
     assert result["n"] == 35 and result["config"]["soft_labels"] is True
@@ -312,8 +327,29 @@ def test_soft_labels_train_and_a_stopped_run_goes_on(voted_data_dir, tmp_path, c
         assert row["ce"] > 0.99 * entropy and row["val_ce"] > 0.99 * entropy
         assert row["loss"] == pytest.approx(50 / 7 * row["ce"] + row["fd"] + row["md"] + row["ed"], rel=1e-5)
         assert row["val_accuracy"] * 42 == pytest.approx(round(row["val_accuracy"] * 42), abs=1e-3)
-    with pytest.raises(UserError, match=r"soft_labels: True -> False"):
-        experiment.train_and_evaluate(dataclasses.replace(soft, soft_labels=False))
+
+
+@contextlib.contextmanager
+def prepared_otherwise(data_dir: Path):
+    """The train split prepared again with one other label while the block runs."""
+    folder = data_dir / "synthetic" / "train"
+    kept = {path: path.read_bytes() for path in folder.iterdir()}
+    labels, votes = np.load(folder / "labels.npy"), np.load(folder / "votes.npy")
+    labels[0] = (labels[0] + 1) % 7
+    votes[0] = 0.7 * np.eye(7, dtype=np.float32)[labels[0]] + 0.3 / 7
+    np.save(folder / "labels.npy", labels)
+    np.save(folder / "votes.npy", votes)
+    forget_digests(data_dir)
+    yield
+    for path, content in kept.items():
+        path.write_bytes(content)
+
+
+def forget_digests(data_dir: Path) -> None:
+    for path in data_dir.glob("*/*/meta.json"):
+        meta = json.loads(path.read_text())
+        meta.pop("digest", None)
+        path.write_text(json.dumps(meta))
 
 
 def stop_at_second_epoch(self, epoch, logs=None):
@@ -345,7 +381,7 @@ def test_mixup_blends_images_and_targets(data_dir):
 
     split = open_split(data_dir, "synthetic", "train")
     images, labels = np.asarray(split.images[:14], "float32"), split.labels[:14].astype(np.int32)
-    network = cnn_model.build_model("mini_xcp", num_embeddings=3, embedding_size=16, dropout=0.0)
+    network = cnn_model.build_model("mini_xcp", num_embeddings=3, embedding_size=16, input_size=24, dropout=0.0)
     model = training.AdCorreTrainer(network, custom_loss.AdCorreLoss(7, w_fd=0, w_md=0, w_ed=0), mixup=Shares(1, 0))
     model.compile(keras.optimizers.SGD(0.0), jit_compile=False, run_eagerly=True)
     hot = np.eye(7)[labels]
@@ -372,7 +408,7 @@ def test_a_teacher_blends_what_it_says_into_the_targets(whole_run, data_dir, tmp
         logits = np.asarray(network.predict_on_batch(np.asarray(images))["logits"], np.float64)
         said += np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True) / 2
     expected = 0.75 * np.eye(7)[train.labels] + 0.25 * said
-    np.testing.assert_allclose(experiment._taught(train, taught, ALONE).votes, expected, atol=1e-4)
+    np.testing.assert_allclose(experiment._taught(train, taught, GROUP_OF_ONE).votes, expected, atol=1e-4)
     blended = dataclasses.replace(taught, augmentation=config.AugmentConfig(mixup=0.2))
     assert experiment.train_and_evaluate(blended)["n"] == 35
 
@@ -400,7 +436,7 @@ def test_votes_for_one_class_train_as_its_label(data_dir):
     for targets in (labels, np.eye(7, dtype=np.float32)[labels]):
         keras.utils.set_random_seed(0)
         model = training.AdCorreTrainer(
-            cnn_model.build_model("mini_xcp", num_embeddings=3, embedding_size=16, dropout=0.0),
+            cnn_model.build_model("mini_xcp", num_embeddings=3, embedding_size=16, input_size=24, dropout=0.0),
             custom_loss.AdCorreLoss(7, label_smoothing=0.1),
         )
         model.compile(keras.optimizers.SGD(0.01), jit_compile=False)

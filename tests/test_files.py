@@ -1,4 +1,4 @@
-"""Is a file whole or absent after any failure, and does a failure reach the user as one clear line?"""
+"""Tests of files: a file is whole or absent after any failure, a folder has one writer, a failure is one clear line."""
 
 from __future__ import annotations
 
@@ -28,28 +28,24 @@ def disk_full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def start_python(program: str, *args: object, **options) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", program, *map(str, args)], env=environment, text=True, **options)
+
+
 # Whole files
 
 
-def test_a_file_appears_with_its_folders_and_nothing_else(tmp_path):
-    path = tmp_path / "a" / "b" / "file.weights.h5"
-    with files.whole_file(path) as temporary:
-        temporary.write_bytes(b"new")
-        assert not path.exists()
-        assert temporary.parent == path.parent and temporary.name.endswith(".weights.h5")
-    assert path.read_bytes() == b"new" and names(path.parent) == ["file.weights.h5"]
-
-
-def test_a_file_is_replaced_in_the_end_only(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("old")
+def test_a_file_is_replaced_at_the_end_only(tmp_path):
+    path = tmp_path / "a" / "file.weights.h5"
+    files.write_text(path, "old")
     with open(path) as reader:
         with files.whole_file(str(path)) as temporary:
-            temporary.write_text("ne")
-            assert path.read_text() == "old"
             temporary.write_text("new")
-        assert path.read_text() == "new"
-        assert reader.read() == "old"  # whoever reads meanwhile reads one of the two
+            assert path.read_text() == "old"
+            assert temporary.parent == path.parent and temporary.name.endswith(".weights.h5")
+        assert path.read_text() == "new" and names(path.parent) == ["file.weights.h5"]
+        assert reader.read() == "old", "whoever reads meanwhile reads one of the two"
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
@@ -59,73 +55,158 @@ def test_a_failing_block_keeps_the_old_file_and_leaves_nothing(tmp_path, error):
     with pytest.raises(type(error)) as caught, files.whole_file(path) as temporary:
         temporary.write_text("ne")
         raise error
-    assert caught.value is error
+    assert caught.value is error and getattr(error, "filename", str(path)) == str(path)
     assert path.read_text() == "old" and names(tmp_path) == ["file.txt"]
 
 
-def test_a_failure_before_anything_is_written_leaves_nothing(tmp_path):
-    with pytest.raises(ValueError), files.whole_file(tmp_path / "file.txt"):
-        raise ValueError
-    assert names(tmp_path) == []
-
-
-def test_a_disk_error_names_the_file(tmp_path):
-    with pytest.raises(OSError) as caught, files.whole_file(tmp_path / "file.txt"):
-        disk_full()
-    assert caught.value.filename == str(tmp_path / "file.txt")
-
-
-def test_a_kill_in_the_middle_keeps_the_old_file(tmp_path):
+def test_a_disk_that_fills_while_the_file_is_synced_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file.txt"
+    path.write_text("old")
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with pytest.raises(OSError) as caught:
+        files.write_text(path, "new")
+    assert caught.value.filename == str(path)
+    assert path.read_text() == "old" and names(tmp_path) == ["file.txt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_real_full_disk_keeps_the_old_file(tmp_path):
+    """/dev/full refuses every byte, as a full disk does."""
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(OSError) as caught, files.whole_file(path) as temporary:
+        temporary.symlink_to("/dev/full")
+        temporary.write_text("new")
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(path)
+    assert path.read_text() == "old" and names(tmp_path) == ["file.txt"]
+
+
+def test_a_killed_writer_keeps_the_old_file_and_the_next_one_removes_its_leftovers(tmp_path):
+    path, folder = tmp_path / "file.txt", tmp_path / "folder"
     path.write_text("old")
     program = f"""
 import files
-with files.whole_file({str(path)!r}) as temporary:
-    temporary.write_text("ne")
+with files.whole_folder({str(folder)!r}) as first, files.whole_file({str(path)!r}) as second:
+    first.mkdir()
+    (first / "a").write_text("ne")
+    second.write_text("ne")
     {KILL_HERE}
 """
     assert run_python("-c", program).returncode == -signal.SIGKILL
-    assert path.read_text() == "old"
-    files.write_text(path, "new")  # and what the kill left is in nobody's way
-    assert path.read_text() == "new" and names(tmp_path) == ["file.txt"]
+    assert path.read_text() == "old" and len(names(tmp_path)) == 3
+    with files.whole_file(tmp_path / "other.txt") as temporary:
+        temporary.write_text("other")
+    assert len(names(tmp_path)) == 4, "leftovers of another file are not our business"
+    with files.whole_file(path) as temporary:
+        temporary.write_text("new")
+        files.write_text(path, "meanwhile")  # a living writer's file stays
+    assert path.read_text() == "new"
+    with files.whole_folder(folder) as temporary:
+        temporary.mkdir()
+    assert names(tmp_path) == ["file.txt", "folder", "other.txt"]
+
+
+def test_leftovers_from_another_machine_stay_for_a_day(tmp_path):
+    left = tmp_path / ".tmp-00000000.1.0123abcd-file.txt"
+    left.write_text("of another machine")
+    files.write_text(tmp_path / "file.txt", "new")
+    assert left.exists()
+    os.utime(left, (0, 0))
+    files.write_text(tmp_path / "file.txt", "new")
+    assert names(tmp_path) == ["file.txt"]
+
+
+WRITER = """
+import sys
+import files
+who, file, folder = sys.argv[1:]
+print("ready", flush=True)
+sys.stdin.read(1)
+for _ in range(40):
+    files.write_text(file, who * 100_000)
+    with files.whole_folder(folder) as temporary:
+        temporary.mkdir()
+        for name in "ab":
+            (temporary / name).write_text(who * 1000)
+"""
+
+
+def test_two_processes_that_write_the_same_path_never_tear_it(tmp_path):
+    path, folder = tmp_path / "file.txt", tmp_path / "folder"
+    path.write_text("0" * 100_000)
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    writers = [start_python(WRITER, who, path, folder, **pipes) for who in "12"]
+    for writer in writers:
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        writer.stdin.write("x")
+        writer.stdin.flush()
+    seen = set()
+    while any(writer.poll() is None for writer in writers):
+        text = path.read_text()
+        assert len(text) == 100_000 and len(set(text)) == 1
+        seen.add(text[0])
+    for writer in writers:
+        assert writer.communicate()[1] == "" and writer.returncode == 0
+    assert {"1", "2"} <= seen, "both were seen at work"
+    assert len({(folder / name).read_text() for name in "ab"}) == 1 and names(folder) == ["a", "b"]
+    assert names(tmp_path) == ["file.txt", "folder"]
+
+
+def test_a_folder_that_another_process_put_there_meanwhile_is_replaced(tmp_path, monkeypatch):
+    folder, replace = tmp_path / "folder", os.replace
+    files.write_text(folder / "old", "")
+
+    def replace_late(source, target):
+        if target == folder and not folder.exists() and not interfered:
+            interfered.append(files.write_text(folder / "others", ""))
+        replace(source, target)
+
+    interfered = []
+    with files.whole_folder(folder) as temporary:
+        files.write_text(temporary / "ours", "")
+        monkeypatch.setattr(os, "replace", replace_late)
+    assert interfered and names(folder) == ["ours"] and names(tmp_path) == ["folder"]
 
 
 # Text, JSON, checksums
 
 
-def test_text_is_utf8(tmp_path):
-    files.write_text(tmp_path / "file.txt", "Überraschung\n")
-    assert (tmp_path / "file.txt").read_bytes() == b"\xc3\x9cberraschung\n"
-
-
-def test_json_comes_back(tmp_path):
+def test_json_comes_back_as_utf8(tmp_path):
     value = {"b": [1, 2.5, None, True], "a": {"é": "ü"}}
     files.write_json(tmp_path / "file.json", value)
-    assert json.loads((tmp_path / "file.json").read_text()) == value == files.read_json(tmp_path / "file.json")
+    assert json.loads((tmp_path / "file.json").read_bytes()) == value == files.read_json(tmp_path / "file.json")
+    files.write_text(tmp_path / "file.txt", "Ü\n")
+    assert (tmp_path / "file.txt").read_bytes() == b"\xc3\x9c\n"
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), object()])
-def test_what_json_cannot_say_is_refused_and_the_old_file_stays(tmp_path, value):
-    path = tmp_path / "file.json"
-    files.write_json(path, {"accuracy": 0.5})
-    with pytest.raises((ValueError, TypeError)):
-        files.write_json(path, {"accuracy": value})
-    assert files.read_json(path) == {"accuracy": 0.5} and names(tmp_path) == ["file.json"]
+def test_what_json_cannot_hold_is_refused_and_the_old_file_stays(tmp_path):
+    for value in (
+        float("nan"),
+        object(),
+    ):
+        path = tmp_path / "file.json"
+        files.write_json(path, {"accuracy": 0.5})
+        with pytest.raises((ValueError, TypeError)):
+            files.write_json(path, {"accuracy": value})
+        assert files.read_json(path) == {"accuracy": 0.5} and names(tmp_path) == ["file.json"]
 
 
-@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe{}", b"accuracy,0.5"])
-def test_a_file_that_is_not_json_is_the_users_mistake(tmp_path, content):
-    path = tmp_path / "file.json"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"file\.json: expected JSON"):
-        files.read_json(path)
+def test_a_file_that_is_not_json_is_the_users_mistake(tmp_path):
+    for content in (
+        b'{"a": 1',
+        b"\xff\xfe{}",
+    ):
+        path = tmp_path / "file.json"
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"file\.json: expected JSON"):
+            files.read_json(path)
 
 
-@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 21) + 17])
-def test_sha256_is_that_of_all_the_bytes_at_once(tmp_path, size):
-    data = bytes(i * i % 251 for i in range(1000)) * (size // 1000 + 1)
-    (tmp_path / "file").write_bytes(data[:size])
-    assert files.sha256(tmp_path / "file") == hashlib.sha256(data[:size]).hexdigest()
+def test_sha256_is_that_of_all_the_bytes_at_once(tmp_path):
+    data = bytes(i * i % 251 for i in range(1000)) * 2200  # more than two blocks
+    (tmp_path / "file").write_bytes(data)
+    assert files.sha256(tmp_path / "file") == hashlib.sha256(data).hexdigest()
 
 
 # One writer
@@ -134,86 +215,83 @@ def test_sha256_is_that_of_all_the_bytes_at_once(tmp_path, size):
 def test_a_folder_has_one_writer_across_processes(tmp_path):
     """Another process holds the folder, is killed with -9, and the folder is free again."""
     folder = tmp_path / "run"
+    assert not files.is_taken(folder) and not folder.exists(), "asking makes no folder"
     program = f"import files\nwith files.only_writer({str(folder)!r}):\n    print('held', flush=True)\n    input()"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    other = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
-    )
+    other = start_python(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="run: another process is writing there"), files.only_writer(folder):
+        assert files.is_taken(folder)
+        with pytest.raises(UserError, match="run: another process"), files.only_writer(folder):
             pytest.fail("two writers")
+        with files.only_writer(tmp_path / "other"):
+            pass
     finally:
         other.kill()
         other.communicate()
-    with files.only_writer(folder):
-        pass
-    with files.only_writer(folder):  # nor does our own first time stay locked
-        pass
+    assert not files.is_taken(folder)
+    for _ in range(2):  # nor does our own first time stay locked
+        with files.only_writer(folder):
+            assert files.is_taken(folder)
 
 
-def test_two_folders_have_two_writers(tmp_path):
-    with files.only_writer(tmp_path / "a"), files.only_writer(tmp_path / "b"):
-        assert names(tmp_path) == ["a", "b"]
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    for code in (
+        errno.ENOLCK,
+        errno.ENOSYS,
+        errno.EOPNOTSUPP,
+    ):
+        fcntl = pytest.importorskip("fcntl")
+
+        def refuse(*_, code=code):
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        with pytest.raises(UserError, match=f"{tmp_path}: .*no file locks"), files.only_writer(tmp_path):
+            pytest.fail("without a lock")
+
+
+def test_locks_need_no_fcntl():
+    """As on Windows: importing must not fail there."""
+    done = run_python("-c", "import sys; sys.modules['fcntl'] = None; import files; print(files.only_writer)")
+    assert done.returncode == 0, done.stderr
 
 
 # From a failure to the user
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("error", "facts"),
     [
-        (UserError("a.csv: expected 3 columns, found 2"), "error: a.csv: expected 3 columns, found 2\n"),
-        (
-            OSError(errno.ENOSPC, "No space left on device", "runs/x/state.h5"),
-            "error: the disk is full while writing runs/x/state.h5: nothing half-written was kept; "
-            "free some space and run the same command again\n",
-        ),
-        (PermissionError(errno.EACCES, "Permission denied", "a"), "error: [Errno 13] Permission denied: 'a'\n"),
+        (UserError("a.csv: expected 3 columns, found 2"), "a.csv: expected 3 columns, found 2"),
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x/state.h5"), "the disk is full while writing runs/x/"),
+        (PermissionError(errno.EACCES, "Permission denied", "a"), "[Errno 13] Permission denied: 'a'"),
     ],
 )
-def test_a_users_failure_is_one_line_and_code_2(monkeypatch, capsys, error, message):
+def test_a_users_failure_is_one_line_and_code_2(monkeypatch, capsys, error, facts):
     def main():
         raise error
 
     monkeypatch.setattr("sys.argv", ["command.py"])
     assert run_command(main) == 2
-    assert capsys.readouterr() == ("", message)
+    out, message = capsys.readouterr()
+    assert out == "" and message.startswith(f"error: {facts}") and message.count("\n") == 1
     monkeypatch.setattr("sys.argv", ["command.py", "--debug"])
     assert run_command(main) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("Traceback") and "in main" in shown and shown.endswith(message)
 
 
-def test_a_full_disk_under_a_whole_file_is_one_line_that_names_the_file(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("sys.argv", ["command.py"])
-    monkeypatch.setattr(os, "fsync", disk_full)
-    path = tmp_path / "result.json"
-    assert run_command(lambda: files.write_json(path, {})) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: the disk is full while writing {path}: ") and error.count("\n") == 1
-    assert names(tmp_path) == []
-
-
-def test_success_is_silent_and_0(capsys):
-    assert run_command(lambda: None) == 0
-    assert capsys.readouterr() == ("", "")
-
-
-def test_ctrl_c_is_130_without_a_traceback(capsys):
-    def main():
+def test_success_is_0_ctrl_c_130_and_our_own_bugs_keep_their_traceback(capsys):
+    def stop():
         raise KeyboardInterrupt
 
-    assert run_command(main) == 130
-    assert "Traceback" not in capsys.readouterr().err
-
-
-def test_our_own_bugs_keep_their_traceback():
-    def main():
+    def fail():
         raise ZeroDivisionError
 
+    assert run_command(lambda: None) == 0 and capsys.readouterr() == ("", "")
+    assert run_command(stop) == 130 and "Traceback" not in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):
-        run_command(main)
+        run_command(fail)
 
 
 def test_a_reader_that_goes_away_is_no_failure():
@@ -225,24 +303,8 @@ def test_a_reader_that_goes_away_is_no_failure():
         "        print('line')\n"
         "raise SystemExit(run_command(main))\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", program]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
-    ) as process:
+    with start_python(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.readline() == "line\n"
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 0
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_a_real_full_disk_keeps_the_old_file(tmp_path):
-    """/dev/full refuses every byte, as a full disk does."""
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-    (tmp_path / ".tmp-file.txt").symlink_to("/dev/full")
-    with pytest.raises(OSError) as caught:
-        files.write_text(path, "new")
-    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(path)
-    assert path.read_text() == "old" and names(tmp_path) == ["file.txt"]

@@ -1,4 +1,4 @@
-"""Does every kind of image file arrive as the same plain pixels?"""
+"""Tests of images: every kind of image file gives the same plain pixels; resizing; the largest face."""
 
 from __future__ import annotations
 
@@ -95,12 +95,15 @@ def test_16_bits_are_scaled_to_8():
     assert image.ravel().tolist() == [255, 100, 0, 0]
 
 
-@pytest.mark.parametrize(("depth", "unit", "step"), [(8, "B", 1), (16, "H", 257)])
-def test_transparency_is_drawn_over_mid_gray(depth, unit, step):
+def test_transparency_is_drawn_over_mid_gray():
     """Opaque keeps its colour, clear is 128, and half is (200 * 128 + 128 * 127) / 255 = 164.1."""
-    values = [200, 100, 0, 255, 200, 100, 0, 0, 200, 200, 0, 128]
-    image = decode_image(png(3, 1, depth, 6, [struct.pack(f">12{unit}", *(v * step for v in values))]), "clear.png")
-    assert image.tolist() == [[[200, 100, 0], [128, 128, 128], [164, 164, 64]]]
+    for depth, unit, step in (
+        (8, "B", 1),
+        (16, "H", 257),
+    ):
+        values = [200, 100, 0, 255, 200, 100, 0, 0, 200, 200, 0, 128]
+        image = decode_image(png(3, 1, depth, 6, [struct.pack(f">12{unit}", *(v * step for v in values))]), "clear.png")
+        assert image.tolist() == [[[200, 100, 0], [128, 128, 128], [164, 164, 64]]]
 
 
 def test_gray_with_transparency():
@@ -108,22 +111,16 @@ def test_gray_with_transparency():
     assert image.tolist() == [[[200, 200, 200], [128, 128, 128]]]
 
 
-@pytest.mark.parametrize(
-    ("orientation", "upright"),
-    [
-        (1, (RED, GREEN, BLUE, GRAY)),
-        (2, (GREEN, RED, GRAY, BLUE)),  # mirrored
+def test_exif_turns_a_jpeg_upright():
+    for orientation, upright in (
         (3, (GRAY, BLUE, GREEN, RED)),  # upside down
         (6, (BLUE, RED, GRAY, GREEN)),  # camera turned left: the stored left column is the upper edge
-        (8, (GREEN, GRAY, RED, BLUE)),
-    ],
-)
-def test_exif_turns_a_jpeg_upright(orientation, upright):
-    image = decode_image(jpeg(quadrants(RED, GREEN, BLUE, GRAY), orientation), "turned.jpg")
-    height, width, _ = image.shape
-    assert (height, width) == ((32, 16) if orientation in (6, 8) else (16, 32))
-    centres = [image[y, x] for y in (height // 4, 3 * height // 4) for x in (width // 4, 3 * width // 4)]
-    assert np.abs(np.array(centres, int) - upright).max() < 12
+    ):
+        image = decode_image(jpeg(quadrants(RED, GREEN, BLUE, GRAY), orientation), "turned.jpg")
+        height, width, _ = image.shape
+        assert (height, width) == ((32, 16) if orientation in (6, 8) else (16, 32))
+        centres = [image[y, x] for y in (height // 4, 3 * height // 4) for x in (width // 4, 3 * width // 4)]
+        assert np.abs(np.array(centres, int) - upright).max() < 12
 
 
 def test_gray_jpeg_is_gray():
@@ -137,20 +134,16 @@ def test_one_pixel_and_a_very_long_line():
     assert line.shape == (1, 30000, 1)
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
+def test_what_is_no_image_is_named():
+    for data, message in (
         (b"", "empty"),
         (b"<!DOCTYPE html><p>not found", r"expected a whole JPEG.*b'<!DOCTYP'"),
         (jpeg(quadrants(RED, GREEN, BLUE, GRAY))[:-300], "cannot be decoded"),
         (png(2, 1, 8, 0, [b"\1\2"])[:-14], "cannot be decoded"),
         (cv2.imencode(".hdr", np.ones((2, 2, 3), np.float32))[1].tobytes(), "8 or 16 bits per channel.*float32"),
-    ],
-    ids=["empty", "web page", "cut jpeg", "cut png", "float"],
-)
-def test_what_is_no_image_is_named(data, message):
-    with pytest.raises(UserError, match=rf"(?s)folder/x\.png: .*{message}"):
-        decode_image(data, "folder/x.png")
+    ):
+        with pytest.raises(UserError, match=rf"(?s)folder/x\.png: .*{message}"):
+            decode_image(data, "folder/x.png")
 
 
 def bmp_header(width, height):
@@ -161,22 +154,28 @@ def bmp_header(width, height):
 TOO_LARGE = "the image is too large; expected at most 100,000,000 pixels"
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (png(20_000, 20_000, 8, 0, [b""]), TOO_LARGE),
-        (bmp_header(2_000_000, 1), TOO_LARGE),
-        (png(2, 1, 8, 0, [b"\1\2"])[:-14], "cannot be decoded"),
-    ],
-    ids=["area", "side", "cut"],
-)
-def test_a_refusal_comes_before_the_memory_is_full_and_is_all_that_is_said(tmp_path, data, message):
-    """In a process of its own: OpenCV reads its limit and its log level when it is first imported."""
-    (tmp_path / "big").write_bytes(data)
-    code = "import images, files, sys\ntry: images.read_image(sys.argv[1])\nexcept files.UserError as e: print(e)"
-    done = run_python("-c", code, tmp_path / "big")
-    assert message in done.stdout
-    assert done.stderr == ""
+def test_a_refusal_comes_before_the_memory_is_full_and_is_the_only_message(tmp_path):
+    """In a process of its own, because OpenCV reads its limit and its log level when it is first imported."""
+    wrong = {
+        "area": (png(20_000, 20_000, 8, 0, [b""]), TOO_LARGE),
+        "side": (bmp_header(2_000_000, 1), TOO_LARGE),
+        "cut": (png(2, 1, 8, 0, [b"\1\2"])[:-14], "cannot be decoded"),
+    }
+    for name, (data, _) in wrong.items():
+        (tmp_path / name).write_bytes(data)
+    code = """
+import images, files, sys
+for path in sys.argv[1:]:
+    try:
+        images.read_image(path)
+    except files.UserError as error:
+        print(error)
+"""
+    done = run_python("-c", code, *(tmp_path / name for name in wrong))
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3 and done.stderr == ""
+    for line, (name, (_, message)) in zip(lines, wrong.items(), strict=True):
+        assert line.startswith(f"{tmp_path}/{name}: ") and message in line
 
 
 # --- read_image -----------------------------------------------------------------------------------------------------
@@ -227,10 +226,14 @@ def test_each_axis_is_treated_on_its_own():
     assert resize_image(image, 4)[..., 0].tolist() == [[100] * 4, [75] * 4, [25] * 4, [0] * 4]
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 3), (1, 40000, 3), (40000, 1, 1), (48, 48, 3)])
-def test_resize_shapes(shape):
-    image = np.full(shape, 9, np.uint8)
-    assert np.array_equal(resize_image(image, 48), np.full((48, 48, shape[2]), 9))
+def test_resize_shapes():
+    for shape in (
+        (1, 40000, 3),
+        (40000, 1, 1),
+        (48, 48, 3),
+    ):
+        image = np.full(shape, 9, np.uint8)
+        assert np.array_equal(resize_image(image, 48), np.full((48, 48, shape[2]), 9))
 
 
 # --- largest_face ---------------------------------------------------------------------------------------------------
@@ -269,7 +272,11 @@ def test_a_face_crop_is_returned_whole():
     assert largest_face(image) is image
 
 
-@pytest.mark.parametrize("shape", [(480, 640, 3), (1, 1, 3), (95, 4000, 3), (100, 9000, 1)])
-def test_an_image_without_a_face_is_returned_whole(shape):
-    image = np.full(shape, 110, np.uint8)
-    assert largest_face(image) is image
+def test_an_image_without_a_face_is_returned_whole():
+    for shape in (
+        (480, 640, 3),
+        (95, 4000, 3),
+        (100, 9000, 1),
+    ):
+        image = np.full(shape, 110, np.uint8)
+        assert largest_face(image) is image

@@ -1,6 +1,6 @@
-"""Do the mixed precision policies and XLA train as float32 does? On a network so small that it compiles at once.
+"""The mixed precision policies and XLA train as float32 does, on a network that compiles at once.
 
-That the loss itself computes half-precision inputs in float32 is tested in `test_custom_loss` and `test_rivals`.
+`test_custom_loss` and `test_baseline_losses` test that the loss computes half-precision inputs in float32.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ def test_a_half_precision_network_has_a_float32_loss(policy):
     assert {variable.dtype for variable in model.trainable_variables} == {"float32"}
 
 
+@pytest.mark.slow
 def test_a_stopped_run_of_float16_goes_on_with_its_loss_scale(tmp_path, monkeypatch):
     """The optimiser that scales the loss counts its steps, 2 an epoch, from where it stopped.
 
@@ -86,7 +87,7 @@ def test_a_stopped_run_of_float16_goes_on_with_its_loss_scale(tmp_path, monkeypa
     for split in ("train", "val"):
         # Not the one-coloured pictures: of nothing come embeddings of length 0, whose gradients float16 cannot hold.
         np.save(write_split(tmp_path, LABELS, split=split, shape=(12, 12, 1)) / "images.npy", images())
-    monkeypatch.setattr(experiment, "_report", lambda settings, folder, splits, team: {})  # tested elsewhere, and slow
+    monkeypatch.setattr(experiment, "_report", lambda *args: {})  # tested elsewhere, and slow
     settings = config.TrainConfig(
         data_dir=str(tmp_path),
         run_dir=str(tmp_path / "run"),
@@ -120,6 +121,7 @@ def stop_at_the_third_epoch(callback, epoch, logs=None):
     callback.batches.epoch = epoch
 
 
+@pytest.mark.slow
 def test_xla_trains_as_tensorflows_own_kernels_do(monkeypatch):
     """The whole step: three losses and the weights after them, to float32 rounding.
 

@@ -112,31 +112,25 @@ def test_inspect_finds_duplicates_and_drops_them_from_train(tmp_path, run):
     assert again[-1].startswith("rafdb/train:") and "nothing to drop" in again[-1]
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
+def test_a_drop_that_cannot_be_meant_is_refused(tmp_path, run):
+    write_landscapes(tmp_path, "train", [1, 1])
+    for options, expected in (
         ((), "--drop-duplicates .*--dataset"),
         (("--dataset", "rafdb", "--duplicates", "none"), "expected --duplicates near or exact, received none"),
         (("--dataset", "rafdb"), "expected rafdb's train and its val or test in .*, found train"),
-    ],
-)
-def test_a_drop_that_cannot_be_meant_is_refused(tmp_path, run, options, expected):
-    write_landscapes(tmp_path, "train", [1, 1])
-    with pytest.raises(prepare_data.UserError, match=expected):
-        run("inspect", "--data-dir", tmp_path, "--drop-duplicates", *options)
-    assert len(open_split(tmp_path, "rafdb", "train")) == 2
+    ):
+        with pytest.raises(prepare_data.UserError, match=expected):
+            run("inspect", "--data-dir", tmp_path, "--drop-duplicates", *options)
+        assert len(open_split(tmp_path, "rafdb", "train")) == 2
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
+def test_inspect_of_nothing_names_the_command(tmp_path, run):
+    for options, expected in (
         ((), "prepare_data.py affectnet or .* or rafdb --source PATH .*, or python prepare_data.py synthetic --data"),
         (("--dataset", "synthetic"), "run: python prepare_data.py synthetic --data-dir"),
-    ],
-)
-def test_inspect_of_nothing_names_the_command(tmp_path, run, options, expected):
-    with pytest.raises(prepare_data.UserError, match=expected):
-        run("inspect", "--data-dir", tmp_path, *options)
+    ):
+        with pytest.raises(prepare_data.UserError, match=expected):
+            run("inspect", "--data-dir", tmp_path, *options)
 
 
 def test_the_help_of_a_data_set_says_where_to_get_it(run, capsys):

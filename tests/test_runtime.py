@@ -1,4 +1,4 @@
-"""Does the machine get used as it should?"""
+"""The choice of the backend and of its kernels."""
 
 from __future__ import annotations
 

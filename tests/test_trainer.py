@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import shutil
 from pathlib import Path
 
 import keras
@@ -92,7 +94,7 @@ class FirstWeight(keras.callbacks.Callback):
 def test_the_average_of_the_weights_is_what_is_measured_and_saved():
     """average <- 0.5 average + 0.5 weight after every step but the first, which starts it."""
     model = small_trainer(config=OptimizerConfig(learning_rate=0.01, warmup_epochs=0, average=0.5))
-    images = np.random.default_rng(0).integers(0, 256, (14, 48, 48, 1), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (14, 24, 24, 1), np.uint8)
     labels = np.arange(14, dtype=np.int32) % 7
     watch, averaged = FirstWeight(), training.AveragedWeights()
     model.fit(
@@ -113,24 +115,36 @@ def test_the_average_of_the_weights_is_what_is_measured_and_saved():
 
 def small_trainer(embedding_size=8, config=OptimizerConfig()):  # noqa: B008 - frozen
     model = training.AdCorreTrainer(
-        cnn_model.build_model("mini_xcp", num_embeddings=2, embedding_size=embedding_size),
+        cnn_model.build_model("mini_xcp", num_embeddings=2, embedding_size=embedding_size, input_size=24),
         custom_loss.AdCorreLoss(7, history=20),
         augmentation.Augmentation(AugmentConfig(), seed=0),
     )
     model.compile(training.make_optimizer(config, 10, 1), jit_compile=False)
-    model.build((None, 48, 48, 1))
+    model.build((None, 24, 24, 1))
     model.optimizer.build(model.trainable_variables)
     return model
 
 
-@pytest.fixture
-def saved(tmp_path):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model after three epochs, its saved state, and the epochs that were the best so far."""
     model = small_trainer()
     rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (28, 48, 48, 1), np.uint8), np.arange(28, dtype=np.int32) % 7
+    images, labels = rng.integers(0, 256, (28, 24, 24, 1), np.uint8), np.arange(28, dtype=np.int32) % 7
     best = []
-    state = training.RunState(tmp_path, monitor="val_accuracy", save_best=lambda row: best.append(row["epoch"]))
+    folder = tmp_path_factory.mktemp("run")
+    state = training.RunState(folder, monitor="val_accuracy", save_best=lambda row: best.append(row["epoch"]))
     model.fit(images, labels, batch_size=14, epochs=3, validation_data=(images, labels), verbose=0, callbacks=[state])
+    return model, state, best
+
+
+@pytest.fixture
+def saved(trained, tmp_path):
+    """`trained`, its files copied into ``tmp_path``."""
+    model, state, best = trained
+    shutil.copytree(state.path.parent, tmp_path, dirs_exist_ok=True)
+    state = copy.copy(state)
+    state.path = tmp_path / state.path.name
     return model, state, best
 
 

@@ -60,7 +60,7 @@ def fingerprints(split: PreparedSplit, workers: int | None = None) -> Fingerprin
     hash_block = functools.partial(_hash_block, split.images.filename)
     parts = []
     with (
-        concurrent.futures.ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool,
+        concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count()) as pool,
         tqdm(total=len(split), desc=f"hashing {split.name}", unit="image", disable=None) as bar,
     ):
         for part in pool.map(hash_block, range(0, len(split), _BLOCK)):

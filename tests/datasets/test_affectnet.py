@@ -1,4 +1,4 @@
-"""Is every official form of AffectNet read with the right face under the right name in the right split?"""
+"""Tests of datasets.affectnet: both official releases give the right face the right label in the right split."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ TRAIN = dict(zip(EIGHT, (10, 12, 4, 6, 2, 8, 14, 3), strict=True))
 TEST = dict(zip(EIGHT, (2, 1, 3, 1, 2, 1, 1, 2), strict=True))
 ONE = dict.fromkeys(SEVEN, 1)
 TWO = dict.fromkeys(SEVEN, 2)
-PACKS = [write_folder, write_zip, write_tar]
 
 
 def prepare(source, data_dir, **options):
@@ -77,8 +76,7 @@ def content(folder):
 # --- the 2021 release -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prefix", ["", "AffectNet/"])
-@pytest.mark.parametrize("pack", PACKS)
+@pytest.mark.parametrize(("pack", "prefix"), [(write_folder, ""), (write_zip, "AffectNet/"), (write_tar, "")])
 def test_2021(tmp_path, pack, prefix):
     files = {prefix + name: data for name, data in release_2021(TRAIN, TEST).items()}
     junk = {"__MACOSX/train_set/images/._0.jpg": b"", f"{prefix}train_set/images/.DS_Store": b"", "README": b""}
@@ -122,8 +120,8 @@ def test_what_is_no_expression_is_left_out_and_counted(tmp_path):
     assert metas["val"]["options"]["left_out"]["train"] == {"none": 2, "uncertain": 1, "non-face": 3}
 
 
-@pytest.mark.parametrize(("part", "splits"), [("train_set", {"train", "val"}), ("val_set", {"test"})])
-def test_a_part_alone_prepares_its_splits_and_the_others_stay(tmp_path, part, splits):
+def test_a_part_alone_prepares_its_splits_and_the_others_stay(tmp_path):
+    part, splits = "train_set", {"train", "val"}
     data_dir = tmp_path / "data"
     prepare(write_folder(tmp_path / "a", release_2021(TRAIN, TEST)), data_dir, classes=8)
     earlier = content(data_dir)
@@ -175,18 +173,10 @@ def test_the_hold_out_is_stratified_disjoint_and_complete(many):
     assert counts(metas["train"]) == {"Happy": 32, "Sad": 16}
 
 
-def test_the_hold_out_depends_on_its_seed_alone(many):
-    first, metas = hold_out(many, "1", val_share=0.2, seed=3)
-    again, _ = hold_out(many, "2", val_share=0.2, seed=3, workers=2)
-    other, _ = hold_out(many, "3", val_share=0.2, seed=4)
-    assert first == again
-    assert set(first["val"]) != set(other["val"])
-    assert metas["val"]["options"]["seed"] == 3 and metas["val"]["options"]["val_share"] == 0.2
-
-
 def test_the_hold_out_of_an_archive_is_that_of_the_folder(many):
     files = {path.relative_to(many / "release").as_posix(): path.read_bytes() for path in content(many / "release")}
     first, _ = hold_out(many, "1", val_share=0.2)
+    assert hold_out(many, "other", val_share=0.2, seed=4)[0] != first
     write_tar(many / "packed", dict(reversed(files.items())))
     metas = prepare(many / "packed", many / "2", val_share=0.2, size=40)
     assert counts(metas["val"]) == {"Happy": 8, "Sad": 4}
@@ -194,15 +184,9 @@ def test_the_hold_out_of_an_archive_is_that_of_the_folder(many):
     assert [round(blue / 4) for blue in blues] == first["val"]
 
 
-def test_without_a_share_nothing_is_held_out(many):
-    ids, metas = hold_out(many, "data", val_share=0.0)
-    assert set(metas) == {"train"} and sorted(ids["train"]) == list(range(60))
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
-def test_a_share_that_is_none(many, share):
-    with pytest.raises(UserError, match=r"--val-share: expected 0 or more and below 1, received"):
-        prepare(many / "release", many / "data", val_share=share)
+def test_a_share_of_everything_is_refused(many):
+    with pytest.raises(UserError, match=r"--val-share: .*received 1\.0"):
+        prepare(many / "release", many / "data", val_share=1.0)
 
 
 # --- the first release ----------------------------------------------------------------------------------------------
@@ -210,7 +194,7 @@ def test_a_share_that_is_none(many, share):
 
 @pytest.mark.parametrize(
     ("pack", "header"),
-    [(write_folder, (True, True)), (write_zip, (True, False)), (write_tar, (True, False)), (write_tar, (False, False))],
+    [(write_folder, (True, True)), (write_zip, (True, False)), (write_tar, (False, False))],
 )
 def test_first(tmp_path, pack, header):
     files = release_first(TRAIN, TEST, header=header)
@@ -219,14 +203,9 @@ def test_first(tmp_path, pack, header):
     assert metas["train"]["options"]["form"] == "first"
 
 
-@pytest.mark.parametrize("prefix", ["", "AffectNet/"])
 @pytest.mark.parametrize(
-    ("images", "tables"),
-    [
-        ("", ""),
-        ("Manually_Annotated_Images/", "Manually_Annotated_file_lists/"),
-        ("Manually_Annotated/Manually_Annotated_Images/", ""),
-    ],
+    ("prefix", "images", "tables"),
+    [("", "", ""), ("AffectNet/", "Manually_Annotated/Manually_Annotated_Images/", "Manually_Annotated_file_lists/")],
 )
 def test_first_wherever_its_images_lie(tmp_path, prefix, images, tables):
     files = release_first(TRAIN, TEST, images, tables)
@@ -255,13 +234,13 @@ def test_first_leaves_out_what_has_no_expression_or_no_face(tmp_path):
 def test_first_shows_the_face_box_and_no_more(tmp_path):
     """The box is one colour, all around it is white; a margin of 1/4 of 24 x 32 shows 6 and 8 pixels of white."""
     source = write_folder(tmp_path / "release", release_first(ONE, ONE))
-    prepare(source, tmp_path / "tight", size=32)
+    prepare(source, tmp_path / "data", size=48)
     for split in ("train", "test"):
-        images, _ = prepared(tmp_path / "tight", split)
-        inner = images[:, 2:-2, 2:-2].astype(int)
+        images, _ = prepared(tmp_path / "data", split)
+        inner = images[:, 3:-3, 3:-3].astype(int)
         assert np.abs(inner - inner[:, 8:9, 8:9]).max() < 16, "nothing but the box"
-    prepare(source, tmp_path / "wide", size=48, margin=0.25)
-    images, _ = prepared(tmp_path / "wide", "test")
+    prepare(source, tmp_path / "data", size=48, margin=0.25)  # prepares again
+    images, _ = prepared(tmp_path / "data", "test")
     white = (images.astype(int) > 215).all(-1)
     assert white[:, :6].all() and white[:, -6:].all() and white[:, :, :6].all() and white[:, :, -6:].all()
     assert not white[:, 10:-10, 10:-10].any()
@@ -325,9 +304,8 @@ class Evil:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("pack", PACKS)
-@pytest.mark.parametrize("form", ["pickle", "object array"])
-def test_a_label_that_is_a_pickle_is_never_executed(tmp_path, check_refused, pack, form):
+@pytest.mark.parametrize(("form", "pack"), [("pickle", write_folder), ("object array", write_zip)])
+def test_a_label_that_is_a_pickle_is_never_executed(tmp_path, check_refused, form, pack):
     trap = tmp_path / "executed"
     data = pickle.dumps(Evil(trap)) if form == "pickle" else npy(Evil(trap), object)
     files = {**release_2021(ONE, ONE), "train_set/annotations/3_exp.npy": data}
@@ -340,30 +318,20 @@ def test_a_label_that_is_a_pickle_is_never_executed(tmp_path, check_refused, pac
     assert trap.exists(), "the trap works"
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
+def test_a_label_that_is_none(tmp_path, check_refused):
+    files = release_2021(ONE, ONE)
+    for data, message in (
         (npy("11"), "expected an expression code 0..7 .*found '11'"),
-        (npy(11), "found '11'"),
-        (npy(-1), "found '-1'"),
-        (npy("x"), "found 'x'"),
-        (npy(""), "found ''"),
         (npy(2.5), "found '2.5'"),
-        (npy(float("nan")), "found 'nan'"),
         (npy([1, 2]), r"int64 of shape \(2,\)"),
-        (npy(np.zeros((0,))), r"float64 of shape \(0,\)"),
         (npy(True), "bool of shape"),
         (npy(3)[:-3], "5 bytes of data instead of 8; the file is cut off"),
         (npy(3)[:40], "expected a .npy file"),
-        (npy(3) + b"3", "9 bytes of data instead of 8"),
         (b"", "0 bytes that begin with b''"),
-        (b"3", "1 bytes that begin with b'3'"),
         (npy(3).replace(b"'shape': ()", b"'shape': (10**12,)"), "expected a .npy file"),
-    ],
-)
-def test_a_label_that_is_none(tmp_path, check_refused, data, message):
-    source = write_zip(tmp_path / "a.zip", {**release_2021(ONE, ONE), "val_set/annotations/1003_exp.npy": data})
-    check_refused(source, rf"a\.zip/val_set: val_set/annotations/1003_exp\.npy: .*{message}")
+    ):
+        source = write_zip(tmp_path / "a.zip", {**files, "val_set/annotations/1003_exp.npy": data})
+        check_refused(source, rf"a\.zip/val_set: val_set/annotations/1003_exp\.npy: .*{message}")
 
 
 def test_annotations_without_image(tmp_path, check_refused):
@@ -387,16 +355,6 @@ def test_pictures_without_annotation_are_counted_and_passed_over(tmp_path, check
     check_prepared(tmp_path / "other", metas, train={**TRAIN, "Happy": 11, "Anger": 13})
     assert metas["val"]["options"]["pictures_without_annotation"] == 2
     check_refused(source, r"2 images without an annotation \(train_set/images/1\.jpg, train_set", strict=True)
-
-
-def test_no_annotations_at_all(tmp_path, check_refused):
-    files = {name: data for name, data in release_2021(ONE, ONE).items() if not name.endswith("_exp.npy")}
-    check_refused(write_folder(tmp_path / "release", files), "train_set: .*7 images without an annotation")
-
-
-def test_two_images_of_one_name(tmp_path, check_refused):
-    files = {**release_2021(ONE, ONE), "train_set/images/3.png": jpeg("Sad", "train")}
-    check_refused(write_tar(tmp_path / "a.tar", files), r"found train_set/images/3\.jpg beside train_set/images/3\.png")
 
 
 def test_images_that_the_tables_name_and_nobody_has(tmp_path, check_refused):
@@ -444,34 +402,29 @@ def test_nothing_left(tmp_path, check_refused):
 GOOD = row("1/a.jpg", 3)
 
 
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
+def test_a_table_that_is_wrong_somewhere(tmp_path, check_refused):
+    source = write_folder(tmp_path / "release", release_first(ONE, ONE))
+    for lines, message in (
         ([], r"validation\.csv: the table is empty"),
         ([HEADER, GOOD, row("1/b.jpg", 11)], "line 3: expected an expression code 0..7 .*found '11'"),
-        ([HEADER, row("1/b.jpg", -1)], "line 2: .*found '-1'"),
-        ([HEADER, row("1/b.jpg", "x")], "line 2: .*found 'x'"),
         ([GOOD, row("1/b.jpg", "")], "line 2: .*found ''"),
-        ([row("1/b.jpg", 11)], "line 1: .*found '11'"),
         ([HEADER.replace("expression", "emotion"), GOOD], r"expected the columns .*\(no expression\)"),
         ([HEADER, GOOD[:300]], "line 2: expected 9 columns, found 6; is the file cut off"),
         ([GOOD, GOOD[: GOOD.rindex("0.")]], "line 2: expected a number in arousal, found '-'; is the file cut off"),
-        ([GOOD, GOOD[: GOOD.rindex(",")]], "line 2: expected 9 columns, found 8"),
-        ([HEADER, row("1/b.jpg", 3, ("NULL", 1, 2, 3))], "line 2: expected a number in face_x, found 'NULL'"),
         ([HEADER, row("1/b.jpg", 3, (1, 1, "nan", 3))], "line 2: expected a number in face_width, found 'nan'"),
         ([HEADER, "1" * 200_000], "after line 1: expected a CSV table .*field larger"),
         ([HEADER, GOOD, "\udcff\udcfe"], "after line .: expected a CSV table .*can't decode"),
-    ],
-)
-def test_a_table_that_is_wrong_somewhere(tmp_path, check_refused, lines, message):
-    files = release_first(ONE, ONE)
-    files["validation.csv"] = "\n".join(lines).encode(errors="surrogateescape")
-    check_refused(write_folder(tmp_path / "release", files), message)
+    ):
+        (source / "validation.csv").write_bytes("\n".join(lines).encode(errors="surrogateescape"))
+        check_refused(source, message)
 
 
-@pytest.mark.parametrize("margin", [-0.1, float("inf"), float("nan")])
-def test_a_margin_that_is_none(earlier, check_refused, margin):
-    check_refused(earlier / "good", "--margin: expected 0 or more", margin=margin)
+def test_a_margin_that_is_none(earlier, check_refused):
+    for margin in (
+        -0.1,
+        float("inf"),
+    ):
+        check_refused(earlier / "good", "--margin: expected 0 or more", margin=margin)
 
 
 def test_a_margin_around_images_that_are_cut_out_already(earlier, check_refused):
@@ -505,14 +458,6 @@ def test_another_choice_prepares_again(tmp_path):
         assert all(np.array_equal(now, then) for now, then in pairs)
 
 
-def test_another_margin_prepares_again(tmp_path):
-    source = write_folder(tmp_path / "release", release_first(TRAIN, TEST))
-    prepare(source, tmp_path / "data")
-    tight = prepared(tmp_path / "data", "test")[0]
-    prepare(source, tmp_path / "data", margin=0.25)
-    assert not np.array_equal(prepared(tmp_path / "data", "test")[0], tight)
-
-
 def test_another_label_prepares_again(tmp_path):
     files = release_2021(ONE, {"Happy": 3})
     source = write_folder(tmp_path / "release", files)
@@ -532,9 +477,8 @@ def test_strict_looks_again_at_what_was_passed_over(tmp_path, check_refused):
         prepare(source, tmp_path / "other", strict=True)
 
 
-@pytest.mark.parametrize("make", [release_2021, release_first])
-def test_a_damaged_image_is_listed_and_skipped_or_stops(tmp_path, check_refused, make):
-    files = make(TRAIN, TEST)
+def test_a_damaged_image_is_listed_and_skipped_or_stops(tmp_path, check_refused):
+    files = release_first(TRAIN, TEST)
     name = next(name for name in files if name.endswith(".jpg"))
     files[name] = files[name][:20]
     source = write_folder(tmp_path / "release", files)

@@ -1,8 +1,7 @@
-"""Do many image files become the right arrays, in order, whatever is wrong with some of them?"""
+"""Tests of datasets.shared.decoding: the right arrays in order; broken files do not stop the rest."""
 
 from __future__ import annotations
 
-import struct
 import threading
 import time
 import types
@@ -10,7 +9,6 @@ import types
 import cv2
 import numpy as np
 import pytest
-from conftest import run_python
 
 from datasets.shared import decoding
 from datasets.shared.archives import SourceFiles
@@ -37,9 +35,9 @@ def every(names):
     return [ImageFile("train", name, 0) for name in names]
 
 
-@pytest.mark.parametrize("workers", [1, 3, None])
+@pytest.mark.parametrize("workers", [3, None])
 def test_images_come_in_order(tmp_path, workers, monkeypatch):
-    """Two images a chunk, the early ones slower than the late ones."""
+    """Two images per chunk, the early ones slower than the late ones."""
     monkeypatch.setattr(decoding, "CHUNK_BYTES", 2 * 4 * 4 * 3)
     names = [f"{number:02}.png" for number in range(25)]
     files = write_source(tmp_path / "in", {name: png(np.full((8, 8), 9 * i, np.uint8)) for i, name in enumerate(names)})
@@ -72,19 +70,16 @@ def test_a_face_is_cut_out_before_it_is_resized(tmp_path):
     assert face[..., 0].tolist() == [[0, 0, 0, 0], [0, 250, 250, 0], [0, 250, 250, 0], [0, 0, 0, 0]]
 
 
-@pytest.mark.parametrize(
-    ("box", "margin", "rows", "columns"),
-    [
+def test_boxes():
+    for box, margin, rows, columns in (
         ((10, 5, 6, 4), 0.0, (5, 9), (10, 16)),
         ((10.4, 4.6, 6.2, 4.2), 0.0, (5, 9), (10, 17)),  # 10.4..16.6 and 4.6..8.8
         ((10, 5, 6, 4), 0.5, (3, 11), (7, 19)),  # 3 pixels left and right, 2 above and below
         ((-4, -3, 10, 10), 0.0, (0, 7), (0, 6)),
         ((25, 15, 10, 10), 0.2, (13, 20), (23, 30)),
-    ],
-)
-def test_boxes(box, margin, rows, columns):
-    image = np.arange(20 * 30, dtype=np.uint16).reshape(20, 30, 1)
-    assert np.array_equal(crop_box(image, box, margin), image[slice(*rows), slice(*columns)])
+    ):
+        image = np.arange(20 * 30, dtype=np.uint16).reshape(20, 30, 1)
+        assert np.array_equal(crop_box(image, box, margin), image[slice(*rows), slice(*columns)])
 
 
 def test_what_cannot_be_read_is_told_and_the_rest_decoded(tmp_path):
@@ -99,20 +94,6 @@ def test_what_cannot_be_read_is_told_and_the_rest_decoded(tmp_path):
         assert word in found.reason
     (outside,) = decode(files, [ImageFile("train", "whole.png", 0, (8.0, 0.0, 5.0, 5.0))])
     assert outside.reason == "expected a face box inside the image of 8 x 8, found (8.0, 0.0, 5.0, 5.0)"
-
-
-def test_an_image_of_20_000_pixels_a_side_is_refused_unseen(tmp_path):
-    """In a process of its own: OpenCV reads its limit when it is first imported. The file is all header."""
-    size = struct.pack("<iiHHIIiiII", 20_000, 20_000, 1, 24, 0, 0, 0, 0, 0, 0)
-    files = write_source(tmp_path / "in", {"a.bmp": struct.pack("<2sIHHII", b"BM", 54, 0, 0, 54, 40) + size})
-    code = (
-        "import sys; from datasets.shared.decoding import ImageFile, decode_images\n"
-        "from datasets.shared.archives import SourceFiles\n"
-        "print(*decode_images(SourceFiles(sys.argv[1], ('*',)), [ImageFile('train', 'a.bmp', 0)], 4, 3))"
-    )
-    done = run_python("-c", code, files.path)
-    assert "the image is too large; expected at most 100,000,000 pixels" in done.stdout
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_failing_disk_is_no_broken_image(tmp_path):

@@ -1,4 +1,4 @@
-"""Are the drawn faces reproducible, balanced, expressive and learnable?"""
+"""Tests of datasets.shared.drawn_faces: the faces are reproducible, balanced, expressive and learnable."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dataclasses
 import cv2
 import numpy as np
 import pytest
-from sklearn.linear_model import RidgeClassifier
 
 from datasets.shared import drawn_faces as synthetic
 from datasets.shared.drawn_faces import PROTOTYPES, Actions, Identity, View, draw_face, draw_faces
@@ -19,12 +18,6 @@ LEFT, RIGHT = -1, 1
 
 
 # --- drawing many ----------------------------------------------------------------------------------------------------
-
-
-def test_the_same_seed_draws_the_same_faces():
-    first, second = draw_faces(9, seed=5), draw_faces(9, seed=5)
-    assert np.array_equal(first[0], second[0])
-    assert np.array_equal(first[1], second[1])
 
 
 def test_drawing_does_not_touch_or_read_the_global_generator():
@@ -61,23 +54,29 @@ def test_other_seeds_and_indices_draw_other_faces():
     assert not np.array_equal(labels_first, labels_second)
 
 
-@pytest.mark.parametrize("size", [16, 48, 61])
-def test_shapes_and_types(size):
-    images, labels = draw_faces(5, size=size)
-    assert images.shape == (5, size, size, 3)
-    assert images.dtype == np.uint8
-    assert labels.shape == (5,)
-    assert labels.dtype == np.int64
-    assert images.std(axis=(1, 2, 3)).min() > 10  # an image, not a flat patch
+def test_shapes_and_types():
+    for size in (
+        16,
+        61,
+    ):
+        images, labels = draw_faces(5, size=size)
+        assert images.shape == (5, size, size, 3)
+        assert images.dtype == np.uint8
+        assert labels.shape == (5,)
+        assert labels.dtype == np.int64
+        assert images.std(axis=(1, 2, 3)).min() > 10  # an image, not a flat patch
 
 
-@pytest.mark.parametrize("num_classes", [7, 8])
-@pytest.mark.parametrize("num_images", [1, 6, 8, 45])
-def test_classes_are_balanced_within_one(num_images, num_classes):
-    _, labels = draw_faces(num_images, num_classes, size=16)
-    counts = [int((labels == code).sum()) for code in range(num_classes)]
-    assert sum(counts) == num_images
-    assert max(counts) - min(counts) <= 1
+def test_classes_are_balanced_within_one():
+    for num_images, num_classes in (
+        (6, 7),
+        (45, 7),
+        (45, 8),
+    ):
+        _, labels = draw_faces(num_images, num_classes, size=16)
+        counts = [int((labels == code).sum()) for code in range(num_classes)]
+        assert sum(counts) == num_images
+        assert max(counts) - min(counts) <= 1
 
 
 def test_classes_come_in_random_order():
@@ -95,19 +94,13 @@ def test_progress_shows_a_bar_and_changes_nothing(capfd):
     assert np.array_equal(quiet, loud)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"num_classes": 6}, "expected num_classes 7 or 8, received 6"),
+def test_arguments_out_of_range_are_named():
+    for arguments, message in (
         ({"num_classes": 9}, "expected num_classes 7 or 8, received 9"),
-        ({"num_images": 0}, "expected num_images of at least 1, received 0"),
-        ({"size": 15}, "expected size of at least 16, received 15"),
         ({"seed": -1}, "expected seed of at least 0, received -1"),
-    ],
-)
-def test_arguments_out_of_range_are_named(arguments, message):
-    with pytest.raises(UserError, match=message):
-        draw_faces(**{"num_images": 2, **arguments})
+    ):
+        with pytest.raises(UserError, match=message):
+            draw_faces(**{"num_images": 2, **arguments})
 
 
 # --- what an expression does to the face -----------------------------------------------------------------------------
@@ -133,12 +126,11 @@ MUST_NOT = {
 }
 
 
-@pytest.mark.parametrize("code", MUST)
-def test_prototypes_follow_emfacs(code):
-    for actions in PROTOTYPES[code]:
-        active = {name for name, value in dataclasses.asdict(actions).items() if value}
-        assert MUST[code] <= active
-        assert not MUST_NOT[code] & active
+def test_prototypes_follow_emfacs():
+    for code, must in MUST.items():
+        for actions in PROTOTYPES[code]:
+            active = {name for name, value in dataclasses.asdict(actions).items() if value}
+            assert must <= active and not MUST_NOT[code] & active, code
 
 
 def test_the_neutral_face_is_relaxed():
@@ -309,34 +301,28 @@ def test_identity_shows():
 
 @pytest.fixture(scope="module")
 def grey_faces() -> tuple[np.ndarray, np.ndarray]:
-    """1400 faces as 24 x 24 grey pixels, each standardised, (1400, 576), and their labels."""
-    images, labels = draw_faces(1400, size=24, seed=0)
-    grey = images.mean(axis=-1).reshape(1400, 576)
+    """900 faces as 24 x 24 grey pixels, each standardised, (900, 576), and their labels; 700 are for training."""
+    images, labels = draw_faces(900, size=24, seed=0)
+    grey = images.mean(axis=-1).reshape(900, 576)
     return (grey - grey.mean(axis=1, keepdims=True)) / grey.std(axis=1, keepdims=True), labels
 
 
-def linear_accuracy(pixels: np.ndarray, labels: np.ndarray) -> float:
-    return RidgeClassifier(alpha=100.0).fit(pixels[:1050], labels[:1050]).score(pixels[1050:], labels[1050:])
-
-
 def test_a_linear_classifier_learns_the_expressions(grey_faces):
+    """Ridge regression to one-hot labels, written out."""
     pixels, labels = grey_faces
-    assert linear_accuracy(pixels, labels) > 0.58  # measured 0.71 to 0.73 with three seeds; chance 0.14
-
-
-def test_shuffled_labels_cannot_be_learned(grey_faces):
-    pixels, labels = grey_faces
-    shuffled = np.random.default_rng(0).permutation(labels)
-    # Chance is 1/7 = 0.143 with a standard deviation of sqrt(0.143 * 0.857 / 350) = 0.019.
-    assert linear_accuracy(pixels, shuffled) < 0.23
+    centred = pixels - pixels[:700].mean(axis=0)
+    targets = np.eye(7)[labels[:700]]
+    weights = np.linalg.solve(centred[:700].T @ centred[:700] + 100 * np.eye(576), centred[:700].T @ targets)
+    predicted = (centred[700:] @ weights + targets.mean(axis=0)).argmax(axis=1)
+    assert (predicted == labels[700:]).mean() > 0.58  # measured 0.68 to 0.69 with three seeds; chance 0.14
 
 
 def test_no_single_pixel_gives_the_expression_away(grey_faces):
     pixels, labels = grey_faces
     best = 0.0
     for values in pixels.T:
-        level = np.digitize(values, np.quantile(values[:1050], np.arange(1, 8) / 8))  # eight levels
+        level = np.digitize(values, np.quantile(values[:700], np.arange(1, 8) / 8))  # eight levels
         counts = np.zeros((8, 7))
-        np.add.at(counts, (level[:1050], labels[:1050]), 1)
-        best = max(best, (counts.argmax(axis=1)[level[1050:]] == labels[1050:]).mean())
-    assert best < 0.40  # measured 0.23 to 0.26 with three seeds
+        np.add.at(counts, (level[:700], labels[:700]), 1)
+        best = max(best, (counts.argmax(axis=1)[level[700:]] == labels[700:]).mean())
+    assert best < 0.40  # measured 0.24 to 0.26 with three seeds

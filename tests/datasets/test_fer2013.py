@@ -1,4 +1,4 @@
-"""Is every official form of FER-2013 read with the right image under the right name in the right split?"""
+"""Tests of datasets.fer2013: every official form gives the right image the right label in the right split."""
 
 from __future__ import annotations
 
@@ -116,11 +116,9 @@ def test_fer2013_csv(tmp_path):
     assert metas["val"]["options"] == {"form": "csv"}
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["unix", "windows"])
-@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "byte order mark"])
-def test_icml_face_data_csv(tmp_path, end, mark):
+def test_icml_face_data_csv_with_windows_line_ends_and_a_byte_order_mark(tmp_path):
     source = tmp_path / "icml_face_data.csv"
-    text = mark + table("emotion, Usage, pixels").replace("\n", end) + end
+    text = "\ufeff" + table("emotion, Usage, pixels").replace("\n", "\r\n") + "\r\n"
     source.write_bytes(text.encode())
     check_prepared(tmp_path / "data", prepare(source, tmp_path / "data"))
 
@@ -131,36 +129,33 @@ def test_train_csv_is_all_training(tmp_path):
     check_prepared(tmp_path / "data", prepare(source, tmp_path / "data"), ["Training"])
 
 
-@pytest.mark.parametrize("prefix", ["", "archive/fer2013/"])
-def test_a_csv_in_a_zip(tmp_path, prefix):
-    source = write_zip(tmp_path / "release.zip", {f"{prefix}README": b"", f"{prefix}fer2013.csv": table()})
+def test_a_csv_in_a_zip(tmp_path):
+    source = write_zip(tmp_path / "release.zip", {"archive/README": b"", "archive/fer2013/fer2013.csv": table()})
     metas = prepare(source, tmp_path / "data")
     check_prepared(tmp_path / "data", metas)
     assert metas["train"]["sources"][0]["name"] == "release.zip"
 
 
-@pytest.mark.parametrize("files", [{"fer2013/fer2013.csv": table()}, folder_form()], ids=["csv", "folders"])
-def test_a_tar_is_read_and_a_compressed_one_names_the_remedy(tmp_path, files):
-    folder = write_folder(tmp_path / "release", files)
+def test_a_tar_is_read_and_a_compressed_one_names_the_remedy(tmp_path):
+    folder = write_folder(tmp_path / "release", folder_form())
     for name, mode in (("release.tar", "w"), ("release.tar.gz", "w:gz")):
         with tarfile.open(tmp_path / name, mode) as archive:
             archive.add(folder, ".")
     metas = prepare(tmp_path / "release.tar", tmp_path / "data")
-    check_prepared(tmp_path / "data", metas, marked="fer2013/fer2013.csv" in files)
+    check_prepared(tmp_path / "data", metas, marked=False)
     with pytest.raises(UserError, match="run gunzip on it"):
         prepare(tmp_path / "release.tar.gz", tmp_path / "data")
 
 
-@pytest.mark.parametrize("pack", [write_folder, write_zip])
-def test_the_more_complete_csv_is_preferred(tmp_path, pack):
+def test_the_more_complete_csv_is_preferred(tmp_path):
     """The challenge's archive holds several tables; fer2013.csv and icml_face_data.csv hold all three splits."""
     empty = "emotion,pixels\n"
-    source = pack(tmp_path / "a.zip", {"train.csv": empty, "test.csv": "pixels\n", "icml_face_data.csv": table()})
+    source = write_zip(tmp_path / "a.zip", {"train.csv": empty, "test.csv": "pixels\n", "icml_face_data.csv": table()})
     check_prepared(tmp_path / "1", prepare(source, tmp_path / "1"))
-    source = pack(tmp_path / "b.zip", {"icml_face_data.csv": empty, "fer2013.csv": table(), "train.csv": empty})
+    source = write_zip(tmp_path / "b.zip", {"icml_face_data.csv": empty, "fer2013.csv": table(), "train.csv": empty})
     check_prepared(tmp_path / "2", prepare(source, tmp_path / "2"))
     training = table("emotion,pixels", ["Training"])
-    source = pack(tmp_path / "c.zip", {"train.csv": training, "test.csv": "pixels\n"})
+    source = write_folder(tmp_path / "c", {"train.csv": training, "test.csv": "pixels\n"})
     check_prepared(tmp_path / "3", prepare(source, tmp_path / "3"), ["Training"])
 
 
@@ -172,10 +167,9 @@ def test_folders(tmp_path):
     assert metas["train"]["sources"][0]["files"] == 7 * (3 + 2 + 1)
 
 
-@pytest.mark.parametrize("prefix", ["", "fer2013/"])
-def test_folders_in_a_zip(tmp_path, prefix):
-    files = {prefix + name: data for name, data in folder_form().items()}
-    source = write_zip(tmp_path / "release.zip", {**files, "__MACOSX/train/sad/x.jpg": b"", prefix + "train/": b""})
+def test_folders_in_a_zip(tmp_path):
+    files = {f"fer2013/{name}": data for name, data in folder_form().items()}
+    source = write_zip(tmp_path / "release.zip", {**files, "__MACOSX/train/sad/x.jpg": b"", "fer2013/train/": b""})
     check_prepared(tmp_path / "data", prepare(source, tmp_path / "data"), marked=False)
 
 
@@ -206,6 +200,7 @@ def test_official_counts_add_up():
     assert totals == {"train": 28_709, "val": 3_589, "test": 3_589}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL_ZIP.exists(), reason="the real release is not here")
 def test_the_real_release(tmp_path):
     metas = prepare(REAL_ZIP, tmp_path)
@@ -221,12 +216,13 @@ def test_the_real_release(tmp_path):
 # --- what a user can get wrong --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def check_refused(tmp_path):
+@pytest.fixture(scope="module")
+def check_refused(tmp_path_factory):
     """Refuses a source with a message, and what was prepared earlier is untouched."""
-    (tmp_path / "good.csv").write_text(table())
-    data_dir = tmp_path / "data"
-    prepare(tmp_path / "good.csv", data_dir)
+    folder = tmp_path_factory.mktemp("earlier")
+    (folder / "good.csv").write_text(table())
+    data_dir = folder / "data"
+    prepare(folder / "good.csv", data_dir)
     earlier = content(data_dir)
 
     def check(source, message):
@@ -258,12 +254,6 @@ def test_a_file_of_something_else(tmp_path, check_refused):
     check_refused(tmp_path / "fake.zip", "the zip is cut off or damaged")
 
 
-def test_a_cut_zip(tmp_path, check_refused):
-    path = write_zip(tmp_path / "cut.zip", folder_form())
-    path.write_bytes(path.read_bytes()[:-100])
-    check_refused(path, r"cut\.zip: the zip is cut off or damaged .*download it again")
-
-
 def test_a_zip_damaged_in_the_middle_of_an_image(tmp_path, check_refused):
     path = tmp_path / "damaged.zip"
     with zipfile.ZipFile(path, "w") as archive:
@@ -284,31 +274,23 @@ def test_a_zip_with_another_digit_in_its_csv(tmp_path, check_refused):
     check_refused(path, r"damaged\.zip: the zip is cut off or damaged .*CRC")
 
 
-@pytest.mark.parametrize("place", [0.2, 0.4, 0.6, 0.8])
-def test_a_zip_damaged_anywhere(tmp_path, check_refused, place):
-    """Compressed data are nonsense from the damage on; whatever notices it first, the user gets a message."""
+def test_a_damaged_compressed_zip(tmp_path, check_refused):
+    """Compressed data are nonsense after the damage; whatever notices it first, the user gets a message."""
     path = write_zip(tmp_path / "damaged.zip", {"fer2013.csv": table()})
     data = bytearray(path.read_bytes())
-    data[int(place * len(data))] ^= 0x55
+    data[len(data) // 2] ^= 0x55
     path.write_bytes(data)
     check_refused(path, r"damaged\.zip")
 
 
-def test_a_zip_with_names_outside(tmp_path, check_refused):
-    files = {**folder_form(), "../../train/sad/Training_1.jpg": b""}
-    check_refused(write_zip(tmp_path / "evil.zip", files), r"found '\.\./\.\./train.*points outside")
-
-
-@pytest.mark.parametrize("pack", [write_folder, write_zip, None])
-def test_test_csv_has_no_labels(tmp_path, check_refused, pack):
-    files = {"test.csv": "pixels\n" + row_pixels(0, 0) + "\n"}
-    source = pack(tmp_path / "challenge.zip", files) if pack else write_folder(tmp_path, files) / "test.csv"
+def test_test_csv_has_no_labels(tmp_path, check_refused):
+    source = write_zip(tmp_path / "challenge.zip", {"test.csv": "pixels\n" + row_pixels(0, 0) + "\n"})
     check_refused(source, r"test\.csv: this file has pixels but no labels .* fer2013\.csv and in icml_face_data\.csv")
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
+def test_a_csv_that_is_wrong_somewhere(tmp_path, check_refused):
+    """The first 42 images are good; a fault after them must not publish them."""
+    for text, message in (
         ("", "the file is empty"),
         ("emotion,pixels,Usage\n", "no rows"),
         (
@@ -316,44 +298,27 @@ def test_test_csv_has_no_labels(tmp_path, check_refused, pack):
             "columns 'emotion', 'pixels' and 'Usage', found 'Usage', 'Image name'",
         ),
         (table() + "3,1 2 3,Training\n", "line 44: expected 2304 pixels .*found 3"),
-        (table() + f"3,{row_pixels(0, 0)} 7,Training\n", "line 44: expected 2304 pixels .*found 2305"),
         (table() + f"3,{row_pixels('x7', 0)},Training\n", "line 44: .*whole numbers 0..255, found 'x7'"),
-        (table() + f"3,{row_pixels('1.5', 0)},Training\n", "line 44: .*whole numbers 0..255, found '1.5'"),
         (table() + f"3,{row_pixels(0, 256)},Training\n", "line 44: .*whole numbers 0..255, found '256'"),
-        (table() + f"3,{row_pixels(0, -1)},Training\n", "line 44: .*whole numbers 0..255, found '-1'"),
         (table() + f"3,{row_pixels(0, 0)},Validation\n", "line 44: expected Usage .*found 'Validation'"),
         (table() + f"7,{row_pixels(0, 0)},Training\n", "line 44: expected an emotion 0..6, found '7'"),
-        (table() + f"-1,{row_pixels(0, 0)},Training\n", "line 44: expected an emotion 0..6, found '-1'"),
-        (table() + f"happy,{row_pixels(0, 0)},Training\n", "line 44: expected an emotion 0..6, found 'happy'"),
-        (table() + f",{row_pixels(0, 0)},Training\n", "line 44: expected an emotion 0..6, found ''"),
         (table()[:-4000], "line 43: expected 3 columns, found 2; is the file cut off"),
-        (table()[:-6], "line 43: expected Usage .*found 'Tra'"),
         (table("emotion, Usage, pixels")[:-4000], "line 43: expected 2304 pixels .*cut off"),
-        (table("emotion,pixels", quote='"')[:-4000], "line 43: expected 2304 pixels .*cut off"),
         ("emotion,pixels,Usage\n0," + "1" * 200_000, "after line 1: expected a CSV table .*field larger"),
-    ],
-)
-def test_a_csv_that_is_wrong_somewhere(tmp_path, check_refused, text, message):
-    """The first 42 images are good; a fault after them must not publish them."""
-    (tmp_path / "fer2013.csv").write_text(text)
-    check_refused(tmp_path / "fer2013.csv", rf"fer2013\.csv.*{message}")
+    ):
+        (tmp_path / "fer2013.csv").write_text(text)
+        check_refused(tmp_path / "fer2013.csv", rf"fer2013\.csv.*{message}")
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "message"),
-    [
+def test_a_folder_that_is_wrong_somewhere(tmp_path, check_refused):
+    for name, data, message in (
         ("test/sad/PublicTest_9.jpg", b"no image", r"PublicTest_9\.jpg: expected a whole JPEG"),
-        ("test/sad/PublicTest_9.jpg", b"", r"PublicTest_9\.jpg: the file is empty"),
         ("train/sad/Training_9.jpg", (48, 47), r"Training_9\.jpg: .*48 x 48, found 47 x 48 gray"),
         ("train/sad/Training_9.jpg", (48, 48, 3), r"Training_9\.jpg: .*48 x 48, found 48 x 48 colour"),
         ("train/contempt/Training_9.jpg", (48, 48), "expected a class folder angry, .*found 'contempt'"),
         ("train/sad/PublicTest_9.jpg", (48, 48), r"expected Training_\*\.jpg in train/, found 'PublicTest_9\.jpg'"),
         ("test/sad/Training_9.jpg", (48, 48), r"PublicTest_\*\.jpg or PrivateTest_\*\.jpg in test/, found 'Training"),
-        ("train/sad/notes.txt", b"", r"expected Training_\*\.jpg in train/, found 'notes\.txt'"),
-    ],
-)
-@pytest.mark.parametrize("pack", [write_folder, write_zip])
-def test_a_folder_that_is_wrong_somewhere(tmp_path, check_refused, pack, name, data, message):
-    if isinstance(data, tuple):
-        data = cv2.imencode(".jpg", np.full(data, 9, np.uint8))[1].tobytes()
-    check_refused(pack(tmp_path / "release.zip", {**folder_form(), name: data}), message)
+    ):
+        if isinstance(data, tuple):
+            data = cv2.imencode(".jpg", np.full(data, 9, np.uint8))[1].tobytes()
+        check_refused(write_zip(tmp_path / "release.zip", {**folder_form(), name: data}), message)

@@ -1,4 +1,4 @@
-"""Are FER+'s votes counted by the majority rule, and do they reach the images that they are about?"""
+"""Tests of datasets.ferplus: the majority rule counts the votes, and they reach the images that they are about."""
 
 from __future__ import annotations
 
@@ -203,8 +203,7 @@ def test_the_real_votes():
 # --- where the two files lie ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pack", [write_zip, write_tar])
-@pytest.mark.parametrize("prefix", ["", "archive/fer2013/"])
+@pytest.mark.parametrize(("pack", "prefix"), [(write_zip, "archive/fer2013/"), (write_tar, "")])
 def test_both_files_in_an_archive(tmp_path, pack, prefix):
     files = {prefix + name: text for name, text in RELEASE.items()}
     metas = prepare(pack(tmp_path / "release", files), tmp_path / "data")
@@ -212,21 +211,19 @@ def test_both_files_in_an_archive(tmp_path, pack, prefix):
     assert [source["name"] for source in metas["val"]["sources"]] == ["release"]
 
 
-@pytest.mark.parametrize("header", ["emotion,pixels,Usage", "emotion, Usage, pixels"])
-def test_the_votes_beside_the_csv(tmp_path, header):
-    name = "icml_face_data.csv" if " " in header else "fer2013.csv"
-    write_folder(tmp_path, {name: pixel_table(header), "fer2013new.csv": vote_table()})
-    check_prepared(tmp_path / "data", prepare(tmp_path / name, tmp_path / "data"))
+def test_the_votes_beside_the_csv(tmp_path):
+    files = {"icml_face_data.csv": pixel_table("emotion, Usage, pixels"), "fer2013new.csv": vote_table()}
+    write_folder(tmp_path, files)
+    check_prepared(tmp_path / "data", prepare(tmp_path / "icml_face_data.csv", tmp_path / "data"))
 
 
-@pytest.mark.parametrize("pack", [write_folder, write_zip])
-def test_the_votes_beside_a_folder_or_zip(tmp_path, pack):
+def test_the_votes_beside_a_zip(tmp_path):
     write_folder(tmp_path, {"fer2013new.csv": vote_table()})
-    source = pack(tmp_path / "release", {"icml_face_data.csv": pixel_table("emotion, Usage, pixels")})
+    source = write_zip(tmp_path / "release", {"fer2013.csv": pixel_table()})
     check_prepared(tmp_path / "data", prepare(source, tmp_path / "data"))
 
 
-@pytest.mark.parametrize("kind", ["file of another name", "folder", "zip"])
+@pytest.mark.parametrize("kind", ["file of another name", "zip"])
 def test_the_votes_that_the_options_name(tmp_path, kind):
     """They come before those that lie in the source."""
     wrong = vote_table([(usage, votes[::-1], None) for usage, votes, _ in ROWS])
@@ -234,8 +231,7 @@ def test_the_votes_that_the_options_name(tmp_path, kind):
     if kind == "file of another name":
         labels = write_folder(tmp_path, {"votes.csv": vote_table()}) / "votes.csv"
     else:
-        pack = write_folder if kind == "folder" else write_zip
-        labels = pack(tmp_path / "FERPlus", {"fer2013new.csv": vote_table()})
+        labels = write_zip(tmp_path / "FERPlus", {"fer2013new.csv": vote_table()})
     check_prepared(tmp_path / "data", prepare(source, tmp_path / "data", labels=str(labels)))
 
 
@@ -247,11 +243,12 @@ def test_columns_are_found_by_their_names(tmp_path):
 # --- what a user can get wrong --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def check_refused(tmp_path):
+@pytest.fixture(scope="module")
+def check_refused(tmp_path_factory):
     """Refuses a source with a message, and what was prepared earlier is untouched."""
-    data_dir = tmp_path / "data"
-    prepare(write_folder(tmp_path / "good", RELEASE), data_dir)
+    folder = tmp_path_factory.mktemp("earlier")
+    data_dir = folder / "data"
+    prepare(write_folder(folder / "good", RELEASE), data_dir)
     earlier = content(data_dir)
 
     def check(source, message, **changes):
@@ -268,9 +265,8 @@ def test_a_missing_source(tmp_path, check_refused):
     )
 
 
-@pytest.mark.parametrize("pack", [write_folder, write_zip, write_tar])
-def test_the_folder_form_has_no_rows_to_match(tmp_path, check_refused, pack):
-    source = pack(tmp_path / "release", {"train/happy/Training_1.jpg": "", "fer2013new.csv": vote_table()})
+def test_the_folder_form_has_no_rows_to_match(tmp_path, check_refused):
+    source = write_zip(tmp_path / "release", {"train/happy/Training_1.jpg": "", "fer2013new.csv": vote_table()})
     check_refused(
         source, r"expected fer2013\.csv or icml_face_data\.csv, found .*the folder form .*does not tell which"
     )
@@ -284,52 +280,37 @@ def test_no_votes_anywhere(tmp_path, check_refused):
     check_refused(source, rf"in {tmp_path}/typo\.csv, found none", labels=str(tmp_path / "typo.csv"))
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
+def test_images_that_are_not_those_of_the_votes(tmp_path, check_refused):
+    for rows, message in (
         (ROWS[:-1], r"fer2013\.csv: expected 21 images, as .*fer2013new\.csv has rows, found 20"),
-        ([*ROWS, ROWS[-1]], r"expected 21 images, .*found 22"),
         ([*ROWS, ROWS[-1], ROWS[-1]], r"expected 21 images, .*found 23"),
-        ([row for row in ROWS if row[0] == "Training"], r"expected 21 images, .*found 15"),
         ([], r"expected 21 images, .*found 0"),
         (
             ROWS[:14] + ROWS[15:16] + ROWS[14:15] + ROWS[16:],
             r"line 16: .*a Training image, as in row 15 .*PublicTest",
         ),
-        (ROWS[::-1], r"line 2: expected a Training image, as in row 1 of .*fer2013new\.csv, found PrivateTest"),
-    ],
-    ids=["one fewer", "one more", "two more", "one split", "none", "two swapped", "backwards"],
-)
-def test_images_that_are_not_those_of_the_votes(tmp_path, check_refused, rows, message):
-    source = write_folder(tmp_path / "release", {**RELEASE, "fer2013.csv": pixel_table(rows=rows)})
-    check_refused(source, message)
+    ):
+        source = write_folder(tmp_path / "release", {**RELEASE, "fer2013.csv": pixel_table(rows=rows)})
+        check_refused(source, message)
 
 
 GOOD = "Training,fer0000000.png,10,0,0,0,0,0,0,0,0,0\n"
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
+def test_votes_that_are_wrong_somewhere(tmp_path, check_refused):
+    for text, message in (
         ("", r"expected the columns Usage and neutral, .* no 'Usage' is there"),
         (vote_table().replace("contempt", "scorn"), r"no 'contempt' is there"),
         (vote_table().split("\n")[0], r"leaves no image for train"),
-        (vote_table([row for row in ROWS if row[0] != "PublicTest"]), r"leaves no image for val"),
         (vote_table() + GOOD.replace("10", "many"), r"line 23: expected a number of votes in neutral, found 'many'"),
-        (vote_table() + GOOD.replace("10", "-1"), r"line 23: .*in neutral, found '-1'"),
         (vote_table() + GOOD.replace("10", "9" * 30), r"line 23: .*found '999"),
-        (vote_table() + GOOD.replace("10", "2.5"), r"line 23: .*found '2\.5'"),
         (vote_table() + GOOD.replace("10", "²"), r"line 23: .*found '²'"),
-        (vote_table() + GOOD.replace("10", ""), r"line 23: .*found ''"),
         (vote_table() + GOOD.replace("Training", "Test"), r"line 23: expected Usage Training, .*found 'Test'"),
         (vote_table()[:-6], r"line 22: expected 12 columns, found 10; is the file cut off"),
-        ("Usage\n" + "1" * 200_000, r"no 'neutral' is there"),
         (vote_table() + "1" * 200_000, r"after line 22: expected a CSV table .*fer2013new\.csv of FER\+"),
-    ],
-)
-def test_votes_that_are_wrong_somewhere(tmp_path, check_refused, text, message):
-    source = write_folder(tmp_path / "release", {**RELEASE, "fer2013new.csv": text})
-    check_refused(source, rf"fer2013new\.csv.*{message}")
+    ):
+        source = write_folder(tmp_path / "release", {**RELEASE, "fer2013new.csv": text})
+        check_refused(source, rf"fer2013new\.csv.*{message}")
 
 
 def test_pixels_that_are_wrong_somewhere(tmp_path, check_refused):

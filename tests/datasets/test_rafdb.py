@@ -1,4 +1,4 @@
-"""Is RAF-DB read as its authors ship it, and everything that may be wrong with it named?"""
+"""Tests of datasets.rafdb: the official release is read, and a mistake in it is named."""
 
 from __future__ import annotations
 
@@ -93,8 +93,10 @@ def as_parent(folder):
     return folder.parent
 
 
-@pytest.mark.parametrize("images", ["aligned", "original"])
-@pytest.mark.parametrize("form", [as_folder, as_parent, as_zip, as_tar])
+@pytest.mark.parametrize(
+    ("form", "images"),
+    [(as_folder, "aligned"), (as_parent, "original"), (as_zip, "original"), (as_tar, "aligned")],
+)
 def test_every_image_shows_what_its_label_says(tmp_path, form, images):
     source = form(write_release(tmp_path / "in" / "basic"))
     metas = prepare(source, tmp_path, images=images)
@@ -190,9 +192,9 @@ def write_box(text):
 ALIGNED = [f"Image/aligned/train_0000{number}_aligned.jpg" for number in (2, 3, 4, 5)]
 
 
-@pytest.mark.parametrize(
-    ("damage", "images", "message"),
-    [
+def test_a_mistake_is_named_and_nothing_written(tmp_path):
+    whole = write_release(tmp_path / "whole")
+    mistakes = (
         (remove(LIST), "aligned", r"basic: expected one RAF-DB basic release.*found no EmoLabel/"),
         (
             remove(*ALIGNED),
@@ -210,25 +212,20 @@ ALIGNED = [f"Image/aligned/train_0000{number}_aligned.jpg" for number in (2, 3, 
             r"1 of the 28 bounding boxes .*test_0001_boundingbox\.txt\)",
         ),
         (replace("02.jpg 2", "02.jpg 8"), "aligned", r"line 2: expected a code 1\.\.7, found 8"),
-        (replace("02.jpg 2", "02.jpg 0"), "aligned", r"line 2: expected a code 1\.\.7, found 0"),
         (replace("03.jpg 3", "03.jpg"), "aligned", r"line 3: .*found 'train_00003\.jpg'"),
-        (replace("train_00003", "../../x"), "aligned", r"line 3: expected an image and a"),
         (replace("00003.", "00002."), "aligned", r"line 3: train_00002\.jpg .* second time"),
         (edit_list(lambda text: text[:-3]), "aligned", r"txt, line 28: .*found 'test_0007\.jpg'; is the file cut off"),
         (edit_list(lambda text: text[: text.index("test")]), "aligned", "no test images; is it cut off"),
-        (edit_list(lambda text: ""), "aligned", "no train images; is it cut off"),
-        (edit_list(lambda text: "\0\1\xff" + text), "aligned", "line 1: expected an image and a code"),
         (write_box("1 2 3"), "original", r"train_00003_boundingbox\.txt: expected four numbers x1 y1 x2 y2"),
         (write_box("1 2 nan 4"), "original", "expected four numbers"),
         (write_box("9 2 3 4"), "original", "x1 < x2"),
-    ],
-)  # fmt: skip
-def test_a_mistake_is_named_and_nothing_written(tmp_path, damage, images, message):
-    source = write_release(tmp_path / "basic")
-    damage(source)
-    with pytest.raises(UserError, match=message):
-        prepare(source, tmp_path / "data", images=images)
-    assert not list((tmp_path / "data").rglob("*.npy"))
+    )
+    for number, (damage, images, message) in enumerate(mistakes):
+        source = shutil.copytree(whole, tmp_path / str(number) / "basic")
+        damage(source)
+        with pytest.raises(UserError, match=message):
+            prepare(source, tmp_path / "data", images=images)
+        assert not list((tmp_path / "data").rglob("*.npy"))
 
 
 def test_two_releases_in_one_folder_are_refused(tmp_path):
@@ -238,16 +235,11 @@ def test_two_releases_in_one_folder_are_refused(tmp_path):
         prepare(tmp_path / "in", tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"size": 0}, "--size: expected 1 pixel or more, received 0"),
-        ({"val_share": 1.0}, "share of 0 or more and below 1"),
-    ],
-)
-def test_options_out_of_range(tmp_path, options, message):
-    with pytest.raises(UserError, match=message):
-        prepare(write_release(tmp_path / "basic"), tmp_path, **options)
+def test_options_out_of_range(tmp_path):
+    source = write_release(tmp_path / "basic")
+    for options in ({"size": 0}, {"val_share": 1.0}):
+        with pytest.raises(UserError, match=f"received {next(iter(options.values()))}"):
+            prepare(source, tmp_path, **options)
 
 
 def test_windows_line_ends_and_a_mark_at_the_start(tmp_path):

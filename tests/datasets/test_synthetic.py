@@ -1,4 +1,4 @@
-"""Are the synthetic splits drawn as asked, apart from each other, and again the same?"""
+"""Tests of datasets.synthetic: the splits are drawn as asked, share no face, and are reproducible."""
 
 from __future__ import annotations
 
@@ -48,19 +48,13 @@ def test_the_same_seed_gives_the_same_files(tmp_path):
             assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_train": 0}, "num_train of 1 or more, received 0"),
-        ({"num_val": 0}, "num_val of 1 or more, received 0"),
-        ({"num_test": -1}, "num_test of 1 or more, received -1"),
-        ({"seed": -1}, "seed of 0 or more, received -1"),
-        ({"size": 1}, "size"),
-    ],
-)
-def test_a_number_out_of_range_leaves_the_earlier_splits(tmp_path, options, message):
+def test_a_number_out_of_range_leaves_the_earlier_splits(tmp_path):
     write(tmp_path)
     earlier = {split: images_of(tmp_path, split) for split in SPLITS}
-    with pytest.raises(UserError, match=message):
-        write(tmp_path, **options)
-    assert all(np.array_equal(images_of(tmp_path, split), earlier[split]) for split in SPLITS)
+    for options, message in (
+        ({"num_val": 0}, "num_val of 1 or more, received 0"),
+        ({"seed": -1}, "seed of 0 or more, received -1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            write(tmp_path, **options)
+        assert all(np.array_equal(images_of(tmp_path, split), earlier[split]) for split in SPLITS)

@@ -64,7 +64,7 @@ def collectives(devices: int) -> list[tuple[str, list[str], str]]:
     import cnn_model
     import custom_loss
     import trainer
-    from distributed.process_group import Team
+    from distributed.process_group import ProcessGroup
 
     programs = []
 
@@ -77,7 +77,7 @@ def collectives(devices: int) -> list[tuple[str, list[str], str]]:
 
         return step
 
-    with exchange.together(Team(devices)):
+    with exchange.connected(ProcessGroup(devices)):
         keras.utils.set_random_seed(0)
         model = trainer.AdCorreTrainer(
             cnn_model.build_model("tiny", CLASSES, EMBEDDINGS, SIZE),

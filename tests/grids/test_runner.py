@@ -18,6 +18,7 @@ from config import DatasetName, TrainConfig
 from files import UserError, only_writer
 from grids import runner
 from grids.experiments import make_grid, read_experiments
+from run_identity import RunIdentity, options_of
 
 # Replaces train.py: locks the folder, does its epochs, and records every start. Seed 1 fails the first time.
 STAND_IN = """
@@ -75,19 +76,19 @@ def starts(run):
 
 def test_a_command_does_its_run_in_the_folder_that_train_py_would_choose(tmp_path):
     runs = runs_in(tmp_path, seeds=2, w_ce=2.5, augment=False)
-    assert [run.folder for run in runs] == [tmp_path / config.run_id(run.settings) for run in runs]
+    assert [run.folder for run in runs] == [tmp_path / RunIdentity(options_of(run.settings), {}).name for run in runs]
     assert len({run.folder for run in runs}) == 10 and [run.settings.seed for run in runs] == [0] * 5 + [1] * 5
     for run in runs[:5]:
         assert run.command[:2] == ["python", "train.py"]
         parsed = command_line.parse_options(TrainConfig, args=run.command[2:])
-        assert config.identity(parsed) == config.identity(run.settings)
+        assert options_of(parsed) == options_of(run.settings)
         assert parsed.run_dir == str(run.folder)
 
 
 def test_finished_runs_are_found_under_any_name_beside_damaged_results(tmp_path, capsys):
     wanted = runs_in(tmp_path)
     results = {
-        "mine": json.dumps({"config": config.identity(wanted[1].settings), "a later measure": 1}),
+        "mine": json.dumps({"config": options_of(wanted[1].settings), "a later measure": 1}),
         "measured": json.dumps({"accuracy": 0.5}),  # by test.py, of no run
         "later": json.dumps({"config": {"an option of a later version": 1}}),
         "of another type": json.dumps({"config": {"dataset": "moon"}}),

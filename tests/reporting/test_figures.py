@@ -36,7 +36,7 @@ def drawn(monkeypatch):
     class Recorder(plots.FigureCanvasAgg):
         def print_png(self, path, *args, **kwargs):
             if isinstance(path, Path):  # and not matplotlib's own search for a renderer
-                found[path.name.removeprefix(".tmp-")] = self.figure
+                found[path.name.split("-", 2)[2]] = self.figure  # .tmp-<process>-<name>
             super().print_png(path, *args, **kwargs)
 
     monkeypatch.setattr(plots, "FigureCanvasAgg", Recorder)
