@@ -1,22 +1,22 @@
-"""How fast does the large network train and answer on one GPU, how much of the GPU is used, and what does what cost?
+"""Measures the speed of training and inference on one GPU, and how much of the GPU they use.
 
 ``python benchmarks/gpu.py --minutes 25 --output gpu.json`` measures xcp at 224 px on Keras with JAX (no TensorFlow):
 
-- train: images a second, model FLOP utilisation and peak memory of a whole training step (augmentation, network,
-  Ad-Corre, AdamW) on a batch that is on the device, in three precisions, batches of 64 to 1,024;
-- ratios: the same step against one with cross-entropy alone, against one without augmentation, and against itself
-  fed from the host's memory; the sides take turns in one process, medians of the turns;
-- inference: images a second of the network alone.
+- train: images per second, model FLOP utilisation and peak memory of a whole training step (augmentation, network,
+  Ad-Corre, AdamW) on a batch that is on the device, in three precisions, with batches of 64 to 1,024;
+- ratios: the same step compared with cross-entropy alone, with no augmentation, and with batches from the host's
+  memory; the variants take turns in one process, and the median of the turns counts;
+- inference: images per second of the network alone.
 
-Every row is a process of its own, so that its peak memory is its own and a batch that does not fit costs that row
-only. Rows are printed as they come, as Markdown, and ``--output`` is written whole after each; with the minutes gone,
-the rest is "not run". Without a GPU it takes a toy size, to be tried out, and says so.
+Each row runs in its own process. So its peak memory is its own, and a batch that does not fit costs that row only.
+Rows are printed as Markdown when they are ready, and ``--output`` is written whole after each row. When the minutes are
+used up, the remaining rows are "not run". Without a GPU the program uses a toy size and reports that.
 
-FLOPs are counted from the network's layers: 2 for each product of a convolution or dense layer (`multiply_adds`),
-three times the forward pass for a training step (once forward, twice backward); what is recomputed or spent on anything
-else is not counted. Precisions: ``float32`` computes products in float32 (JAX's ``highest``), ``tf32`` lets the
-tensor cores round their factors to 11 bits, which is what JAX does to float32 by default on such a GPU and so what
-``train.py --precision float32`` runs with there, and ``mixed_bfloat16`` is Keras's policy.
+FLOPs are counted from the network's layers: 2 for each product of a convolution or dense layer (`multiply_adds`), and
+three times the forward pass for a training step (once forward, twice backward). Nothing else is counted, and nothing
+that is recomputed. Precisions: ``float32`` computes products in float32 (JAX's ``highest``); with ``tf32`` the tensor
+cores round their factors to 11 bits, which is JAX's default for float32 on such a GPU and therefore what
+``train.py --precision float32`` uses there; ``mixed_bfloat16`` is Keras's policy.
 """
 
 from __future__ import annotations
@@ -35,14 +35,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import train_step
-from gpu_fer2013 import NOT_RUN, row_of
 
 import runtime
 from files import UserError, run_command, write_json
 
-# Peak TFLOP/s without sparsity, by a part of the name that JAX gives the device; the first that fits counts.
-# Sources: NVIDIA's data sheets of the H100 (SXM, PCIe and NVL), H200 (SXM and NVL) and A100 Tensor Core GPUs, whose
-# TF32 and BF16 of the H100 and H200 are with sparsity: halved here.
+# Peak TFLOP/s without sparsity, by a part of the device's name in JAX; the first match counts.
+# Sources: NVIDIA's data sheets of the H100 (SXM, PCIe and NVL), H200 (SXM and NVL) and A100 Tensor Core GPUs. They give
+# TF32 and BF16 of the H100 and H200 with sparsity; the values here are half of those.
 PEAKS = {
     "H100 PCIe": {"float32": 51.0, "tf32": 378.0, "mixed_bfloat16": 756.5},
     "H100 NVL": {"float32": 60.0, "tf32": 417.5, "mixed_bfloat16": 835.5},
@@ -58,9 +57,10 @@ PRECISIONS = {
     "float32": ("float32", "highest"),
 }
 PARTS = ("train", "ratios", "inference")
+NOT_RUN = "not run"
 TITLES = ("what", "precision", "batch", "images/s", "ms", "model TFLOP/s", "of peak", "peak GB", "notes")
-TURN_S = 1.0  # a turn of steps takes about this long: starting and ending it costs nothing then
-LEAST_S = 20.0  # no row is started with less time left
+TURN_S = 1.0  # about the length of a turn of steps; long enough that its start and end do not count
+LEAST_S = 20.0  # no row starts with less time left
 
 
 def main() -> None:
@@ -93,11 +93,15 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=25.0, help="for everything")
-    parser.add_argument("--output", type=Path, help="JSON file of the rows so far")
+    parser.add_argument("--minutes", type=float, default=25.0, help="time limit for all rows together")
+    parser.add_argument("--output", type=Path, help="JSON file for the rows measured so far")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--peak-tflops", type=float, help="of the device, for all precisions, instead of the table's")
-    parser.add_argument("--toy", action="store_true", help="mini_xcp at 16 px, batches of 4: tries the script out")
+    parser.add_argument(
+        "--peak-tflops", type=float, help="the device's peak, for all precisions; replaces the built-in table"
+    )
+    parser.add_argument(
+        "--toy", action="store_true", help="mini_xcp at 16 px, batches of 4: a check of the script, no measurement"
+    )
     parser.add_argument("--row", help=argparse.SUPPRESS)  # one case, in this process
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     options = parser.parse_args()
@@ -109,7 +113,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def plan(toy: bool, parts: list[str]) -> list[dict[str, Any]]:
-    """The rows in order, what tells most first; ``steps`` is how many a turn has at first."""
+    """The rows in order, the most informative first."""
     shared = {"arch": "mini_xcp", "size": 16, "turns": 2} if toy else {"arch": "xcp", "size": 224, "turns": 8}
     batches, answers = ((4,), (4,)) if toy else ((256, 64, 128, 512, 1024), (1, 64, 1024))
 
@@ -126,30 +130,35 @@ def plan(toy: bool, parts: list[str]) -> list[dict[str, Any]]:
 
 
 def peaks_of(kind: str, chosen: float | None) -> dict[str, float]:
-    """Peak TFLOP/s by precision; of an unknown device none."""
+    """Peak TFLOP/s by precision; empty for an unknown device."""
     if chosen:
         return dict.fromkeys(PRECISIONS, chosen)
     return next((peaks for name, peaks in PEAKS.items() if name in kind), {})
 
 
 def run_row(case: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """What `measure` returns in a process of its own, or ``failed``: why it returned nothing."""
+    """The result of `measure` from its own process, or ``failed`` with the reason."""
     command = [sys.executable, __file__, "--debug", "--row", json.dumps(case)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
-        return {"failed": "stopped: the minutes are gone"}
+        return {"failed": "stopped: no time left"}
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     return {"failed": why_failed(done.stderr) or f"ended with exit code {done.returncode}"}
 
 
 def why_failed(stderr: str) -> str:
-    """Out of memory, or the last line of what a process left behind; it fits a table's cell."""
+    """``out of memory``, or the last line of a process's stderr, cut to fit a table cell."""
     if "RESOURCE_EXHAUSTED" in stderr or "out of memory" in stderr.lower():
         return "out of memory"
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     return lines[-1].replace("|", "/")[:120] if lines else ""
+
+
+def row_of(cells) -> str:
+    """One row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def cells(row: dict[str, Any]) -> list[str]:
@@ -176,7 +185,7 @@ RATIOS = {"ad_corre_over_ce": "Ad-Corre / CE", "augmentation_over_none": "augmen
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:
-    """One row's numbers, on this process's first device."""
+    """Measures one row on this process's first device."""
     runtime.choose_backend("jax")
     import jax
 
@@ -191,7 +200,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     policy, products = PRECISIONS[case["precision"]]
     with jax.default_matmul_precision(products):
         row = measures[case["what"]](case, policy)
-    memory = device.memory_stats() or {}  # a CPU tells nothing
+    memory = device.memory_stats() or {}  # None on a CPU
     return {**row, "peak_bytes": memory.get("peak_bytes_in_use")}
 
 
@@ -210,7 +219,7 @@ class Training:
             model.optimizer.variables,
             model.metrics_variables,
         )
-        # The step takes this memory for its result, as `fit` does; the model's own variables are gone with it.
+        # The step reuses this memory for its result, as `fit` does, so the model's own variables are no longer valid.
         self.state = jax.tree.map(lambda variable: variable.value, variables)
         self.network = model.network
         self.step = jax.jit(model.train_step, donate_argnums=0)
@@ -235,7 +244,7 @@ def measure_ratios(case: dict[str, Any], policy: str) -> dict[str, Any]:
         Training(case, policy, options, augment)
         for options, augment in (({}, True), (train_step.CE_ALONE, True), ({}, False))
     )
-    in_memory = [make_batch(case, seed) for seed in range(4)]  # several, so that no cache holds the one
+    in_memory = [make_batch(case, seed) for seed in range(4)]  # several, so that none stays in a cache
     batch = on_device(in_memory[0])
 
     def fed(steps: int) -> None:
@@ -287,7 +296,7 @@ def on_device(batch):
 
 
 def one_ahead(batches):
-    """Batches on the device, each sent there while the one before is trained on, as Keras's ``fit`` does on JAX."""
+    """Yields batches on the device, each sent during the step before it, as Keras's ``fit`` does on JAX."""
     import jax
 
     waiting = None
@@ -300,7 +309,7 @@ def one_ahead(batches):
 
 
 def take_turns(sides, turns: int) -> list[float]:
-    """Median seconds a step of each side. The sides take turns; the first ones compile and decide a turn's length."""
+    """Median seconds per step of each side. The sides take turns; the first steps compile and set a turn's length."""
     lengths = []
     for run in sides:
         run(1)
@@ -313,14 +322,14 @@ def take_turns(sides, turns: int) -> list[float]:
 
 
 def timed(run, steps: int) -> float:
-    """Seconds a step."""
+    """Seconds per step."""
     start = time.perf_counter()
     run(steps)
     return (time.perf_counter() - start) / steps
 
 
 def rates(case: dict[str, Any], seconds: float, flops: int) -> dict[str, Any]:
-    """``flops`` are an image's."""
+    """Speed and arithmetic of a step that takes ``seconds``; ``flops`` is per image."""
     images_per_s = case["batch"] / seconds
     return {
         "seconds": seconds,
@@ -331,16 +340,16 @@ def rates(case: dict[str, Any], seconds: float, flops: int) -> dict[str, Any]:
 
 
 def forward_flops(network) -> int:
-    """Of one image: two for each product."""
+    """FLOPs of the forward pass per image: two for each product."""
     return 2 * multiply_adds(network)
 
 
 def multiply_adds(network) -> int:
-    """Products (each with its addition) of one image through a Keras model's convolutions and dense layers.
+    """Products (each with its addition) per image in a Keras model's convolutions and dense layers.
 
-    `sum over kernels of size(kernel) * places where it is applied`, the places being the layer's outputs without batch
-    and channels. Xception with its classifier at 299 px has 8.36e9 of them (timm's model card of legacy_xception:
-    8.4e9). Other layers (batch normalisation, pooling, activations) do not count.
+    The sum over kernels of `size(kernel) * positions`, where the positions are the layer's output without batch and
+    channels. Xception with its classifier at 299 px has 8.36e9 (timm's model card of legacy_xception: 8.4e9). Other
+    layers (batch normalisation, pooling, activations) are not counted.
     """
     total = 0
     for layer in network.layers:

@@ -1,10 +1,10 @@
-"""Does half precision cost accuracy? The synthetic faces, trained in float32, mixed_bfloat16 and mixed_float16.
+"""Compares the accuracy of float32, mixed_bfloat16 and mixed_float16 training on the synthetic faces.
 
 ``python benchmarks/precision.py --seeds 5 --epochs 12 --run-dir runs/precision`` trains every policy with every seed as
-``train.py`` does (same data, same order, same first weights) and compares the accuracies on the test split with
-float32's: mean and standard deviation over the seeds, and over the seeds the difference to float32 of the same seed
-with the p of the paired t test (`comparison.paired_t`). The same command goes on after a kill; finished runs are
-not repeated. Prints a table and one JSON line.
+``train.py`` does (same data, same order, same first weights). It compares the accuracy on the test split with that of
+float32: mean and standard deviation over the seeds, the mean difference from float32 with the same seed, and the p of
+the paired t-test (`reporting.statistics.paired_t`). After a kill, the same command resumes; finished runs are not
+repeated. Prints a table and one JSON line.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from datasets.synthetic import PrepareSyntheticConfig
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import config
 import runtime
-from datasets.synthetic import write_synthetic_splits
+from datasets.synthetic import PrepareSyntheticConfig, write_synthetic_splits
 from files import UserError, run_command
 from reporting.statistics import mean_and_std, paired_t
 
@@ -33,10 +31,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="tensorflow", choices=("tensorflow", "jax", "torch"))
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, starting at 0")
     parser.add_argument("--epochs", type=int, default=config.TrainConfig.epochs)
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/precision"), help="the runs and their data go here")
-    parser.add_argument("--quick", action="store_true", help="one epoch of few small faces: a check, no measurement")
+    parser.add_argument(
+        "--run-dir", type=Path, default=Path("runs/precision"), help="folder for the runs and their data"
+    )
+    parser.add_argument("--quick", action="store_true", help="one epoch on a few small faces: a check, no measurement")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     options = parser.parse_args()
     if options.seeds < 1 or options.epochs < 1:
@@ -62,13 +62,13 @@ def main() -> None:
 
 
 def train_all(options: argparse.Namespace, shared: dict[str, Any]):
-    """Accuracy on the test split and seconds of training, policy -> a value a seed, and the split's size."""
+    """Test accuracy and training seconds (policy -> one value per seed), and the size of the test split."""
     import experiment
 
     accuracies: dict[str, list[float]] = {name: [] for name in options.policies}
     seconds: dict[str, list[float]] = {name: [] for name in options.policies}
     num_images = 0
-    for seed in range(options.seeds):  # seed by seed, so that a stopped benchmark has pairs
+    for seed in range(options.seeds):  # seeds outside, so that a stopped benchmark has complete pairs
         for name in options.policies:
             folder = options.run_dir / f"{name}-{seed}"
             settings = config.TrainConfig(precision=name, seed=seed, run_dir=str(folder), **shared)
@@ -83,7 +83,7 @@ def train_all(options: argparse.Namespace, shared: dict[str, Any]):
 
 
 def summary(name: str, accuracies: dict[str, list[float]], seconds: list[float], num_images: int) -> dict[str, Any]:
-    """A policy's row; the difference to float32 is None for float32 itself and where that was not trained."""
+    """One policy's row; the difference from float32 is None for float32 itself and if float32 was not trained."""
     mean, std = mean_and_std(accuracies[name])
     row = {"policy": name, "n": num_images, "seeds": len(accuracies[name]), "accuracies": accuracies[name]}
     row |= {"mean": mean, "std": std, "train_seconds": mean_and_std(seconds)[0]}
@@ -97,7 +97,7 @@ def summary(name: str, accuracies: dict[str, list[float]], seconds: list[float],
 
 def format_table(rows: list[dict[str, Any]]) -> str:
     """Markdown; accuracies in percent, differences in points."""
-    lines = ["| precision | n | seeds | accuracy | std | less float32, points | std | p | seconds of training |"]
+    lines = ["| precision | n | seeds | accuracy | std | minus float32, points | std | p | training, seconds |"]
     lines.append("|" + " --- |" * 9)
     for row in rows:
         cells = [row["policy"], f"{row['n']:,}", str(row["seeds"]), f"{row['mean']:.2%}", points(row["std"])]

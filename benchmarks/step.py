@@ -1,13 +1,13 @@
-"""Where does a training step's time go, how near is it to what the cores can multiply, and which backend is fastest?
+"""Measures the parts of a training step, its arithmetic rate, and the same step on each backend.
 
-``python benchmarks/step.py`` prints for mini_xcp at 48 px and xcp at 96 px (TensorFlow, or the ``--backend`` named):
+``python benchmarks/step.py`` prints for mini_xcp at 48 px and xcp at 96 px (TensorFlow, or the given ``--backend``):
 
-- the step built up part by part, each with the time that it adds, and ``fit`` with several steps an execution;
-- the multiply-adds of the network in that time, against one large matrix product;
+- the step built up part by part, with the time that each part adds, and ``fit`` with several steps per execution;
+- the rate of the network's multiply-adds in that time, compared with one large matrix product;
 - the kernels that take most of the step (TensorFlow only, from its profiler);
-- the same step on the backends that are installed (``--compare tensorflow jax torch``), each in its own process.
+- the same step on the installed backends (``--compare tensorflow jax torch``), each in its own process.
 
-Whatever is compared takes turns; medians. Ends with one JSON line.
+Everything that is compared takes turns, and the median counts. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ import runtime
 from files import UserError, run_command
 
 CASES = {"mini_xcp": (48, 64), "xcp": (96, 32)}  # side in pixels, batch
-TOGETHER = 8  # steps an execution, where several go together
-MATRIX = 2048  # side of the product that stands for what the cores can do
-KERNELS = 10  # named in the profile
+TOGETHER = 8  # steps per execution
+MATRIX = 2048  # side of the matrix product that measures the cores' peak rate
+KERNELS = 10  # number of kernels in the profile
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--compare", nargs="*", default=["tensorflow", "jax", "torch"], metavar="BACKEND")
     parser.add_argument("--quick", action="store_true", help="2 rounds of the small network at 16 px")
-    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)  # a process of the comparison
+    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)  # a worker of the comparison
     options = parser.parse_args()
     if options.serve:
         arch, size, batch_size = options.serve
@@ -76,11 +76,12 @@ def main() -> None:
 
 
 def measure_parts(arch: str, size: int, batch_size: int, rounds: int) -> dict:
-    """Median seconds of the step as it is built up, and of the matrix product.
+    """Median seconds of the step, built up part by part, and of the matrix product.
 
     Returns:
-        ``parts``: name to seconds, each with all that the one before does, but for ``inference``, the network's forward
-        pass and loss alone; ``matrix_rate`` and ``training_rate`` in floating-point operations a second.
+        ``parts``: name to seconds; each entry includes the parts before it, except ``inference``, which is the
+        network's forward pass and loss alone. ``matrix_rate`` and ``training_rate``: floating-point operations per
+        second.
     """
     import keras
 
@@ -101,7 +102,7 @@ def measure_parts(arch: str, size: int, batch_size: int, rounds: int) -> dict:
         in_memory = [keras.ops.convert_to_tensor(array) for array in batches[0]]
         times = collections.defaultdict(list)
         for turn in range(rounds + 1):
-            if turn == 1:  # the first one compiled
+            if turn == 1:  # the first turn compiled
                 times.clear()
             times["inference"].append(seconds(lambda: network.test_on_batch(*in_memory)))
             for name, model in growing.items():
@@ -112,7 +113,7 @@ def measure_parts(arch: str, size: int, batch_size: int, rounds: int) -> dict:
                 times[name] += [second / loops[name] for second in clock.seconds]
             times["matrix"].append(seconds(lambda: keras.ops.convert_to_numpy(product(factor, factor)[0, 0])))
     median = {name: float(np.median(values)) for name, values in times.items()}
-    # Backward multiplies twice as often as forward: for the gradients of the inputs and of the weights.
+    # The backward pass has twice the products of the forward pass: gradients of the inputs and of the weights.
     operations = 3 * forward_flops(network.network) * batch_size
     return {
         "matrix_rate": 2 * MATRIX**3 / median.pop("matrix"),
@@ -130,8 +131,8 @@ def print_parts(row: dict) -> None:
         before = value
     rates = row["training_rate"], row["matrix_rate"]
     print(
-        f"  the network's {rates[0] / 1e9:.1f} GFLOP/s in the whole step are {rates[0] / rates[1]:.0%} of the "
-        f"{rates[1] / 1e9:.1f} of a product of {MATRIX} x {MATRIX} matrices"
+        f"  network arithmetic in the whole step: {rates[0] / 1e9:.1f} GFLOP/s, {rates[0] / rates[1]:.0%} of the "
+        f"{rates[1] / 1e9:.1f} GFLOP/s of a {MATRIX} x {MATRIX} matrix product"
     )
 
 
@@ -167,14 +168,14 @@ def make_batch(size: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def compare(backends: list[str], arch: str, size: int, batch_size: int, rounds: int) -> dict[str, float]:
-    """Median seconds of the whole step on each installed backend; processes that wait while another one's turn is."""
+    """Median seconds of the whole step on each installed backend; one process per backend, and they take turns."""
     there = [name for name in backends if importlib.util.find_spec(name)]
     times = {name: [] for name in there}
-    with tempfile.TemporaryFile("w+") as said, contextlib.ExitStack() as ends:
+    with tempfile.TemporaryFile("w+") as errors, contextlib.ExitStack() as ends:
         workers = {}
         for name in there:
             command = [sys.executable, __file__, "--backend", name, "--serve", arch, str(size), str(batch_size)]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": said}
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
             workers[name] = ends.enter_context(subprocess.Popen(command, **pipes, text=True))
         for turn in range(rounds + 2):
             for name, worker in workers.items():
@@ -182,15 +183,15 @@ def compare(backends: list[str], arch: str, size: int, batch_size: int, rounds: 
                 worker.stdin.flush()
                 answer = worker.stdout.readline()
                 if not answer:
-                    said.seek(0)
-                    raise UserError(f"the step on {name} failed:\n{said.read()[-2000:]}")
-                if turn >= 2:  # the first ones compiled
+                    errors.seek(0)
+                    raise UserError(f"the step on {name} failed:\n{errors.read()[-2000:]}")
+                if turn >= 2:  # the first two turns compiled
                     times[name].append(float(answer))
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
 def serve(backend: str, arch: str, size: int, batch_size: int) -> None:
-    """Times one whole step a line of standard input, until it ends."""
+    """Times one whole step for each line of standard input."""
     runtime.choose_backend(backend)
     model, batch = make_trainer(arch, size, {}), make_batch(size, batch_size)
     for _ in sys.stdin:

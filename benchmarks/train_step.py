@@ -1,11 +1,11 @@
-"""How long is a training step, does it wait for data, and what does the Ad-Corre loss cost?
+"""Measures a training step, whether it waits for data, and the cost of the Ad-Corre loss.
 
-``python benchmarks/train_step.py [--backend jax]`` measures, for mini_xcp at 48 px and xcp at 96 px:
+``python benchmarks/train_step.py [--backend jax]`` compares, for mini_xcp at 48 px and xcp at 96 px:
 
-- ``fit`` reading batches from memory-mapped files against the same step on a batch in memory;
-- a step with the full loss against a step with cross-entropy alone.
+- ``fit`` with batches from memory-mapped files and the same step on a batch in memory;
+- a step with the full loss and a step with cross-entropy alone.
 
-The two sides of a ratio take turns in one process; medians. Prints a table and one JSON line.
+The two sides of a ratio take turns in one process, and the median counts. Prints a table and one JSON line.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.shared.expressions import CLASS_NAMES
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import config
 import runtime
+from datasets.shared.expressions import CLASS_NAMES
 from files import run_command
 
 CE_ALONE = {"w_fd": 0.0, "w_md": 0.0, "w_ed": 0.0}
@@ -34,7 +33,7 @@ CASES = (("mini_xcp", 48, 128), ("xcp", 96, 32))  # architecture, side in pixels
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="tensorflow", choices=("tensorflow", "jax", "torch"))
-    parser.add_argument("--steps", type=int, default=24, help="steps of each side that count")
+    parser.add_argument("--steps", type=int, default=24, help="measured steps per side")
     options = parser.parse_args()
     runtime.choose_backend(options.backend)
     import evaluation
@@ -52,7 +51,7 @@ def main() -> None:
 
 
 def measure(arch: str, size: int, batch_size: int, steps: int) -> dict:
-    """One row: seconds a step, fit's throughput over the step in memory, Ad-Corre's time over cross-entropy's."""
+    """One row: seconds per step, throughput of fit / of the step in memory, time of Ad-Corre / of cross-entropy."""
     import keras
 
     from dataset_class import Batches
@@ -92,7 +91,7 @@ def make_trainer(
     optimizer: str | None = None,
     steps_per_execution: int = 1,
 ):
-    """A compiled trainer, as train.py makes it but for what the arguments change."""
+    """A compiled trainer as in train.py, except for what the arguments change."""
     import augmentation
     import cnn_model
     import custom_loss
@@ -133,7 +132,7 @@ def seconds(step) -> float:
 
 
 def step_clock():
-    """A callback that notes the seconds between the ends of successive steps of one `fit`."""
+    """A callback that records the seconds between the ends of successive steps of one `fit`."""
     import keras
 
     class Clock(keras.callbacks.Callback):

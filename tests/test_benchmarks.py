@@ -91,7 +91,7 @@ def test_the_gpu_benchmark_measures_every_row(tmp_path, monkeypatch):
 def test_a_row_is_a_process_of_its_own():
     found = gpu.run_row({"what": "device"}, 300.0)
     assert found["platform"] in ("cpu", "gpu") and "jax" in found["versions"], found
-    assert gpu.run_row({"what": "device"}, 0.01) == {"failed": "stopped: the minutes are gone"}
+    assert list(gpu.run_row({"what": "device"}, 0.01)) == ["failed"]
     assert gpu.why_failed("Traceback\n  a | b\n\nKeyError: 'x|y'\n") == "KeyError: 'x/y'"
     assert gpu.why_failed("") == ""
 

@@ -1,7 +1,7 @@
-"""What does each term of the Ad-Corre loss do to embeddings? Draws ``loss_terms.png`` beside this file.
+"""Draws ``loss_terms.png`` beside this file: the effect of each term of the Ad-Corre loss on embeddings.
 
-``python docs/figures/loss_terms.py``: free embeddings, correlated as an untrained network's are, follow the
-gradient of one term of `custom_loss` or of the sum. No network and no cross-entropy; TensorFlow, one seed.
+``python docs/figures/loss_terms.py``: free embeddings start as correlated as those of an untrained network and follow
+the gradient of one term of `custom_loss`, or of their sum. No network and no cross-entropy; TensorFlow, one seed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # started as a file, Python looks in docs/figures only
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a script's own folder is docs/figures
 
 import runtime
 
@@ -22,13 +22,13 @@ SEED = 0
 NUM_CLASSES, PER_CLASS, NUM_EMBEDDINGS, EMBEDDING_SIZE = 7, 8, 7, 64
 LABELS = np.repeat(np.arange(NUM_CLASSES), PER_CLASS)
 STEPS, LEARNING_RATE = 300, 0.03
-# What all faces share of an embedding, against its own part's deviation of 1: rho = s^2 / (1 + s^2) = 0.86 at the
+# Scale of the part that all faces share; a face's own part has deviation 1. So rho = s^2 / (1 + s^2) = 0.86 at the
 # start; untrained mini_xcp and xcp gave 0.93 and 0.83 on FER-2013.
 SHARED = 2.5
 
 TERMS = ("FD", "MD", "ED")
 OBJECTIVES = {"FD alone": ("FD",), "MD alone": ("MD",), "ED alone": ("ED",), "FD + MD + ED": TERMS}
-# Okabe and Ito's colours; line styles tell the curves apart without colour.
+# Okabe and Ito's colours; the line styles distinguish the curves without colour.
 STYLES = dict(zip(OBJECTIVES, (("#0072b2", "-"), ("#e69f00", "--"), ("#009e73", ":"), ("#000000", "-.")), strict=True))
 VIEWS = {
     "FD": f"{len(LABELS)} faces\nembedding 1, by class",
@@ -42,7 +42,7 @@ TITLES = {"FD": "Feature Discriminator", "MD": "Mean Discriminator", "ED": "Embe
 
 
 def first_embeddings() -> np.ndarray:
-    """Float32 (B, k, d): a part that all faces share, one an embedding index, and each face's own."""
+    """Float32 (B, k, d): a part that all faces share, one per embedding index, plus each face's own part."""
     rng = np.random.default_rng(SEED)
     shared = rng.normal(size=(1, NUM_EMBEDDINGS, EMBEDDING_SIZE))
     own = rng.normal(size=(len(LABELS), NUM_EMBEDDINGS, EMBEDDING_SIZE))
@@ -50,7 +50,7 @@ def first_embeddings() -> np.ndarray:
 
 
 def optimise(terms: tuple[str, ...]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Descends the sum of the named terms.
+    """Minimises the sum of the named terms by gradient descent.
 
     Returns:
         The embeddings after the last step, float32 (B, k, d), and every term's value before each step and
@@ -88,16 +88,16 @@ def optimise(terms: tuple[str, ...]) -> tuple[np.ndarray, dict[str, np.ndarray]]
 
 
 def correlations(e_bkd: np.ndarray) -> dict[str, np.ndarray]:
-    """The matrix each term looks at: faces (B, B) and class means (C, C) of one embedding, one face's (k, k)."""
+    """The matrix that each term uses: faces (B, B) and class means (C, C) of one embedding, and (k, k) of one face."""
     mean_cd = np.eye(NUM_CLASSES)[LABELS].T @ e_bkd[:, 0] / PER_CLASS
     return {"FD": np.corrcoef(e_bkd[:, 0]), "MD": np.corrcoef(mean_cd), "ED": np.corrcoef(e_bkd[0])}
 
 
 def draw_matrices(figure, columns) -> None:
-    """A column an objective, a row a view.
+    """Draws the matrices: one column per objective, one row per term.
 
     Args:
-        figure: where.
+        figure: the (sub)figure to draw into.
         columns: title to (embeddings (B, k, d), {term: value}, terms that were minimised).
     """
     panels = figure.subplots(len(TERMS), len(columns))
@@ -116,10 +116,10 @@ def draw_matrices(figure, columns) -> None:
 
 
 def draw_curves(figure, histories) -> None:
-    """A panel a term: its value under every objective, between its bounds.
+    """Draws one panel per term: its value under every objective, with its bounds.
 
     Args:
-        figure: where.
+        figure: the (sub)figure to draw into.
         histories: objective to {term: (STEPS + 1,)}.
     """
     panels = figure.subplots(1, len(TERMS), sharey=True)
