@@ -160,7 +160,7 @@ def convert(settings: ConvertConfig) -> None:
     network, info = model_file.load_model(settings.source)
     origin = f"{info.origin}; converted from {Path(settings.source).name}"
     model_file.save_model(settings.target, network, dataclasses.replace(info, origin=origin))
-    print(f"wrote {settings.target}: {info.arch}, {len(info.class_names)} classes")
+    print(f"wrote {settings.target}: {info.network.arch}, {len(info.network.class_names)} classes")
 
 
 def export(settings: ExportConfig) -> None:
@@ -177,7 +177,7 @@ def export(settings: ExportConfig) -> None:
     check_target(output, settings.format)
     network, info = model_file.load_model(weights)
     differences = export_network(network, info, output, settings.format)
-    print(f"wrote {output}: {info.arch}, {len(info.class_names)} classes, {_size(output):,} bytes")
+    print(f"wrote {output}: {info.network.arch}, {len(info.network.class_names)} classes, {_size(output):,} bytes")
     for name, value in differences.items():
         print(f"largest difference from Keras: {value:.1e} in the {name}")
 

@@ -65,23 +65,25 @@ class TestModels:
         if is_onnx(h5_address):
             self.network = onnx_network.OnnxNetwork(h5_address, gpu=GPU)
             self.info = self.network.info
-            self.input_size = self.info.input_size
             return
         # Keras is imported late: `--help` stays instant, and the backend can be chosen until here.
-        import cnn_model
         from model_files import model_file
 
         runtime.set_up(gpu=GPU)
         if GPU and not runtime.has_gpu():
             print("no GPU found: running on the CPU", file=sys.stderr)
         self.network, self.info = model_file.load_model(h5_address or DEFAULT_WEIGHTS)
-        self.input_size = self.info.input_size or cnn_model.architecture(self.info.arch).input_size
         self._has_run = False
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The C classes, in the order of the probabilities."""
-        return self.info.class_names
+        return self.info.network.class_names
+
+    @property
+    def input_size(self) -> int:
+        """Side of the network's input in pixels."""
+        return self.info.network.input_size
 
     def recognize_fer(self, img_path: str | Path, detect_face: bool = True) -> Recognition:
         """Prints and returns the expression in a picture.

@@ -21,13 +21,12 @@ from pathlib import Path
 import keras
 import numpy as np
 
-import cnn_model
 import evaluation
 import runtime
 from files import UserError, whole_file, whole_folder
 from images import resize_image
-from model_files.model_file import ModelInfo
-from model_files.onnx_network import ATTRIBUTE, ExportInfo, OnnxNetwork, parse_info
+from model_files.description import ATTRIBUTE, ExportInfo, ModelInfo, to_json
+from model_files.onnx_network import OnnxNetwork
 
 TOLERANCE = 1e-4
 _NUM_PICTURES = 16
@@ -61,8 +60,8 @@ def export_network(network: keras.Model, info: ModelInfo, path: str | Path, form
             f"{path}: exporting needs the TensorFlow backend, Keras runs on {keras.backend.backend()}; "
             "set KERAS_BACKEND=tensorflow before Python starts (a weights file is the same on every backend)"
         )
-    size = info.input_size or cnn_model.architecture(info.arch).input_size
-    about = ExportInfo(info.class_names, size, info.arch, info.dataset, info.origin)
+    size = info.network.input_size
+    about = ExportInfo(info.network, info.dataset, info.origin)
     plan = _FORMATS[format]
     with plan.whole(path) as temporary:
         try:
@@ -182,7 +181,7 @@ def _write_onnx(serving: keras.Model, path: Path, info: ExportInfo) -> None:
     model = onnx.load(path)
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "N"  # in place of a number of the converter's
-    onnx.helper.set_model_props(model, {ATTRIBUTE: info.to_json()})
+    onnx.helper.set_model_props(model, {ATTRIBUTE: to_json(info)})
     onnx.checker.check_model(model)
     onnx.save(model, path)
 
@@ -201,7 +200,7 @@ def _write_tflite(serving: keras.Model, path: Path, info: ExportInfo) -> None:
         serving.export(folder, format="tf_saved_model", verbose=False)
         path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(folder).convert())
     with zipfile.ZipFile(path, "a") as behind:
-        behind.writestr(_INFO_NAME, info.to_json())
+        behind.writestr(_INFO_NAME, to_json(info))
 
 
 def _open_tflite(path: Path) -> Run:
@@ -224,7 +223,7 @@ def _write_saved_model(serving: keras.Model, folder: Path, info: ExportInfo) -> 
     serving.export(folder, format="tf_saved_model", verbose=False)
     extra = folder / "assets.extra"  # TensorFlow's name for a user's own files
     extra.mkdir()
-    (extra / _INFO_NAME).write_text(info.to_json(), encoding="utf-8")
+    (extra / _INFO_NAME).write_text(to_json(info), encoding="utf-8")
 
 
 def _open_saved_model(folder: Path) -> Run:
@@ -274,22 +273,3 @@ def open_export(path: str | Path, format: str) -> Run:
     """What runs an exported file, a batch at a time (`OnnxNetwork.run`), on the CPU for ``onnx`` and ``tflite``."""
     with _quiet():
         return _FORMATS[format].open(Path(path))
-
-
-def read_info(path: str | Path, format: str) -> ExportInfo:
-    """The description that travels with an exported file.
-
-    Raises:
-        UserError: a file without one.
-    """
-    path = Path(path)
-    if format == "onnx":
-        return OnnxNetwork(path, gpu=False).info
-    if format == "saved_model":
-        file = path / "assets.extra" / _INFO_NAME
-        return parse_info(file.read_text(encoding="utf-8") if file.is_file() else None, path)
-    text = None
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as behind:
-            text = behind.read(_INFO_NAME).decode() if _INFO_NAME in behind.namelist() else None
-    return parse_info(text, path)
