@@ -127,7 +127,7 @@ def _residual(x, separable):
 def _mini_xception(size: int, weights: str | None) -> keras.Model:
     """Our small network for CPUs, notebooks and browsers: 48 px to (B, 6, 6, 128).
 
-    The first layer halves the side, since most of the time would go where the picture is large. Plain convolutions
+    The first layer halves the side, since most of the time would be spent where the image is large. Plain convolutions
     follow, which run near the cores' matrix-product rate, and separable residual blocks at 6 x 6, where a depthwise
     convolution is not yet all memory traffic (docs/performance.md).
     """
@@ -176,11 +176,11 @@ def _application_scaling(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """How to build a backbone and what it wants to see.
+    """How to build a backbone, and its input.
 
     Attributes:
         build: makes the backbone from its input size and the name of its first weights (or None).
-        input_size: side in pixels when nobody chooses one.
+        input_size: side in pixels by default.
         channels: 1 or 3.
         scaling: see `PixelInput`.
     """
@@ -248,7 +248,7 @@ def build_model(
         ``{"logits": float32 (B, C), "embeddings": float32 (B, k, d)}``, embeddings of length 1.
 
     Raises:
-        UserError: an unknown architecture or scaling, a size it cannot take, weights that cannot be had, a count
+        UserError: an unknown architecture or scaling, a size it cannot take, weights that cannot be loaded, a count
             below 1.
     """
     for name, value, least in (

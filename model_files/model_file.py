@@ -1,8 +1,8 @@
-"""What is in a model file? Saving and loading of weights with the description that rebuilds their network.
+"""Saves and loads model files: weights with the description that rebuilds their network.
 
-Ours is a Keras `.weights.h5` plus one JSON attribute on the file's root. What `keras.Model.save` wrote loads too: the
-published Keras 2 files, and our own networks (`published_file`). Loading rebuilds the network from the description
-and reads arrays: nothing in a file is executed or unpickled.
+Our file is a Keras `.weights.h5` plus one JSON attribute on the file's root. Files of `keras.Model.save` load too:
+the published Keras 2 files, and our own networks (`published_file`). Loading rebuilds the network from the
+description and reads arrays: nothing in a file is executed or unpickled.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from model_files.published_file import Layer, SavedModel
 from model_files.safe_hdf5 import open_hdf5
 
 _LONGEST_REASON = 400  # Keras lists every layer that it could not fill
-# Names that Keras makes from a counter, which says nothing of a layer's place.
+# Names that Keras makes from a counter, which do not identify a layer.
 _COUNTED = re.compile(r"(?:\w+_)?(?:conv2d|normalization|dense)(?:_\d+)?")
 
 
@@ -152,7 +152,7 @@ def _started_from(
 
 
 def load_weights(network: keras.Model, path: str | Path) -> None:
-    """Fills a network that is there with the arrays of a model file.
+    """Fills an existing network with the arrays of a model file.
 
     Raises:
         UserError: see `load_model`.
@@ -161,7 +161,7 @@ def load_weights(network: keras.Model, path: str | Path) -> None:
 
 
 def describe(path: str | Path) -> dict[str, str]:
-    """What a model file is, as names and words; its arrays are not loaded into a network.
+    """The facts of a model file, name to text; its arrays are not loaded into a network.
 
     Raises:
         UserError: see `read_info`.
@@ -178,9 +178,9 @@ def describe(path: str | Path) -> dict[str, str]:
         "classes": f"{len(network.class_names)}: {', '.join(network.class_names)}",
         "input": f"{network.input_size} x {network.input_size} px, {colour}, scaled to "
         f"{cnn_model.SCALINGS[network.scaling][0]}",
-        "trained on": info.dataset or "not said",
-        "metrics": _listed(info.metrics) or "not said",
-        "written with": _listed(info.versions) or "not said",
+        "trained on": info.dataset or "unknown",
+        "metrics": _listed(info.metrics) or "unknown",
+        "written with": _listed(info.versions) or "unknown",
         "code": f"{code} Lambda layers, ignored: nothing in them was run" if code else "none",
     }
 
@@ -268,7 +268,7 @@ def _fill_from_weights_file(network: keras.Model, weights: Path | str, path: str
 def _fill_in_order(network: keras.Model, layers: tuple[Layer, ...], path: str | Path) -> None:
     """Fills the network layer by layer; nothing is changed before all fit.
 
-    Only the order of the layers, what their arrays are, and the shapes count: Keras numbers the names of
+    Only the order of the layers, the roles of their arrays and the shapes count: Keras numbers the names of
     Xception's shortcut layers by what else the process had built.
     """
     expected = _layers_of(network)
@@ -282,11 +282,11 @@ def _fill_in_order(network: keras.Model, layers: tuple[Layer, ...], path: str | 
     for (name, variables), layer in zip(expected, layers, strict=True):
         shapes = {role: tuple(variable.shape) for role, variable in variables.items()}
         found = {role: array.shape for role, array in layer.arrays.items()}
-        # Two layers of one shape in each other's place would load without a word.
+        # Two layers of one shape in each other's place would load unnoticed.
         misplaced = layer.name != name and layer.name in names and not _COUNTED.fullmatch(layer.name)
         if misplaced or found != shapes:
             raise UserError(
-                f"{path}: its arrays do not fit a {network.name} network: where {name} stands ({_words(shapes)}) the "
+                f"{path}: its arrays do not fit a {network.name} network: in place of {name} ({_words(shapes)}) the "
                 f"file has {layer.name} ({_words(found)})"
             )
     for (_, variables), layer in zip(expected, layers, strict=True):

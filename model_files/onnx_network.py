@@ -1,4 +1,4 @@
-"""How does an exported ONNX file recognise? ONNX Runtime and NumPy alone; no Keras, no TensorFlow."""
+"""Runs an exported ONNX file with ONNX Runtime and NumPy alone; no Keras, no TensorFlow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class OnnxNetwork:
 
     Args:
         path: the file.
-        gpu: use a GPU where ONNX Runtime has one; False keeps off it.
+        gpu: use a GPU where ONNX Runtime has one; False uses the CPU.
 
     Attributes:
         info: the file's description.
@@ -74,7 +74,7 @@ class OnnxNetwork:
         """One batch.
 
         Args:
-            pixels: float32 (B, H, W, 3) RGB in 0..255, H and W the network's `ExportInfo.input_size`.
+            pixels: float32 (B, H, W, 3) RGB in 0..255, H and W the network's input size.
 
         Returns:
             Float32 probabilities (B, C) and embeddings (B, k, d).
@@ -83,17 +83,17 @@ class OnnxNetwork:
         return probabilities, embeddings
 
     def predict(self, images: np.ndarray, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
-        """Every image, a batch at a time, as `evaluation.predict` does with Keras.
+        """Runs every image, in batches, as `evaluation.predict` does with Keras.
 
         Args:
             images: uint8 or float (N, H, W, 3) RGB in 0..255 of the network's size, N at least 1.
-            batch_size: images a batch.
+            batch_size: images per batch.
 
         Returns:
             Float32 probabilities (N, C) and embeddings (N, k, d).
 
         Raises:
-            UserError: no batch size.
+            UserError: a batch size below 1.
         """
         if batch_size < 1:
             raise UserError(f"batch_size: expected 1 or more, received {batch_size}")

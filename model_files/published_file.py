@@ -1,8 +1,8 @@
-"""What is in a file that `keras.Model.save` wrote: the paper's authors' models first, then our own networks?
+"""Reads files that `keras.Model.save` wrote: the published models of the paper's authors, and our own networks.
 
 The published files are full Keras 2 models: an Xception or ResNet50, k Dense embeddings, Lambda layers
 holding Python bytecode, a softmax. Only arrays are taken from them, by the order of their layers. The
-configuration beside them is read as JSON, for the input's side and to say what was ignored; nothing is made
+configuration beside them is read as JSON, for the input's side and the number of ignored layers; nothing is made
 or run from it.
 """
 
@@ -27,11 +27,11 @@ from files import UserError
 from model_files.description import ModelInfo, NetworkDescription
 from model_files.safe_hdf5 import INFLATION, open_hdf5
 
-# The shape of the first kernel tells the published code's two backbones apart.
+# The shape of the first kernel distinguishes the published code's two backbones.
 _BACKBONES = {(3, 3, 3, 32): "xcp", (7, 7, 3, 64): "resnet"}
 # The published files' names: data set and accuracy.
 _PUBLISHED_NAME = re.compile(r"(affectnet|rafdb|fer2013)_(\d{4})\b", re.IGNORECASE)
-_SMALL = 1 << 24  # bytes of text that may compress as well as it likes
+_SMALL = 1 << 24  # bytes of text, which may compress by any factor
 _ARCHIVE_WEIGHTS = "model.weights.h5"
 
 
@@ -187,7 +187,7 @@ def _refuse_extra(weights: h5py.Group, read: set[str], path: str | Path) -> None
 def _published(
     layers: list[Layer], settings: dict[str, Any], origin: str, keras_version: str, path: str | Path
 ) -> SavedModel:
-    """Backbone, k embedding layers and the classifier, told apart by the ranks of their kernels."""
+    """Backbone, k embedding layers and the classifier, distinguished by the ranks of their kernels."""
     head_length = 0
     while head_length < len(layers) and _rank(layers[-1 - head_length]) == 2:
         head_length += 1
