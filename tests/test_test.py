@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 from conftest import ROOT, run_python, write_split
-from test_test_model import picture, save
+from test_test_model import image, save
 
 import test as test_module
 import test_model
@@ -42,7 +42,7 @@ def run_main(monkeypatch, *args):
 
 
 def test_recognize_prints_a_table(tiny_weights, tmp_path, monkeypatch, capsys):
-    paths = [save(tmp_path / name, picture(30, 30, seed=i)) for i, name in enumerate(("a.png", "a longer name.png"))]
+    paths = [save(tmp_path / name, image(30, 30, seed=i)) for i, name in enumerate(("a.png", "a longer name.png"))]
     run_main(monkeypatch, "recognize", *paths, "--weights", tiny_weights)
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split() == ["image", "label", *CLASS_NAMES[:7]]
@@ -82,7 +82,7 @@ def test_evaluate_refuses_data_of_other_classes(tiny_weights, tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_the_command_prints_json_lines(tiny_weights, tmp_path):
-    save(tmp_path / "face.png", picture(40, 40, 3))
+    save(tmp_path / "face.png", image(40, 40, 3))
     done = run_python(ROOT / "test.py", "recognize", "face.png", "--weights", tiny_weights, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
@@ -106,7 +106,7 @@ def test_convert_writes_our_form_of_what_keras_saved(model, tmp_path, monkeypatc
     run_main(monkeypatch, "convert", tmp_path / "run.keras", tmp_path / "ours.weights.h5")
     assert f"wrote {tmp_path / 'ours.weights.h5'}: mini_xcp, 7 classes" in capsys.readouterr().out
     ours = TestModels(tmp_path / "ours.weights.h5")
-    faces = picture(3, 24, 24, 3)
+    faces = image(3, 24, 24, 3)
     for found, expected in zip(ours.predict(faces), model.predict(faces), strict=True):
         np.testing.assert_array_equal(found, expected)
     assert ours.info.origin.endswith("converted from run.keras")

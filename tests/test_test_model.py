@@ -26,7 +26,7 @@ def model(tiny_weights):
     return TestModels(tiny_weights)
 
 
-def picture(*shape, seed=0, dtype=np.uint8) -> np.ndarray:
+def image(*shape, seed=0, dtype=np.uint8) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max + 1, shape, dtype)
 
 
@@ -51,7 +51,7 @@ def test_a_notebook_imports_it_from_any_folder(tmp_path):
 
 
 def test_probabilities_are_the_softmax_of_the_networks_logits(model):
-    faces = picture(5, 24, 24, 3)
+    faces = image(5, 24, 24, 3)
     probabilities, embeddings = model.predict(faces)
     assert (probabilities.shape, probabilities.dtype) == ((5, 7), np.float32)
     assert (embeddings.shape, embeddings.dtype) == ((5, 2, 8), np.float32)
@@ -65,13 +65,13 @@ def test_probabilities_are_the_softmax_of_the_networks_logits(model):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_the_batch_size_changes_nothing(model, batch_size):
-    faces = picture(7, 24, 24, 1)
+    faces = image(7, 24, 24, 1)
     for found, expected in zip(model.predict(faces, batch_size), model.predict(faces, 7), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_arrays_lists_and_gray_in_every_form_are_the_same(model):
-    gray = picture(3, 30, 20)
+    gray = image(3, 30, 20)
     colour = np.repeat(gray[..., None], 3, axis=-1)
     expected = model.predict(colour)
     for same in (
@@ -86,7 +86,7 @@ def test_arrays_lists_and_gray_in_every_form_are_the_same(model):
 
 
 def test_faces_of_any_size_are_resized_to_the_networks_side_in_order(model):
-    faces = [picture(*shape, seed=i) for i, shape in enumerate([(24, 24, 3), (100, 60, 3), (1, 1, 3), (3, 500, 3)])]
+    faces = [image(*shape, seed=i) for i, shape in enumerate([(24, 24, 3), (100, 60, 3), (1, 1, 3), (3, 500, 3)])]
     probabilities, _ = model.predict(faces)
     for face, found in zip(faces, probabilities, strict=True):
         alone, _ = model.predict(resize_image(face, 24)[None])
@@ -97,11 +97,11 @@ def test_faces_of_any_size_are_resized_to_the_networks_side_in_order(model):
     ("images", "message"),
     [
         (np.zeros((2, 8, 8, 3), np.float32), r"images\[0\]: expected uint8 .* received float32 \(8, 8, 3\)"),
-        ([picture(8, 8, 3), picture(8, 8, 3) / 255], r"images\[1\]: .* received float64 \(8, 8, 3\)"),
-        ([picture(8, 8, 4)], r"images\[0\]: .* received uint8 \(8, 8, 4\)"),
-        ([picture(8)], r"images\[0\]: .* received uint8 \(8,\)"),
-        ([picture(0, 8, 3)], r"images\[0\]: .* received uint8 \(0, 8, 3\)"),
-        ([picture(8, 8, dtype=np.uint16)], r"images\[0\]: .* received uint16 \(8, 8"),
+        ([image(8, 8, 3), image(8, 8, 3) / 255], r"images\[1\]: .* received float64 \(8, 8, 3\)"),
+        ([image(8, 8, 4)], r"images\[0\]: .* received uint8 \(8, 8, 4\)"),
+        ([image(8)], r"images\[0\]: .* received uint8 \(8,\)"),
+        ([image(0, 8, 3)], r"images\[0\]: .* received uint8 \(0, 8, 3\)"),
+        ([image(8, 8, dtype=np.uint16)], r"images\[0\]: .* received uint16 \(8, 8"),
         ([], "images: expected one or more, received none"),
     ],
 )
@@ -110,16 +110,16 @@ def test_what_is_no_face_is_refused(model, images, message):
         model.predict(images)
 
 
-def test_one_picture_is_not_taken_for_many_rows(model):
-    """A single (H, W, 3) array would otherwise be H gray pictures of W x 3 pixels."""
+def test_one_image_is_not_taken_for_many_rows(model):
+    """A single (H, W, 3) array would otherwise be H gray images of W x 3 pixels."""
     with pytest.raises(UserError, match=r"images: .*\(48, 48, 3\)"):
-        model.predict(picture(48, 48, 3))
+        model.predict(image(48, 48, 3))
 
 
 @pytest.mark.parametrize("batch_size", [-1])
 def test_a_batch_size_below_1_is_refused(model, batch_size):
     """A step of -1 would pass over every face and leave what the memory held before."""
-    faces = picture(2, 24, 24, 1)
+    faces = image(2, 24, 24, 1)
     for predict in (model.predict, functools.partial(evaluation.predict, model.network)):
         with pytest.raises(UserError, match=f"batch_size: .*{batch_size}"):
             predict(faces, batch_size)
@@ -127,7 +127,7 @@ def test_a_batch_size_below_1_is_refused(model, batch_size):
 
 def test_the_first_batch_alone_is_not_compiled_for(tiny_weights):
     """Most often no others follow; the same faces again are, and give the same."""
-    model, faces = TestModels(tiny_weights), picture(3, 24, 24, 1)
+    model, faces = TestModels(tiny_weights), image(3, 24, 24, 1)
     first = model.predict(faces)
     assert model.network.predict_function is None
     for found, expected in zip(model.predict(faces), first, strict=True):
@@ -142,7 +142,7 @@ def test_the_first_batch_alone_is_not_compiled_for(tiny_weights):
 
 
 def test_recognize_fer_prints_and_returns_the_label(model, tmp_path, capsys):
-    pixels = picture(60, 50, 3)
+    pixels = image(60, 50, 3)
     found = model.recognize_fer(save(tmp_path / "face.png", pixels))
     assert capsys.readouterr().out == f"{found.label}\n"
     probabilities, embeddings = model.predict(pixels[None, ..., ::-1])
@@ -154,22 +154,22 @@ def test_recognize_fer_prints_and_returns_the_label(model, tmp_path, capsys):
     assert np.array_equal(found.image, pixels[..., ::-1])
 
 
-def test_a_notebook_shows_the_recognition_as_a_picture(model, tmp_path):
-    data = model.recognize_fer(save(tmp_path / "face.png", picture(30, 30, 3)))._repr_png_()
+def test_a_notebook_shows_the_recognition_as_an_image(model, tmp_path):
+    data = model.recognize_fer(save(tmp_path / "face.png", image(30, 30, 3)))._repr_png_()
     shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert data.startswith(b"\x89PNG\r\n\x1a\n") and min(shown.shape[:2]) > 50
 
 
 def test_the_face_is_looked_for_unless_that_is_switched_off(model, tmp_path, monkeypatch):
     monkeypatch.setattr(test_model, "largest_face", lambda image: image[10:40, 5:35])
-    pixels = picture(60, 50, 3)
+    pixels = image(60, 50, 3)
     path = save(tmp_path / "face.png", pixels)
     assert np.array_equal(model.recognize_fer(path).image, pixels[10:40, 5:35, ::-1])
     assert np.array_equal(model.recognize_fer(path, detect_face=False).image, pixels[..., ::-1])
 
 
-def test_many_pictures_keep_their_order(model, tmp_path):
-    paths = [save(tmp_path / f"{i}.png", picture(20 + i, 20, 3, seed=i)) for i in range(5)]
+def test_many_images_keep_their_order(model, tmp_path):
+    paths = [save(tmp_path / f"{i}.png", image(20 + i, 20, 3, seed=i)) for i in range(5)]
     found = model.recognize(paths, batch_size=2)
     assert [face.image.shape[0] for face in found] == [20, 21, 22, 23, 24]
     for path, face in zip(paths, found, strict=True):
@@ -180,15 +180,15 @@ def test_many_pictures_keep_their_order(model, tmp_path):
 @pytest.mark.parametrize(
     "pixels",
     [
-        picture(40, 30, 4),
-        picture(40, 30, dtype=np.uint16),
-        picture(1, 1, 3),
-        picture(3, 3000, 3),
+        image(40, 30, 4),
+        image(40, 30, dtype=np.uint16),
+        image(1, 1, 3),
+        image(3, 3000, 3),
         np.zeros((40, 40, 3), np.uint8),
     ],
     ids=["transparent", "16-bit gray", "1x1", "wide", "black"],
 )
-def test_every_picture_is_recognised(model, tmp_path, pixels):
+def test_every_image_is_recognised(model, tmp_path, pixels):
     found = model.recognize_fer(save(tmp_path / "face.png", pixels))
     assert found.image.shape == (*pixels.shape[:2], 3) and found.label in CLASS_NAMES
     assert sum(found.probabilities.values()) == pytest.approx(1, abs=1e-5)
@@ -196,13 +196,13 @@ def test_every_picture_is_recognised(model, tmp_path, pixels):
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n and no more"])
-def test_a_file_that_is_no_picture_is_refused(model, tmp_path, content):
+def test_a_file_that_is_no_image_is_refused(model, tmp_path, content):
     (tmp_path / "face.png").write_bytes(content)
     with pytest.raises(UserError, match=r"face\.png: "):
         model.recognize_fer(tmp_path / "face.png")
 
 
-def test_a_missing_picture_and_a_folder_are_refused(model, tmp_path):
+def test_a_missing_image_and_a_folder_are_refused(model, tmp_path):
     for path in (tmp_path / "none.png", tmp_path):
         with pytest.raises(UserError, match=re.escape(str(path))):
             model.recognize_fer(path)
