@@ -29,10 +29,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-import command_line
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import command_line
 import config
 import runtime
 from data_helper import PreparedSplit, open_split

@@ -28,12 +28,11 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.shared.expressions import CLASS_NAMES
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import runtime
 from data_helper import PreparedSplit, open_split
+from datasets import CLASS_NAMES
 from datasets.shared.split_writer import SplitWriter
 from files import run_command, write_json
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import config
 import runtime
-from datasets.shared.expressions import CLASS_NAMES
+from datasets import CLASS_NAMES
 from files import run_command
 
 CE_ALONE = {"w_fd": 0.0, "w_md": 0.0, "w_ed": 0.0}

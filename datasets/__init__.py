@@ -10,6 +10,10 @@ import importlib
 import pkgutil
 from typing import TYPE_CHECKING
 
+from datasets.shared.expressions import CLASS_NAMES
+
+__all__ = ["CLASS_NAMES", "NAMES", "get", "title"]
+
 if TYPE_CHECKING:
     from datasets.shared.dataset import DataSet
 

@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 
 import cnn_model
-from datasets.shared.expressions import CLASS_NAMES
+from datasets import CLASS_NAMES
 from files import UserError
 from model_files.description import ModelInfo, NetworkDescription
 from model_files.safe_hdf5 import INFLATION, open_hdf5

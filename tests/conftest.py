@@ -14,7 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 import pytest
 
-from datasets.shared.expressions import CLASS_NAMES
+from datasets import CLASS_NAMES
 
 ROOT = Path(__file__).parents[1]
 

@@ -24,8 +24,8 @@ from config import (
     OptimizerConfig,
     TrainConfig,
 )
+from datasets import CLASS_NAMES
 from datasets.shared import expressions
-from datasets.shared.expressions import CLASS_NAMES
 from files import UserError
 from grids.options import ListGridConfig, ReportGridConfig, RunGridConfig, parse_grid_command
 from test import EvaluateConfig, RecognizeConfig

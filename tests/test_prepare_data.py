@@ -9,7 +9,7 @@ from conftest import ROOT, run_python, write_split
 
 import prepare_data
 from data_helper import open_split
-from datasets.shared.expressions import CLASS_NAMES
+from datasets import CLASS_NAMES
 from datasets.shared.split_writer import SplitWriter
 
 

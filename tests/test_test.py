@@ -13,7 +13,7 @@ from test_test_model import image, save
 import test as test_module
 import test_model
 from config import DatasetName
-from datasets.shared.expressions import CLASS_NAMES
+from datasets import CLASS_NAMES
 from files import UserError
 from test import EvaluateConfig, TestModels
 

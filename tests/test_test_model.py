@@ -13,7 +13,7 @@ from conftest import ROOT, run_python
 import evaluation
 import runtime
 import test_model
-from datasets.shared.expressions import CLASS_NAMES
+from datasets import CLASS_NAMES
 from files import UserError
 from images import resize_image
 from model_files import model_file

@@ -21,7 +21,7 @@ import keras
 
 import evaluation
 import test as test_module
-from datasets.shared.expressions import CLASS_NAMES
+from datasets import CLASS_NAMES
 from files import UserError, whole_folder
 from model_files import export, model_file
 from model_files.description import ExportInfo, from_json

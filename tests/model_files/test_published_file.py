@@ -15,7 +15,7 @@ import tf_keras
 
 import cnn_model
 from config import ModelConfig
-from datasets.shared.expressions import CLASS_NAMES
+from datasets import CLASS_NAMES
 from files import UserError
 from model_files import model_file
 from model_files.description import NetworkDescription

@@ -12,7 +12,7 @@ import numpy as np
 import config
 import metrics
 from config import TrainConfig
-from datasets.shared.expressions import CLASS_NAMES
+from datasets import CLASS_NAMES
 from reporting.rows import AD_CORRE, Row, RunFiles
 
 CLASSES = CLASS_NAMES[:7]

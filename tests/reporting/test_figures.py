@@ -15,7 +15,7 @@ from report_runs import CE, CLASSES, make_row, make_two_rows, with_seeds
 
 import config
 import plots
-from datasets.shared.expressions import CLASS_NAMES
+from datasets import CLASS_NAMES
 from reporting import figures
 from reporting.rows import AD_CORRE
 from reporting.tables import PAPER_RESULTS

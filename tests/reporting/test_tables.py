@@ -7,7 +7,7 @@ import json
 import pytest
 from report_runs import CLASSES, make_row, make_two_rows, with_seeds
 
-from datasets.shared.expressions import CLASS_NAMES
+from datasets import CLASS_NAMES
 from reporting.rows import AD_CORRE
 from reporting.tables import (
     PAPER_RESULTS,
