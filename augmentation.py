@@ -1,4 +1,4 @@
-"""What changes the images in training: random moves and erasing, mixup. All on the device, inside the model."""
+"""Changes the images in training: random moves, erasing and mixup, all on the device, inside the model."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Augmentation(layers.Layer):
 
     Args:
         config: what is changed and how far.
-        seed: of the random numbers; their state is a variable, so a resumed run goes on where it stopped.
+        seed: of the random numbers; their state is a variable, so a resumed run continues where it stopped.
     """
 
     def __init__(self, config: AugmentConfig, seed: int, **kwargs):
@@ -119,13 +119,13 @@ class Mixup(layers.Layer):
     Args:
         alpha: shares come from Beta(alpha, alpha), an image's own and at least a half, so that its label stays the
             larger part of its target.
-        seed: of the shares; their state is a variable, so a resumed run goes on where it stopped.
+        seed: of the shares; their state is a variable, so a resumed run continues where it stopped.
     """
 
     def __init__(self, alpha: float, seed: int, **kwargs):
         super().__init__(**{**kwargs, "dtype": "float32"})
         self.generator = keras.random.SeedGenerator(seed)
-        # From a table, for XLA on TensorFlow cannot compile keras.random.beta.
+        # From a table, because XLA on TensorFlow cannot compile keras.random.beta.
         levels = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
         self.quantiles = betaincinv(alpha, alpha, 0.5 + levels / 2).astype(np.float32)
 

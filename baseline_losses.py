@@ -1,9 +1,9 @@
-"""What is Ad-Corre compared with? Supervised contrastive, triplet and center loss on the embeddings of one network.
+"""The losses that Ad-Corre is compared with: supervised contrastive, triplet and center loss.
 
 All three see a face as one vector: its k unit vectors concatenated and scaled by 1/sqrt(k), which makes the length 1
 again. Keras has none of the three, and the library that had a triplet loss for TensorFlow (Addons) has ended.
 
-Shape letters: B batch, k embeddings a face, d numbers an embedding, C classes; n stands for k * d.
+Shape letters: B batch, k embeddings per face, d numbers per embedding, C classes; n stands for k * d.
 A suffix names a tensor's axes: `x_bn`, `distance_bb`.
 """
 
@@ -50,7 +50,7 @@ def _mean_where(chosen, x):
 
 
 def supervised_contrastive(embeddings, labels, temperature=0.1):
-    """Supervised contrastive loss: a face is told from the rest of the batch as one of its class.
+    """Supervised contrastive loss: a face is distinguished from the rest of the batch as one of its class.
 
     `L = mean_i -1/|P(i)| * sum_{p in P(i)} log(exp(x_i.x_p / t) / sum_{a != i} exp(x_i.x_a / t))`, with `P(i)` the
     other faces of the class of i. Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020 (arXiv 2004.11362),
@@ -150,7 +150,7 @@ class CenterLoss(keras.layers.Layer):
     """
 
     def __init__(self, num_classes, num_embeddings, embedding_size, alpha=0.5, name="center_loss"):
-        # Without autocast, which would round float64 embeddings: `_face_vectors` sees to the precision.
+        # Without autocast, which would round float64 embeddings: `_face_vectors` sets the precision.
         super().__init__(name=name, dtype="float32", autocast=False)
         sizes = {"num_classes": num_classes, "num_embeddings": num_embeddings, "embedding_size": embedding_size}
         for option, size in sizes.items():
@@ -204,3 +204,23 @@ class CenterLoss(keras.layers.Layer):
             "embedding_size": self.embedding_size,
             "alpha": self.alpha,
         }
+
+
+def _make_center_loss(loss):
+    if loss.embedding_shape is None:
+        raise ValueError("embedding_shape: expected (k, d) for the center loss, received None")
+    return CenterLoss(loss.num_classes, *loss.embedding_shape)
+
+
+def _center_term(loss, batch):
+    return loss.layers_by_term["center"](batch.labels, batch.embeddings, training=batch.training)
+
+
+# Term to its unweighted value, a function of a `custom_loss.AdCorreLoss` and a `custom_loss.Batch`.
+TERMS = {
+    "center": _center_term,
+    "supcon": lambda loss, batch: supervised_contrastive(batch.embeddings, batch.labels),
+    "triplet": lambda loss, batch: triplet_semihard(batch.embeddings, batch.labels),
+}
+# Term to a function of an `AdCorreLoss` that makes the layer with the term's state.
+LAYERS = {"center": _make_center_loss}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 from keras import layers, ops
@@ -12,18 +14,43 @@ import runtime
 from files import UserError
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what OpenCV's gray conversion uses too
-SCALINGS = ("tf", "unit", "caffe", "torch", "image", "raw")  # see `PixelInput`
+
+
+def _caffe(x):
+    return x[..., ::-1] - ops.convert_to_tensor((103.939, 116.779, 123.68), "float32")
+
+
+def _torch(x):
+    mean = ops.convert_to_tensor((0.485, 0.456, 0.406), "float32")
+    deviation = ops.convert_to_tensor((0.229, 0.224, 0.225), "float32")
+    return (x / 255 - mean) / deviation
+
+
+def _image(x):
+    """Takes each image's brightness and contrast out; the 1 keeps an empty image at 0."""
+    mean, variance = ops.moments(x, axes=(1, 2, 3), keepdims=True)
+    return (x - mean) * ops.rsqrt(variance + 1)
+
+
+# Name of an input range to its description and the function that makes it from float32 pixels in 0..255.
+SCALINGS: dict[str, tuple[str, Callable]] = {
+    "tf": ("-1..1", lambda x: x / 127.5 - 1),
+    "unit": ("0..1", lambda x: x / 255),
+    "caffe": ("BGR minus ImageNet's mean", _caffe),
+    "torch": ("ImageNet's mean and deviation", _torch),
+    "image": ("each image's own mean and deviation", _image),
+    "raw": ("0..255", lambda x: x),
+}
 
 
 @keras.saving.register_keras_serializable("adcorre")
 class PixelInput(layers.Layer):
-    """Raw pixels to what a backbone wants: its side, its channels, its range.
+    """Turns raw pixels into a backbone's input: its side, its channels, its range.
 
     Args:
         size: side of the network's input in pixels.
         channels: 1 (colour becomes luma) or 3 (gray is repeated).
-        scaling: ``"tf"`` -1..1, ``"unit"`` 0..1, ``"caffe"`` BGR minus ImageNet's mean, ``"torch"`` ImageNet's mean
-            and deviation, ``"image"`` the image's own mean and deviation, ``"raw"`` 0..255.
+        scaling: the range, a name of `SCALINGS`.
     """
 
     def __init__(self, size: int, channels: int, scaling: str, **kwargs):
@@ -40,23 +67,7 @@ class PixelInput(layers.Layer):
             x = ops.sum(x * ops.convert_to_tensor(_LUMA, "float32"), axis=-1, keepdims=True)
         if x.shape[1:3] != (self.size, self.size):
             x = ops.image.resize(x, (self.size, self.size), interpolation="bilinear", data_format="channels_last")
-        return ops.cast(self._scale(x), self.compute_dtype)
-
-    def _scale(self, x):
-        if self.scaling == "raw":
-            return x
-        if self.scaling == "tf":
-            return x / 127.5 - 1
-        if self.scaling == "unit":
-            return x / 255
-        if self.scaling == "image":  # light and contrast go; the 1 keeps an empty picture at 0
-            mean, variance = ops.moments(x, axes=(1, 2, 3), keepdims=True)
-            return (x - mean) * ops.rsqrt(variance + 1)
-        if self.scaling == "caffe":
-            return x[..., ::-1] - ops.convert_to_tensor((103.939, 116.779, 123.68), "float32")
-        mean = ops.convert_to_tensor((0.485, 0.456, 0.406), "float32")
-        deviation = ops.convert_to_tensor((0.229, 0.224, 0.225), "float32")
-        return (x / 255 - mean) / deviation
+        return ops.cast(SCALINGS[self.scaling][1](x), self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
         return (input_shape[0], self.size, self.size, self.channels)
@@ -116,7 +127,7 @@ def _residual(x, separable):
 def _mini_xception(size: int, weights: str | None) -> keras.Model:
     """Our small network for CPUs, notebooks and browsers: 48 px to (B, 6, 6, 128).
 
-    The first layer halves the side, since most of the time would go where the picture is large. Plain convolutions
+    The first layer halves the side, since most of the time would be spent where the image is large. Plain convolutions
     follow, which run near the cores' matrix-product rate, and separable residual blocks at 6 x 6, where a depthwise
     convolution is not yet all memory traffic (docs/performance.md).
     """
@@ -165,11 +176,11 @@ def _application_scaling(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """How to build a backbone and what it wants to see.
+    """How to build a backbone, and its input.
 
     Attributes:
         build: makes the backbone from its input size and the name of its first weights (or None).
-        input_size: side in pixels when nobody chooses one.
+        input_size: side in pixels by default.
         channels: 1 or 3.
         scaling: see `PixelInput`.
     """
@@ -237,7 +248,7 @@ def build_model(
         ``{"logits": float32 (B, C), "embeddings": float32 (B, k, d)}``, embeddings of length 1.
 
     Raises:
-        UserError: an unknown architecture or scaling, a size it cannot take, weights that cannot be had, a count
+        UserError: an unknown architecture or scaling, a size it cannot take, weights that cannot be loaded, a count
             below 1.
     """
     for name, value, least in (
@@ -269,3 +280,28 @@ def build_model(
     network = keras.Model(pixels, {"logits": logits, "embeddings": embeddings}, name=arch.replace(":", "_"))
     network.jit_compile = runtime.jit_compile()  # `predict` would take XLA, slow on a CPU
     return network
+
+
+def arguments_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `build_model`: its arguments, from the configuration of the network that it made.
+
+    Args:
+        settings: what `keras.Model.get_config` returns, or the same as read from a file's JSON. Nothing is made of it.
+
+    Returns:
+        The arguments that a file must keep: all but ``weights`` and ``dropout``.
+
+    Raises:
+        KeyError, TypeError, ValueError: the configuration of another network.
+    """
+    parts = {layer["name"]: layer["config"] for layer in settings["layers"]}
+    num_embeddings, embedding_size = parts["embedding_split"]["target_shape"]
+    return {
+        "arch": re.sub("^keras_", "keras:", settings["name"]),
+        "num_classes": parts["logits"]["units"],
+        "num_embeddings": num_embeddings,
+        "embedding_size": embedding_size,
+        "input_size": parts["pixel_input"]["size"],
+        "scaling": parts["pixel_input"]["scaling"],
+        "logit_scale": parts.get("logit_scale", {"scale": 1.0})["scale"],
+    }

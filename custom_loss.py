@@ -1,18 +1,22 @@
-"""What is minimised? The Ad-Corre loss: Feature, Mean and Embedding Discriminator beside cross-entropy.
+"""The Ad-Corre loss: Feature, Mean and Embedding Discriminator beside cross-entropy.
 
 Fard and Mahoor, "Ad-Corre", IEEE Access 2022, doi 10.1109/ACCESS.2022.3156598; `docs/loss.md` derives
-every term. Pure functions of tensors, and one layer that owns the only state: the confusion history.
+every term. The terms are pure functions of tensors. One layer weighs them and owns the confusion history.
 
-Shape letters: B batch, k embeddings a face, d numbers an embedding, C classes, H history.
+Shape letters: B batch, k embeddings per face, d numbers per embedding, C classes, H history.
 A suffix names a tensor's axes: `e_bkd`, `corr_bb`; n stands for k * d.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
 import keras
 from keras import ops
 
-import baseline_losses as rivals
+import baseline_losses
 
 # Below this squared length a centred vector counts as constant: its correlation with anything is 0.
 EPSILON = 1e-12
@@ -34,7 +38,7 @@ def _unit_deviations(x):
     # The first coordinate goes before the mean: a constant vector is then exactly 0, and not a mean's rounding.
     x = x - ops.stop_gradient(x[..., :1])
     x = x - ops.mean(x, axis=-1, keepdims=True)
-    # The guard stands inside the root: outside, a constant vector would give NaN gradients.
+    # The guard is inside the root: outside, a constant vector would give NaN gradients.
     return x * ops.rsqrt(ops.maximum(ops.sum(x * x, axis=-1, keepdims=True), EPSILON))
 
 
@@ -57,7 +61,7 @@ def pearson_correlation(x):
 def _class_sums(labels, num_classes, *arrays):
     """Sums every array (B, n) over the faces of each class: (C, n), or (B, n) with zero rows if C is None."""
     if num_classes is not None:
-        # A product with the one-hot labels: its sums have the same order at every run, a scatter's on a GPU have not.
+        # A product with the one-hot labels adds in the same order in every run; a scatter on a GPU does not.
         member_bc = ops.one_hot(labels, num_classes, dtype=arrays[0].dtype)
         return [ops.matmul(ops.transpose(member_bc), x_bn) for x_bn in arrays]
     labels = ops.cast(labels, "int32")
@@ -84,7 +88,7 @@ def feature_discriminator(embeddings, labels, class_recall=None, weight_floor=1.
         class_recall: float (C,) in 0..1, the diagonal of the row-normalised confusion matrix; no gradient
             flows into it. None switches the adaptive map off: `W_ij = 1`.
         weight_floor: 1 is the published code's formula, 0 the paper's notation.
-        num_classes: C, if there is no ``class_recall`` to tell it; faster. None takes whatever labels there are.
+        num_classes: C, where ``class_recall`` does not give it; faster. None takes whatever labels there are.
 
     Returns:
         Scalar >= 0 up to rounding, float32 (float64 for float64 embeddings); 0 for a batch of one.
@@ -101,7 +105,7 @@ def feature_discriminator(embeddings, labels, class_recall=None, weight_floor=1.
     corr_c = ops.sum(sum_cn * (2 * sum_cn - ops.sum(sum_cn, axis=0)), axis=1)
     size = ops.cast(batch_size, e_bkd.dtype)
     distance_c = k * (size - 1) * count_c1[:, 0] + itself_c1[:, 0] - corr_c
-    several = ops.minimum(size - 1, 1)  # of a batch of one nothing but rounding is left
+    several = ops.minimum(size - 1, 1)  # in a batch of one nothing but rounding is left
     return 2 * several * ops.sum(half_weight_c * distance_c) / (k * size * size)
 
 
@@ -116,7 +120,7 @@ def mean_discriminator(embeddings, labels, num_classes):
         num_classes: C.
 
     Returns:
-        Scalar >= 0, float32 (float64 for float64 embeddings); 0 when fewer than two classes are there.
+        Scalar >= 0, float32 (float64 for float64 embeddings); 0 when fewer than two classes are present.
     """
     e_bkd = _full_precision(embeddings)
     k = e_bkd.shape[1]
@@ -132,7 +136,7 @@ def mean_discriminator(embeddings, labels, num_classes):
 
 
 def embedding_discriminator(embeddings):
-    """ED: the k embeddings of one face anti-correlate, so that each says something of its own.
+    """ED: the k embeddings of one face anti-correlate, so that they carry different information.
 
     `ED = 1/(B k^2) * sum_i sum_{l != m} (1 + rho(e_i^l, e_i^m))`.
 
@@ -177,6 +181,44 @@ def cross_entropy(labels, logits, label_smoothing=0.0):
     return -ops.mean(ops.sum(target_bc * ops.log_softmax(logits, axis=-1), axis=-1))
 
 
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What a term of the loss may use of one batch.
+
+    Attributes:
+        targets: the labels, or votes float (B, C).
+        labels: int (B,), 0 <= label < C.
+        logits: float (B, C).
+        embeddings: float (B, k, d).
+        training: whether the batch is trained on.
+    """
+
+    targets: Any
+    labels: Any
+    logits: Any
+    embeddings: Any
+    training: bool
+
+
+def _feature_term(loss, batch):
+    if not loss.adaptive:
+        return feature_discriminator(batch.embeddings, batch.labels, num_classes=loss.num_classes)
+    if batch.training:
+        loss.remember(batch.labels, batch.logits)
+    return feature_discriminator(batch.embeddings, batch.labels, loss.class_recall(), loss.weight_floor)
+
+
+# Term to its unweighted value, a function of an `AdCorreLoss` and a `Batch`. A new term is an entry here, and a field
+# w_<term> of `config.LossConfig` where it gets an option. A term with state has a layer in `baseline_losses.LAYERS`.
+TERMS: dict[str, Callable] = {
+    "ce": lambda loss, batch: cross_entropy(batch.targets, batch.logits, loss.label_smoothing),
+    "fd": _feature_term,
+    "md": lambda loss, batch: mean_discriminator(batch.embeddings, batch.labels, loss.num_classes),
+    "ed": lambda loss, batch: embedding_discriminator(batch.embeddings),
+    **baseline_losses.TERMS,
+}
+
+
 class AdCorreLoss(keras.layers.Layer):
     """The total loss `w_ce*CE + w_fd*FD + w_md*MD + w_ed*ED`, and the confusion history behind its adaptive map.
 
@@ -195,10 +237,8 @@ class AdCorreLoss(keras.layers.Layer):
         history: H, the predictions the confusion matrix looks back on.
         label_smoothing: see `cross_entropy`.
         ramp_steps: training batches over which the weights of all terms but CE rise linearly from 0.
-        w_center: weight of a rival to compare with, `rivals.CenterLoss`; it wants ``embedding_shape``.
-        w_supcon: weight of `rivals.supervised_contrastive`.
-        w_triplet: weight of `rivals.triplet_semihard`.
-        embedding_shape: ``(k, d)``.
+        embedding_shape: ``(k, d)``, which ``w_center`` needs.
+        other_weights: ``w_<term>`` of the other `TERMS`, such as those of `baseline_losses`; 0 if not given.
     """
 
     def __init__(
@@ -213,11 +253,9 @@ class AdCorreLoss(keras.layers.Layer):
         history=1000,
         label_smoothing=0.0,
         ramp_steps=0,
-        w_center=0.0,
-        w_supcon=0.0,
-        w_triplet=0.0,
         embedding_shape=None,
         name="ad_corre_loss",
+        **other_weights,
     ):
         super().__init__(name=name, dtype="float32")
         if num_classes < 2:
@@ -229,28 +267,18 @@ class AdCorreLoss(keras.layers.Layer):
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing: expected 0 <= share < 1, received {label_smoothing}")
         self.num_classes = num_classes
-        if w_center and embedding_shape is None:
-            raise ValueError("embedding_shape: expected (k, d) for the center loss, received None")
-        self.weights_by_term = {
-            "ce": 50 / num_classes if w_ce is None else w_ce,
-            "fd": w_fd,
-            "md": w_md,
-            "ed": w_ed,
-            "center": w_center,
-            "supcon": w_supcon,
-            "triplet": w_triplet,
-        }
-        for term, weight in self.weights_by_term.items():
-            if not 0 <= weight < float("inf"):
-                raise ValueError(f"w_{term}: expected a finite weight >= 0, received {weight}")
+        w_ce = 50 / num_classes if w_ce is None else w_ce
+        self.weights_by_term = _by_term({"w_ce": w_ce, "w_fd": w_fd, "w_md": w_md, "w_ed": w_ed, **other_weights})
         self.adaptive = adaptive
         self.weight_floor = weight_floor
         self.history = history
         self.label_smoothing = label_smoothing
         self.ramp_steps = ramp_steps
         self.embedding_shape = embedding_shape
-        self.center_loss = rivals.CenterLoss(num_classes, *embedding_shape) if w_center else None
-        # One row a prediction, oldest first: (true code, predicted code); -1 until the row is filled.
+        self.layers_by_term = {
+            term: make(self) for term, make in baseline_losses.LAYERS.items() if self.weights_by_term[term]
+        }
+        # One row per prediction, oldest first: (true code, predicted code); -1 until the row is filled.
         self.history_h2 = self.add_weight(
             name="history",
             shape=(history, 2),
@@ -262,7 +290,7 @@ class AdCorreLoss(keras.layers.Layer):
 
     @property
     def terms(self):
-        """Names of the terms that are computed: of ``ce``, ``fd``, ``md``, ``ed``, and the rivals."""
+        """Names of the terms that are computed: those of `TERMS` whose weight is not 0."""
         return tuple(term for term, weight in self.weights_by_term.items() if weight)
 
     def class_recall(self):
@@ -275,7 +303,8 @@ class AdCorreLoss(keras.layers.Layer):
         hit_h = ops.cast(true_h == predicted_h, "float32")
         return ops.sum(seen_hc * hit_h[:, None], axis=0) / ops.maximum(ops.sum(seen_hc, axis=0), 1)
 
-    def _remember(self, labels, logits):
+    def remember(self, labels, logits):
+        """Adds a batch, labels int (B,) and logits float (B, C), to the confusion history; the oldest leave it."""
         predicted = ops.argmax(logits, axis=-1)
         batch_b2 = ops.stack([ops.cast(labels, "int32"), ops.cast(predicted, "int32")], axis=1)
         self.history_h2.assign(ops.concatenate([self.history_h2, batch_b2], axis=0)[-self.history :])
@@ -284,7 +313,7 @@ class AdCorreLoss(keras.layers.Layer):
         """The loss of one batch.
 
         Args:
-            labels: int (B,), or votes float (B, C): cross-entropy aims at them, the rest takes their `majority`.
+            labels: int (B,), or votes float (B, C), which are cross-entropy's target; the others take their `majority`.
             logits: float (B, C).
             embeddings: float (B, k, d).
             training: adds the batch to the history before the adaptive map is read.
@@ -292,21 +321,8 @@ class AdCorreLoss(keras.layers.Layer):
         Returns:
             Dict of float32 scalars: ``loss``, the weighted total, and each computed term unweighted.
         """
-        targets, labels = labels, majority(labels)
-        if training and self.adaptive and "fd" in self.terms:
-            self._remember(labels, logits)
-        terms = {
-            "ce": lambda: cross_entropy(targets, logits, self.label_smoothing),
-            "fd": lambda: feature_discriminator(
-                embeddings, labels, self.class_recall() if self.adaptive else None, self.weight_floor, self.num_classes
-            ),
-            "md": lambda: mean_discriminator(embeddings, labels, self.num_classes),
-            "ed": lambda: embedding_discriminator(embeddings),
-            "center": lambda: self.center_loss(labels, embeddings, training=training),
-            "supcon": lambda: rivals.supervised_contrastive(embeddings, labels),
-            "triplet": lambda: rivals.triplet_semihard(embeddings, labels),
-        }
-        values = {term: terms[term]() for term in self.terms}
+        batch = Batch(labels, majority(labels), logits, embeddings, training)
+        values = {term: TERMS[term](self, batch) for term in self.terms}
         ramp = self._ramp(training)
         total = ops.zeros(())
         for term, value in values.items():
@@ -314,7 +330,7 @@ class AdCorreLoss(keras.layers.Layer):
         return {"loss": total, **values}
 
     def _ramp(self, training):
-        """The share of their weights that all terms but CE have at this step, 0..1."""
+        """The factor of the weights of all terms but CE at this step, 0..1."""
         if not self.ramp_steps:
             return 1.0
         share = ops.minimum(ops.cast(self.step, "float32") / self.ramp_steps, 1.0)
@@ -335,3 +351,22 @@ class AdCorreLoss(keras.layers.Layer):
             "ramp_steps": self.ramp_steps,
             "embedding_shape": self.embedding_shape,
         }
+
+
+def _by_term(weights):
+    """Term to weight, in the order of `TERMS`; 0 where none is given.
+
+    Args:
+        weights: ``w_<term>`` to weight.
+
+    Raises:
+        TypeError: a weight of no term.
+        ValueError: a weight that is negative or not finite.
+    """
+    if unknown := set(weights) - {f"w_{term}" for term in TERMS}:
+        raise TypeError(f"expected weights w_<term> of {', '.join(TERMS)}, received {', '.join(sorted(unknown))}")
+    by_term = {term: weights.get(f"w_{term}", 0.0) for term in TERMS}
+    for term, weight in by_term.items():
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"w_{term}: expected a finite weight >= 0, received {weight}")
+    return by_term

@@ -15,7 +15,6 @@ import keras
 import numpy as np
 
 import augmentation
-import cnn_model
 import config
 import custom_loss
 import datasets
@@ -80,17 +79,19 @@ def _train(settings: TrainConfig, folder: Path, splits: Splits, group: ProcessGr
     batches = Batches(train, **shared, soft_labels=soft, balanced=settings.balanced)
 
     # network and loss
-    network = _build_network(settings, train.num_classes)
+    network, described = model_file.new_network(settings.model, train.class_names, settings.weights)
     model = _build_trainer(settings, network, train, len(batches))
 
     # what is saved: the state after each epoch, the best weights, and what the discriminators start from
+    origin = f"train.py, started from {Path(settings.weights).name}" if settings.weights else "train.py"
     averaged = training.AveragedWeights() if settings.optimizer.average else None
     save_model, save_json = group.on_rank0(model_file.save_model), group.on_rank0(write_json)
 
     def save_best(row: dict[str, float]) -> None:
         measured = {"split": settings.select_on, "accuracy": row["val_accuracy"], "epoch": row["epoch"]}
         with averaged.in_place() if averaged else contextlib.nullcontext():  # every process swaps its copy
-            save_model(folder / BEST_WEIGHTS, network, _model_info(settings, network, train, measured))
+            info = model_file.ModelInfo(described, train.name, measured, runtime.versions(), origin)
+            save_model(folder / BEST_WEIGHTS, network, info)
 
     state = training.RunState(folder, monitor="val_accuracy", save_best=save_best, writes=group.is_rank0)
     state.restore(model)
@@ -169,10 +170,10 @@ def _evaluated(settings: TrainConfig, splits: Splits) -> PreparedSplit:
 def _taught(train: PreparedSplit, settings: TrainConfig, group: ProcessGroup) -> PreparedSplit:
     """The split with targets that blend its labels (or votes) with the teacher's probabilities, flip averaged."""
     teacher, info = model_file.load_model(settings.teacher)
-    if info.class_names != train.class_names:
+    if info.network.class_names != train.class_names:
         raise UserError(
             f"{settings.teacher}: expected a teacher of the classes {', '.join(train.class_names)}, found one of "
-            f"{', '.join(info.class_names)}"
+            f"{', '.join(info.network.class_names)}"
         )
     predicted, _ = evaluation.predict(teacher, train.images, flip=True, group=group)
     known = train.votes if settings.soft_labels else np.eye(train.num_classes, dtype=np.float32)[train.labels]
@@ -203,67 +204,3 @@ def _build_loss(settings: TrainConfig, num_classes: int, steps_per_epoch: int) -
     ramp_steps = round(options.pop("ramp_epochs") * steps_per_epoch)
     shape = (settings.model.num_embeddings, settings.model.embedding_size)
     return custom_loss.AdCorreLoss(num_classes, ramp_steps=ramp_steps, embedding_shape=shape, **options)
-
-
-def _build_network(settings: TrainConfig, num_classes: int) -> keras.Model:
-    """The network of ``settings``, filled from ``settings.weights`` where that names a file.
-
-    Such a file decides the input's range, and its side where ``settings`` leave that open.
-    """
-    wanted = settings.model
-    found = _start(settings, num_classes) if settings.weights else None
-    network = cnn_model.build_model(
-        wanted.arch,
-        num_classes,
-        wanted.num_embeddings,
-        wanted.embedding_size,
-        wanted.input_size or (found and found.input_size),
-        weights=None if found or wanted.pretrained == "none" else wanted.pretrained,
-        dropout=wanted.dropout,
-        scaling=found and found.scaling,
-        logit_scale=wanted.logit_scale,
-    )
-    if found:
-        model_file.load_weights(network, settings.weights)
-    return network
-
-
-def _start(settings: TrainConfig, num_classes: int) -> model_file.ModelInfo:
-    """The description of the file to start from, which must be of the network that ``settings`` want."""
-    found = model_file.read_info(settings.weights)
-    for name, what in (
-        ("arch", "a {} network"),
-        ("num_embeddings", "k = {}"),
-        ("embedding_size", "d = {}"),
-        ("logit_scale", "logits scaled by {}"),
-    ):
-        wanted, has = getattr(settings.model, name), getattr(found, name)
-        if wanted != has:
-            raise UserError(
-                f"{settings.weights}: expected {what.format(wanted)}, found {has}; use --{name.replace('_', '-')} {has}"
-            )
-    if len(found.class_names) != num_classes:
-        raise UserError(
-            f"{settings.weights}: expected a network of the {num_classes} classes of {settings.dataset.value}, found "
-            f"one of {len(found.class_names)}"
-        )
-    return found
-
-
-def _model_info(
-    settings: TrainConfig, network: keras.Model, train: PreparedSplit, measured: dict[str, Any]
-) -> model_file.ModelInfo:
-    pixels = network.get_layer("pixel_input")
-    return model_file.ModelInfo(
-        arch=settings.model.arch,
-        class_names=train.class_names,
-        num_embeddings=settings.model.num_embeddings,
-        embedding_size=settings.model.embedding_size,
-        input_size=pixels.size,
-        scaling=pixels.scaling,
-        logit_scale=settings.model.logit_scale,
-        dataset=train.name,
-        metrics=measured,
-        versions=runtime.versions(),
-        origin=f"train.py, started from {Path(settings.weights).name}" if settings.weights else "train.py",
-    )

@@ -32,10 +32,10 @@ class EvaluateConfig:
     run_dir: str | None = None
     """Where the report goes; None is runs/evaluate-<weights>-<dataset>-<split>."""
     flip: bool = False
-    """Average the probabilities of each picture and its mirror image (test-time augmentation)."""
+    """Average the probabilities of each image and its mirror image (test-time augmentation)."""
     batch_size: int = 256
     seed: int = 0
-    """Seed of the bootstrap intervals and of the t-SNE picture."""
+    """Seed of the bootstrap intervals and of the t-SNE figure."""
     backend: Backend = "tensorflow"
     debug: bool = False
     """Show tracebacks."""
@@ -43,16 +43,16 @@ class EvaluateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RecognizeConfig:
-    """Names the expression in each picture."""
+    """Names the expression in each image."""
 
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Picture files."""
+    """Image files."""
     weights: str | None = None
     """Model file, as for evaluate, or an exported .onnx; None is trained_models/fer2013_mini_xcp.weights.h5."""
     detect_face: bool = True
-    """Find the largest face first; a picture that is a face already is used whole."""
+    """Find the largest face first; an image that is a face already is used whole."""
     json: bool = False
-    """Print one JSON object a picture instead of a table."""
+    """Print one JSON object per image instead of a table."""
     batch_size: int = 64
     backend: Backend = "tensorflow"
     debug: bool = False
@@ -92,7 +92,7 @@ class ExportConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DescribeConfig:
-    """Says what a model file is, and whether it holds code that was ignored."""
+    """Describes a model file, and names code in it that was ignored."""
 
     file: Annotated[str, tyro.conf.Positional]
     """Model file: ours, a published one, or one of keras.Model.save."""
@@ -135,7 +135,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
 
 
 def recognize(settings: RecognizeConfig) -> None:
-    """Prints the expression in each picture, as a table or as a JSON object a line."""
+    """Prints the expression in each image, as a table or as one JSON object per line."""
     model = TestModels(settings.weights, GPU=is_onnx(settings.weights) or runtime.has_gpu())
     found = model.recognize(settings.images, settings.detect_face, settings.batch_size)
     if settings.json:
@@ -160,7 +160,7 @@ def convert(settings: ConvertConfig) -> None:
     network, info = model_file.load_model(settings.source)
     origin = f"{info.origin}; converted from {Path(settings.source).name}"
     model_file.save_model(settings.target, network, dataclasses.replace(info, origin=origin))
-    print(f"wrote {settings.target}: {info.arch}, {len(info.class_names)} classes")
+    print(f"wrote {settings.target}: {info.network.arch}, {len(info.network.class_names)} classes")
 
 
 def export(settings: ExportConfig) -> None:
@@ -177,7 +177,7 @@ def export(settings: ExportConfig) -> None:
     check_target(output, settings.format)
     network, info = model_file.load_model(weights)
     differences = export_network(network, info, output, settings.format)
-    print(f"wrote {output}: {info.arch}, {len(info.class_names)} classes, {_size(output):,} bytes")
+    print(f"wrote {output}: {info.network.arch}, {len(info.network.class_names)} classes, {_size(output):,} bytes")
     for name, value in differences.items():
         print(f"largest difference from Keras: {value:.1e} in the {name}")
 
@@ -188,7 +188,7 @@ def _size(path: Path) -> int:
 
 
 def describe(settings: DescribeConfig) -> None:
-    """Prints what a model file is, a line a fact or one JSON object."""
+    """Prints the facts of a model file, one per line or as one JSON object."""
     from model_files import model_file
 
     facts = model_file.describe(settings.file)
@@ -212,7 +212,7 @@ _COMMANDS = {
 def main() -> None:
     settings = parse_command({name: cls for name, (cls, _) in _COMMANDS.items()}, description=__doc__)
     if isinstance(settings, RecognizeConfig) and not settings.images:
-        raise UserError("recognize: expected one or more picture files, received none")
+        raise UserError("recognize: expected one or more image files, received none")
     if not (isinstance(settings, RecognizeConfig) and is_onnx(settings.weights)):
         runtime.choose_backend(settings.backend)
     run = next(run for cls, run in _COMMANDS.values() if isinstance(settings, cls))

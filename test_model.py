@@ -19,7 +19,7 @@ DEFAULT_WEIGHTS = Path(__file__).parent / "trained_models" / "fer2013_mini_xcp.w
 
 @dataclasses.dataclass(frozen=True)
 class Recognition:
-    """What a network sees in one face; a notebook shows it as the picture beside the probabilities.
+    """What a network recognises in one face; a notebook shows the image beside the probabilities.
 
     Attributes:
         label: the most probable class.
@@ -45,9 +45,9 @@ class TestModels:
     Args:
         h5_address: a model file: one that `train.py` wrote, a published one (``AffectNet_6336.h5``), or a ``.keras``
             or ``.h5`` file that `keras.Model.save` wrote of a network of ours; or an ``.onnx`` file that
-            `python test.py export` wrote, which ONNX Runtime runs without Keras. None is the one that comes with the
+            `python test.py export` wrote, which ONNX Runtime runs without Keras. None is the model that comes with the
             project. Nothing in the file is executed.
-        GPU: False keeps off the GPU; True uses one where there is one.
+        GPU: True uses a GPU where there is one; False uses the CPU.
 
     Raises:
         UserError: the file is missing, damaged or not a model file; an ``.onnx`` file without ONNX Runtime here.
@@ -65,33 +65,35 @@ class TestModels:
         if is_onnx(h5_address):
             self.network = onnx_network.OnnxNetwork(h5_address, gpu=GPU)
             self.info = self.network.info
-            self.input_size = self.info.input_size
             return
         # Keras is imported late: `--help` stays instant, and the backend can be chosen until here.
-        import cnn_model
         from model_files import model_file
 
         runtime.set_up(gpu=GPU)
         if GPU and not runtime.has_gpu():
             print("no GPU found: running on the CPU", file=sys.stderr)
         self.network, self.info = model_file.load_model(h5_address or DEFAULT_WEIGHTS)
-        self.input_size = self.info.input_size or cnn_model.architecture(self.info.arch).input_size
         self._has_run = False
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The C classes, in the order of the probabilities."""
-        return self.info.class_names
+        return self.info.network.class_names
+
+    @property
+    def input_size(self) -> int:
+        """Side of the network's input in pixels."""
+        return self.info.network.input_size
 
     def recognize_fer(self, img_path: str | Path, detect_face: bool = True) -> Recognition:
-        """Prints and returns the expression in a picture.
+        """Prints and returns the expression in an image.
 
         Args:
-            img_path: any picture that OpenCV reads.
-            detect_face: cut out the largest face first; a picture that is a face already is used whole.
+            img_path: any image file that OpenCV reads.
+            detect_face: cut out the largest face first; an image that is a face already is used whole.
 
         Raises:
-            UserError: no picture there.
+            UserError: no image there.
         """
         recognition = self.recognize([img_path], detect_face)[0]
         print(recognition.label)
@@ -100,7 +102,7 @@ class TestModels:
     def recognize(
         self, paths: Sequence[str | Path], detect_face: bool = True, batch_size: int = 64
     ) -> list[Recognition]:
-        """The expression in each picture, in order (`recognize_fer` for many)."""
+        """The expression in each image, in order (`recognize_fer` for many)."""
         faces = [read_image(path) for path in paths]
         if detect_face:
             faces = [largest_face(face) for face in faces]
@@ -120,8 +122,8 @@ class TestModels:
 
         Args:
             images: uint8 (N, H, W, 3) RGB or (N, H, W, 1) gray; or a sequence of such images (H, W, 3), (H, W, 1) or
-                (H, W), each of any size. They are taken as faces: nothing is cut out.
-            batch_size: faces a step; the result does not depend on it.
+                (H, W), each of any size. Each is a face: nothing is cut out.
+            batch_size: faces per step; the result does not depend on it.
 
         Returns:
             Float32 probabilities (N, C), rows summing to 1, and float32 embeddings (N, k, d), vectors of length 1.
@@ -138,7 +140,7 @@ class TestModels:
             return self.network.predict(np.stack(faces), batch_size)
         import evaluation
 
-        # The first faces, when they are but one batch, are not worth the compilation: most often no others follow.
+        # A first call of one batch is not worth the compilation: most often no others follow.
         compiled = self._has_run or len(faces) > batch_size or not runtime.eager_is_cheap()
         self._has_run = True
         return evaluation.predict(self.network, np.stack(faces), batch_size, compiled=compiled)

@@ -601,13 +601,15 @@ class Run:
         pixels, model = network.get_layer("pixel_input"), config.ModelConfig()
         best = {"split": "val", "accuracy": notes["best"]["val_accuracy"], "epoch": notes["best"]["epoch"]}
         info = model_file.ModelInfo(
-            arch=self.options.arch,
-            class_names=self.train_split.class_names,
-            num_embeddings=model.num_embeddings,
-            embedding_size=model.embedding_size,
-            input_size=pixels.size,
-            scaling=pixels.scaling,
-            logit_scale=model.logit_scale,
+            model_file.NetworkDescription(
+                arch=self.options.arch,
+                class_names=self.train_split.class_names,
+                num_embeddings=model.num_embeddings,
+                embedding_size=model.embedding_size,
+                input_size=pixels.size,
+                scaling=pixels.scaling,
+                logit_scale=model.logit_scale,
+            ),
             dataset=self.train_split.name,
             metrics=best,
             versions=runtime.versions(),

@@ -1,10 +1,10 @@
-"""How fast is recognition: a batch, a picture file, and the first label after ``python``?
+"""Measures recognition: a batch, an image file, and the first label after ``python``.
 
 ``python benchmarks/inference.py [--quick]`` measures, for one weights file (mini_xcp as it comes with the project):
 
 - the network alone, faces in memory to probabilities: ours, a plain ``model.predict``, ONNX Runtime and TensorFlow Lite
   on the exported files;
-- a face file of the network's size to its label, and a photograph in which the face is looked for first;
+- an image file of a face of the network's size to its label, and a photograph whose face is found first;
 - the first label from ``python`` on, beside ``import keras`` alone, with each process's peak memory.
 
 What is compared takes turns in one process, or process by process for the cold starts. Prints two tables and one JSON
@@ -140,7 +140,7 @@ def model_sides(keras_model, onnx_model, tflite: Path | None, faces: np.ndarray)
 
 
 def file_sides(keras_model, onnx_model, paths: list[Path], detect_face: bool) -> dict[str, Callable[[], object]]:
-    """What takes picture files to labels, by name; the plain way reads, cuts, stacks and calls ``model.predict``."""
+    """The ways from image files to labels, by name; the plain one reads, cuts, stacks and calls ``model.predict``."""
     from images import largest_face, read_image, resize_image
 
     def plain():

@@ -1,4 +1,4 @@
-"""Which variables does each loss term train? NumPy inside the gradient tape against ``keras.ops``.
+"""Counts the variables that each loss term trains: NumPy inside the gradient tape against ``keras.ops``.
 
 ``python docs/gradient_check.py`` builds an Xception with the embedding head, computes Feature, Mean and
 Embedding Discriminator in both ways on one batch, and counts the variables that their gradients reach.

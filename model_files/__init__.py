@@ -1,1 +1,1 @@
-"""Model files: ours, the published ones, exports; and what reads HDF5 safely."""
+"""Model files: ours, the published ones, exports, and the safe reading of HDF5."""

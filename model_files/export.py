@@ -1,4 +1,4 @@
-"""How does a network leave Keras? As an ONNX, TensorFlow Lite or SavedModel file that agrees with it.
+"""Exports a network as an ONNX, TensorFlow Lite or SavedModel file, and checks that the file agrees with it.
 
 All three take ``pixels`` float32 (N, S, S, 3), RGB in 0..255, S the network's own size, and return ``probabilities``
 float32 (N, C) and ``embeddings`` float32 (N, k, d), for any N. Class names and size travel with the file, as one JSON
@@ -21,16 +21,15 @@ from pathlib import Path
 import keras
 import numpy as np
 
-import cnn_model
 import evaluation
 import runtime
 from files import UserError, whole_file, whole_folder
 from images import resize_image
-from model_files.model_file import ModelInfo
-from model_files.onnx_network import ATTRIBUTE, ExportInfo, OnnxNetwork, parse_info
+from model_files.description import ATTRIBUTE, ExportInfo, ModelInfo, to_json
+from model_files.onnx_network import OnnxNetwork
 
 TOLERANCE = 1e-4
-_NUM_PICTURES = 16
+_NUM_IMAGES = 16
 _LONGEST_REASON = 400
 _INFO_NAME = f"{ATTRIBUTE}.json"
 # A batch of pixels to probabilities and embeddings, see `OnnxNetwork.run`.
@@ -40,12 +39,12 @@ Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 def export_network(network: keras.Model, info: ModelInfo, path: str | Path, format: str) -> dict[str, float]:
     """Writes a network in another runtime's format, whole or not at all, and only if the file agrees with it.
 
-    The file is run by that runtime on seeded random pictures, all at once and one alone.
+    That runtime runs the file on seeded random images, all at once and one alone.
 
     Args:
         network: what `model_file.load_model` returned, on the TensorFlow backend.
         info: its description.
-        path: ends with ``.onnx`` or ``.tflite``; a folder for ``saved_model``. What is there is replaced, a folder
+        path: ends with ``.onnx`` or ``.tflite``; a folder for ``saved_model``. An existing file is replaced, a folder
             only if it is a SavedModel.
         format: ``onnx``, ``tflite`` or ``saved_model``.
 
@@ -61,8 +60,8 @@ def export_network(network: keras.Model, info: ModelInfo, path: str | Path, form
             f"{path}: exporting needs the TensorFlow backend, Keras runs on {keras.backend.backend()}; "
             "set KERAS_BACKEND=tensorflow before Python starts (a weights file is the same on every backend)"
         )
-    size = info.input_size or cnn_model.architecture(info.arch).input_size
-    about = ExportInfo(info.class_names, size, info.arch, info.dataset, info.origin)
+    size = info.network.input_size
+    about = ExportInfo(info.network, info.dataset, info.origin)
     plan = _FORMATS[format]
     with plan.whole(path) as temporary:
         try:
@@ -75,7 +74,7 @@ def export_network(network: keras.Model, info: ModelInfo, path: str | Path, form
             reason = " ".join(str(error).split())[:_LONGEST_REASON]
             raise UserError(
                 f"{path}: this network could not be written as {format} ({type(error).__name__}: {reason}); "
-                "nothing was kept; try another --format, or --debug for the whole story"
+                "nothing was kept; try another --format, or --debug for the traceback"
             ) from error
         differences = compare(run, network, size)
         if not all(value <= TOLERANCE for value in differences.values()):  # NaN too
@@ -88,10 +87,10 @@ def export_network(network: keras.Model, info: ModelInfo, path: str | Path, form
 
 
 def check_target(path: str | Path, format: str) -> None:
-    """Refuses, before anything is computed, what could not be written or not be checked.
+    """Refuses a target that could not be written or not be checked, before anything is computed.
 
     Raises:
-        UserError: a format that is not known, a package that is not installed, a name without the format's ending, a
+        UserError: an unknown format, a package that is not installed, a name without the format's ending, a
             folder that is no SavedModel.
     """
     if format not in _FORMATS:
@@ -115,7 +114,7 @@ def check_target(path: str | Path, format: str) -> None:
 
 
 def default_path(weights: str | Path, format: str) -> Path:
-    """Where an export goes when nobody says: the weights' name with the format's ending, in the current folder."""
+    """Where an export goes by default: the weights' name with the format's ending, in the current folder."""
     name = Path(weights).name
     for ending in (".weights.h5", ".h5", ".keras"):
         name = name.removesuffix(ending)
@@ -123,7 +122,7 @@ def default_path(weights: str | Path, format: str) -> Path:
 
 
 def serving_network(network: keras.Model, size: int) -> keras.Model:
-    """The network of one picture size with probabilities in place of logits: what is exported."""
+    """The network to export: of one image size, with probabilities in place of logits."""
     pixels = keras.Input((size, size, 3), dtype="float32", name="pixels")
     outputs = network(pixels, training=False)
     probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(outputs["logits"])
@@ -137,16 +136,16 @@ def compare(run: Run, network: keras.Model, size: int, seed: int = 0) -> dict[st
         run: the runtime.
         network: the network that was exported.
         size: its side in pixels.
-        seed: of the pictures: coarse random patterns, because pure noise looks alike to a network.
+        seed: of the images: coarse random patterns, because a network hardly distinguishes images of pure noise.
 
     Returns:
         ``probabilities`` and ``embeddings``; infinite where the shapes differ, NaN where a number is.
     """
     rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (_NUM_PICTURES, 6, 6, 3), np.uint8)
-    pictures = np.stack([resize_image(picture, size) for picture in coarse])
-    expected = evaluation.predict(network, pictures)
-    pixels = pictures.astype(np.float32)
+    coarse = rng.integers(0, 256, (_NUM_IMAGES, 6, 6, 3), np.uint8)
+    images = np.stack([resize_image(image, size) for image in coarse])
+    expected = evaluation.predict(network, images)
+    pixels = images.astype(np.float32)
     all_found, first_found = run(pixels), run(pixels[:1])
     return {
         name: float(np.max((_difference(all_found[i], expected[i]), _difference(first_found[i], expected[i][:1]))))
@@ -160,7 +159,7 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> float:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the converters' notices off the screen; what goes wrong still comes back as an exception."""
+    """Hides the converters' notices; errors still come back as exceptions."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), runtime.notices_hidden():
@@ -181,8 +180,8 @@ def _write_onnx(serving: keras.Model, path: Path, info: ExportInfo) -> None:
     serving.export(path, format="onnx", verbose=False, input_signature=signature)
     model = onnx.load(path)
     for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "N"  # in place of a number of the converter's
-    onnx.helper.set_model_props(model, {ATTRIBUTE: info.to_json()})
+        value.type.tensor_type.shape.dim[0].dim_param = "N"  # the converter writes a number
+    onnx.helper.set_model_props(model, {ATTRIBUTE: to_json(info)})
     onnx.checker.check_model(model)
     onnx.save(model, path)
 
@@ -201,14 +200,14 @@ def _write_tflite(serving: keras.Model, path: Path, info: ExportInfo) -> None:
         serving.export(folder, format="tf_saved_model", verbose=False)
         path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(folder).convert())
     with zipfile.ZipFile(path, "a") as behind:
-        behind.writestr(_INFO_NAME, info.to_json())
+        behind.writestr(_INFO_NAME, to_json(info))
 
 
 def _open_tflite(path: Path) -> Run:
     import tensorflow as tf
 
     interpreter = tf.lite.Interpreter(str(path))
-    interpreter.allocate_tensors()  # now, while its notices are kept off the screen
+    interpreter.allocate_tensors()  # now, while its notices are hidden
     runner = interpreter.get_signature_runner("serving_default")
     return lambda pixels: _in_order(runner(pixels=pixels))
 
@@ -224,7 +223,7 @@ def _write_saved_model(serving: keras.Model, folder: Path, info: ExportInfo) -> 
     serving.export(folder, format="tf_saved_model", verbose=False)
     extra = folder / "assets.extra"  # TensorFlow's name for a user's own files
     extra.mkdir()
-    (extra / _INFO_NAME).write_text(info.to_json(), encoding="utf-8")
+    (extra / _INFO_NAME).write_text(to_json(info), encoding="utf-8")
 
 
 def _open_saved_model(folder: Path) -> Run:
@@ -252,7 +251,7 @@ class _Format:
         ending: of its names.
         packages: what it needs besides TensorFlow.
         whole: makes the temporary file or folder.
-        write: writes a `serving_network` there.
+        write: writes a `serving_network` to that place.
         open: makes what runs it.
     """
 
@@ -271,25 +270,6 @@ _FORMATS = {
 
 
 def open_export(path: str | Path, format: str) -> Run:
-    """What runs an exported file, a batch at a time (`OnnxNetwork.run`), on the CPU for ``onnx`` and ``tflite``."""
+    """A function that runs an exported file, one batch per call (`OnnxNetwork.run`); on the CPU but for SavedModels."""
     with _quiet():
         return _FORMATS[format].open(Path(path))
-
-
-def read_info(path: str | Path, format: str) -> ExportInfo:
-    """The description that travels with an exported file.
-
-    Raises:
-        UserError: a file without one.
-    """
-    path = Path(path)
-    if format == "onnx":
-        return OnnxNetwork(path, gpu=False).info
-    if format == "saved_model":
-        file = path / "assets.extra" / _INFO_NAME
-        return parse_info(file.read_text(encoding="utf-8") if file.is_file() else None, path)
-    text = None
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as behind:
-            text = behind.read(_INFO_NAME).decode() if _INFO_NAME in behind.namelist() else None
-    return parse_info(text, path)

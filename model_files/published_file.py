@@ -1,8 +1,8 @@
-"""What is in a file that `keras.Model.save` wrote: the paper's authors' models first, then our own networks?
+"""Reads files that `keras.Model.save` wrote: the published models of the paper's authors, and our own networks.
 
 The published files are full Keras 2 models: an Xception or ResNet50, k Dense embeddings, Lambda layers
 holding Python bytecode, a softmax. Only arrays are taken from them, by the order of their layers. The
-configuration beside them is read as JSON, for the input's side and to say what was ignored; nothing is made
+configuration beside them is read as JSON, for the input's side and the number of ignored layers; nothing is made
 or run from it.
 """
 
@@ -21,14 +21,17 @@ from typing import Any
 import h5py
 import numpy as np
 
+import cnn_model
+from datasets.shared.expressions import CLASS_NAMES
 from files import UserError
+from model_files.description import ModelInfo, NetworkDescription
 from model_files.safe_hdf5 import INFLATION, open_hdf5
 
-# The shape of the first kernel tells the published code's two backbones apart.
+# The shape of the first kernel distinguishes the published code's two backbones.
 _BACKBONES = {(3, 3, 3, 32): "xcp", (7, 7, 3, 64): "resnet"}
 # The published files' names: data set and accuracy.
 _PUBLISHED_NAME = re.compile(r"(affectnet|rafdb|fer2013)_(\d{4})\b", re.IGNORECASE)
-_SMALL = 1 << 24  # bytes of text that may compress as well as it likes
+_SMALL = 1 << 24  # bytes of text, which may compress by any factor
 _ARCHIVE_WEIGHTS = "model.weights.h5"
 
 
@@ -47,39 +50,20 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class SavedModel:
-    """What rebuilds a saved network.
+    """What was taken from the file.
 
     Attributes:
-        arch: see `cnn_model.build_model`, as are the next three.
-        num_embeddings: k.
-        embedding_size: d.
-        num_classes: C.
-        input_size: side in pixels that the backbone sees; None when the file does not say.
-        scaling: see `cnn_model.PixelInput`.
-        origin: where the file comes from, in words.
-        keras_version: of the Keras that wrote it; empty when the file does not say.
-        dataset: what it was trained on, as far as its name says; empty otherwise.
-        metrics: what was measured, as far as its name says.
+        info: the description of its network. The data set and its accuracy are known as far as the file's name
+            gives them.
         ignored_code: number of Lambda layers in its configuration.
         layers: the backbone's layers with arrays in the order of the network, then ``embedding_dense`` (kernel
             (F, k * d)) and ``logits`` (kernel (k * d, C)); None in a `.keras` archive, whose arrays
             `archive_weights` unpacks.
-        logit_scale: see `cnn_model.build_model`.
     """
 
-    arch: str
-    num_embeddings: int
-    embedding_size: int
-    num_classes: int
-    input_size: int | None
-    scaling: str
-    origin: str
-    keras_version: str
-    dataset: str = ""
-    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    info: ModelInfo
     ignored_code: int = 0
     layers: tuple[Layer, ...] | None = None
-    logit_scale: float = 1.0
 
 
 def is_archive(path: str | Path) -> bool:
@@ -203,7 +187,7 @@ def _refuse_extra(weights: h5py.Group, read: set[str], path: str | Path) -> None
 def _published(
     layers: list[Layer], settings: dict[str, Any], origin: str, keras_version: str, path: str | Path
 ) -> SavedModel:
-    """Backbone, k embedding layers and the classifier, told apart by the ranks of their kernels."""
+    """Backbone, k embedding layers and the classifier, distinguished by the ranks of their kernels."""
     head_length = 0
     while head_length < len(layers) and _rank(layers[-1 - head_length]) == 2:
         head_length += 1
@@ -217,20 +201,33 @@ def _published(
         )
     embedding, classifier = _fused_head(head[:-1], head[-1], path)
     named = _PUBLISHED_NAME.match(Path(path).name)
-    return SavedModel(
+    network = NetworkDescription(
         arch=_BACKBONES[first],
+        class_names=_class_names(classifier.arrays["bias"].size, path),
         num_embeddings=len(head) - 1,
         embedding_size=embedding.arrays["bias"].size // (len(head) - 1),
-        num_classes=classifier.arrays["bias"].size,
         input_size=_input_side(settings),
         scaling="unit",
-        origin=origin,
-        keras_version=keras_version,
+    )
+    info = ModelInfo(
+        network,
         dataset=named[1].lower() if named else "",
         metrics={"accuracy": int(named[2]) / 10000, "source": "the file's name"} if named else {},
-        ignored_code=_find(settings, "class_name", "Lambda"),
-        layers=(*backbone, embedding, classifier),
+        versions=_versions(keras_version),
+        origin=origin,
     )
+    return SavedModel(info, _find(settings, "class_name", "Lambda"), (*backbone, embedding, classifier))
+
+
+def _class_names(num_classes: int, path: str | Path) -> tuple[str, ...]:
+    """The seven or eight classes of a network that does not name them are the canonical ones."""
+    if num_classes not in (7, 8):
+        raise UserError(f"{path}: expected a network of 7 or 8 classes, found {num_classes}")
+    return CLASS_NAMES[:num_classes]
+
+
+def _versions(keras_version: str) -> dict[str, str]:
+    return {"keras": keras_version} if keras_version else {}
 
 
 def _rank(layer: Layer) -> int:
@@ -278,28 +275,17 @@ def _read_archive(path: str | Path) -> SavedModel:
 
 
 def _own_network(settings: dict[str, Any], path: str | Path, version: str, kind: str) -> SavedModel:
-    """What the layers of `cnn_model.build_model` say of themselves."""
-    network = settings.get("config")
+    """The description of a network that `cnn_model.build_model` made, from the configuration of its layers."""
     try:
-        parts = {layer["name"]: layer["config"] for layer in network["layers"]}
-        pixels, (k, d) = parts["pixel_input"], parts["embedding_split"]["target_shape"]
-        return SavedModel(
-            arch=re.sub("^keras_", "keras:", network["name"]),
-            num_embeddings=k,
-            embedding_size=d,
-            num_classes=parts["logits"]["units"],
-            input_size=pixels["size"],
-            scaling=pixels["scaling"],
-            logit_scale=parts.get("logit_scale", {"scale": 1.0})["scale"],
-            origin=f"train.py, Keras {version} {kind}",
-            keras_version=version,
-            ignored_code=_find(settings, "class_name", "Lambda"),
-        )
+        arguments = cnn_model.arguments_of(settings.get("config"))
     except (KeyError, TypeError, ValueError):
         raise UserError(
             f"{path}: expected a network that train.py made (layers pixel_input, embedding_split, logits), "
             "found another one"
         ) from None
+    network = NetworkDescription(class_names=_class_names(arguments.pop("num_classes"), path), **arguments)
+    info = ModelInfo(network, versions=_versions(version), origin=f"train.py, Keras {version} {kind}")
+    return SavedModel(info, _find(settings, "class_name", "Lambda"))
 
 
 def _member(path: str | Path, name: str) -> bytes:

@@ -1,7 +1,7 @@
-"""Is an HDF5 file whole, and does it keep to itself? Asked before any array in it is read.
+"""Opens HDF5 files, after checking that they reach into no other file and declare no more than they can hold.
 
 An HDF5 file can point at other files (external links, external storage, virtual data sets) and declare arrays far
-larger than itself. A model file does neither, so all of that is refused.
+larger than itself. A model file does neither, so all of that is refused before any array is read.
 """
 
 from __future__ import annotations
@@ -15,63 +15,42 @@ import h5py
 
 from files import UserError
 
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # How many times its own size a file may declare in arrays: trained numbers compress to no less than half.
 INFLATION = 16
 
 
 @contextlib.contextmanager
 def open_hdf5(path: str | Path, name: str = "") -> Iterator[h5py.File]:
-    """Opens an HDF5 file for reading, after it has been looked through.
+    """Opens an HDF5 file for reading, after a look at every link and every array's header.
 
     Args:
         path: the file.
         name: what messages call it; empty is ``path``.
 
     Raises:
-        UserError: missing, no HDF5, cut off (with the expected and the found size) or damaged; a link or an array
-            that reaches into another file; an array that is not numbers, or arrays larger than the file can hold.
-            Also when reading fails while the file is open.
+        UserError: missing, no HDF5, cut off or damaged; a link or an array that reaches into another file; an array
+            that is not numbers, or arrays larger than the file can hold. Also when reading fails while the file is
+            open.
     """
     path, name = Path(path), name or str(path)
     if not path.is_file():
         raise UserError(f"{name}: no such weights file")
-    with open(path, "rb") as raw:
-        head = raw.read(64)
-    if not head.startswith(SIGNATURE) and not h5py.is_hdf5(path):
-        raise UserError(f"{name}: expected an HDF5 weights file (.weights.h5), found {head[:8]!r}... instead")
-    size = path.stat().st_size
-    if size < (stored := stored_size(head)):
-        raise UserError(f"{name}: cut off: expected {stored:,} bytes, found {size:,}; get it again")
+    if not h5py.is_hdf5(path):
+        with open(path, "rb") as raw:
+            head = raw.read(8)
+        raise UserError(f"{name}: expected an HDF5 weights file (.weights.h5), found {head!r}... instead")
     try:
-        with h5py.File(path, "r") as file:
-            _look_through(file, size, name)
+        with h5py.File(path, "r") as file:  # HDF5 itself refuses a file that was cut off, with both sizes
+            _look_through(file, path.stat().st_size, name)
             yield file
-    # h5py lets the library's failures out as any of these.
+    # h5py raises the library's errors as any of these.
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{name}: the HDF5 file is damaged ({reason}); get it again") from None
 
 
-def stored_size(head: bytes) -> int:
-    """The file size that an HDF5 superblock records, in bytes; 0 where it is not at the file's start.
-
-    Source: HDF5 File Format Specification 3.0, section II.A, with addresses of 8 bytes (all that h5py writes).
-
-    Args:
-        head: the file's first 64 bytes or more.
-    """
-    if len(head) < 52 or not head.startswith(SIGNATURE):
-        return 0
-    place = {0: 40, 1: 44, 2: 28, 3: 28}.get(head[8])
-    address_bytes = head[13] if head[8] < 2 else head[9]
-    if place is None or address_bytes != 8:
-        return 0
-    return int.from_bytes(head[place : place + 8], "little")
-
-
 def _look_through(file: h5py.File, size: int, name: str) -> None:
-    """Visits every link and every array's header, following nothing that leads out of the file."""
+    """Visits every link and every array's header; follows nothing that leads out of the file."""
     declared = 0
     groups, seen = [file["/"]], set()
     while groups:
@@ -81,7 +60,7 @@ def _look_through(file: h5py.File, size: int, name: str) -> None:
             _check_link(group, key, place, name)
             item = group[key]
             address = h5py.h5o.get_info(item.id).addr
-            if address in seen:  # one object under two names: a ring of groups would have no end
+            if address in seen:  # one object under two names: a ring of groups would never end
                 raise UserError(f"{name}: {place} is a second name of another object; refused: no model file has any")
             seen.add(address)
             if isinstance(item, h5py.Group):

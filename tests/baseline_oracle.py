@@ -1,7 +1,7 @@
-"""What do the losses beside Ad-Corre say, read loop by loop from their papers?
+"""The losses beside Ad-Corre, loop by loop from their papers.
 
-Plain NumPy in float64, one loop an index, written from the formulas and not from ``rivals.py``, so that the two can
-disagree. Embeddings are (B, k, d), labels (B,) integers.
+Plain NumPy in float64, one loop per index, written from the formulas and not from ``baseline_losses.py``, so that the
+two can disagree. Embeddings are (B, k, d), labels (B,) integers.
 """
 
 from __future__ import annotations

@@ -42,18 +42,15 @@ def tiny_weights(tmp_path_factory) -> Path:
     """A model file of a mini_xcp with k = 2, d = 8 for 24-pixel faces: quick to build, as good as random."""
     import keras
 
-    import cnn_model
     from model_files import model_file
+    from model_files.description import NetworkDescription
 
     keras.utils.set_random_seed(7)
-    network = cnn_model.build_model("mini_xcp", num_embeddings=2, embedding_size=8, input_size=24)
+    described = NetworkDescription("mini_xcp", CLASS_NAMES[:7], num_embeddings=2, embedding_size=8, input_size=24)
+    network = model_file.build_network(described)
     path = tmp_path_factory.mktemp("weights") / "tiny.weights.h5"
     info = model_file.ModelInfo(
-        arch="mini_xcp",
-        class_names=CLASS_NAMES[:7],
-        num_embeddings=2,
-        embedding_size=8,
-        input_size=24,
+        described,
         dataset="synthetic/train",
         metrics={"split": "val", "accuracy": 0.5},
         versions={"keras": keras.__version__},

@@ -1,4 +1,4 @@
-"""What do the loss terms and the layer give on JAX? Run by ``test_custom_loss_jax.py`` in a process of its own.
+"""The loss terms and the layer on JAX, run by ``test_custom_loss_jax.py`` in a process of its own.
 
 ``KERAS_BACKEND=jax python jax_losses.py INPUTS.npz OUTPUTS.npz``: a process has one Keras backend.
 """
@@ -10,6 +10,7 @@ import sys
 import keras
 import numpy as np
 
+from baseline_losses import supervised_contrastive, triplet_semihard
 from custom_loss import (
     AdCorreLoss,
     cross_entropy,
@@ -20,7 +21,7 @@ from custom_loss import (
 
 NUM_CLASSES, HISTORY = 5, 12
 LARGE_BATCH = 2048
-VOTES = (0.6 * np.eye(NUM_CLASSES) + 0.4 * np.eye(NUM_CLASSES)[::-1]).astype(np.float32)  # on a picture of each label
+VOTES = (0.6 * np.eye(NUM_CLASSES) + 0.4 * np.eye(NUM_CLASSES)[::-1]).astype(np.float32)  # on an image of each label
 # Term: (embeddings (B, k, d), logits (B, C), labels (B,), recall (C,)) -> scalar
 TERMS = {
     "fd": lambda e, z, y, recall: feature_discriminator(e, y),
@@ -29,18 +30,21 @@ TERMS = {
     "ed": lambda e, z, y, recall: embedding_discriminator(e),
     "ce": lambda e, z, y, recall: cross_entropy(y, z, label_smoothing=0.1),
     "ce_votes": lambda e, z, y, recall: cross_entropy(keras.ops.take(VOTES, y, axis=0), z, label_smoothing=0.1),
+    "supcon": lambda e, z, y, recall: supervised_contrastive(e, y),
+    "triplet": lambda e, z, y, recall: triplet_semihard(e, y),
 }
 
 
 def make_layer() -> AdCorreLoss:
-    return AdCorreLoss(NUM_CLASSES, history=HISTORY, w_fd=2.0)
+    """With the one baseline that has a state."""
+    return AdCorreLoss(NUM_CLASSES, history=HISTORY, w_fd=2.0, w_center=0.5, embedding_shape=(3, 16))
 
 
 def term_outputs(inputs, names) -> dict[str, np.ndarray]:
     """Value and gradients of every term for every named batch."""
     import jax
 
-    @jax.jit  # all terms at once: one compilation a shape
+    @jax.jit  # all terms at once: one compilation per shape
     def values_and_gradients(*arrays):
         return {term: jax.value_and_grad(function, argnums=(0, 1))(*arrays) for term, function in TERMS.items()}
 
@@ -66,7 +70,7 @@ def temporary_bytes() -> dict[str, np.ndarray]:
 
 
 def layer_outputs(inputs, num_steps) -> dict[str, np.ndarray]:
-    """Terms, gradients, history and recall after every training step, then one evaluation."""
+    """Terms, gradients, history, centers and recall after every training step, then one evaluation."""
     import jax
 
     layer = make_layer()
@@ -88,7 +92,8 @@ def layer_outputs(inputs, num_steps) -> dict[str, np.ndarray]:
         for variable, value in zip(layer.non_trainable_variables, state, strict=True):
             variable.assign(value)
         outputs[f"step{number}/recall"] = layer.class_recall()
-        outputs[f"step{number}/history"] = np.concatenate([np.ravel(value) for value in state])
+        outputs[f"step{number}/history"] = np.array(layer.history_h2)
+        (outputs[f"step{number}/centers"],) = layer.layers_by_term["center"].get_weights()
     return outputs
 
 

@@ -1,6 +1,6 @@
-"""What does the Ad-Corre loss say, read loop by loop from its formulas?
+"""The Ad-Corre loss, loop by loop from its formulas.
 
-Plain NumPy in float64, one loop an index, written from the formulas (DESIGN.md, section 3; Fard & Mahoor, IEEE Access
+Plain NumPy in float64, one loop per index, written from the formulas (DESIGN.md, section 3; Fard & Mahoor, IEEE Access
 2022, doi 10.1109/ACCESS.2022.3156598) and not from ``custom_loss.py``, so that the two can disagree.
 
 Embeddings are (B, k, d), labels (B,) integers, logits (B, C), recall (C,).

@@ -1,23 +1,17 @@
-"""Do the losses beside Ad-Corre equal their papers' formulas, in value, gradient and centers, on both backends?"""
+"""The losses beside Ad-Corre equal their papers' formulas, in value, gradient and centers."""
 
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 
 import baseline_oracle as oracle
-import jax_baselines
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT
 from test_custom_loss import value_and_gradient
-from test_custom_loss_jax import BATCHES, PLAIN, STEP_SIZES, assert_close
 
-import baseline_losses as rivals
+import baseline_losses
 from baseline_losses import CenterLoss, supervised_contrastive, triplet_semihard
 from files import UserError
 
@@ -73,14 +67,14 @@ def draw(size=9, k=3, d=7, seed=0, num_classes=NUM_CLASSES):
 
 
 @each_loss
-@pytest.mark.parametrize(("size", "k", "d"), [(9, 3, 7), (24, 2, 5), (6, 1, 3), (2, 4, 9)])
-def test_value_is_the_loop_oracle_in_float64(loss, size, k, d):
+def test_value_is_the_loop_oracle_in_float64(loss):
     ours, loops = LOSSES[loss]
-    embeddings, labels = draw(size, k, d, seed=size)
-    value = ours(tf.constant(embeddings), labels)
-    assert value.dtype == "float64" and value.shape == ()
-    assert size == 2 or value > 0  # two faces of one class have no negative
-    np.testing.assert_allclose(value, loops(embeddings, labels), rtol=1e-12, atol=1e-14)
+    for size, k, d in ((9, 3, 7), (24, 2, 5), (6, 1, 3), (2, 4, 9)):
+        embeddings, labels = draw(size, k, d, seed=size)
+        value = ours(tf.constant(embeddings), labels)
+        assert value.dtype == "float64" and value.shape == ()
+        assert size == 2 or value > 0  # two faces of one class have no negative
+        np.testing.assert_allclose(value, loops(embeddings, labels), rtol=1e-12, atol=1e-14)
 
 
 @each_loss
@@ -134,7 +128,7 @@ MINUS_X = [-1.0, 0.0]
 
 def test_a_face_is_its_vectors_concatenated_and_of_length_1():
     """k = 2: (X, Y) is (1, 0, 0, 1) / sqrt 2, (Y, Y) is (0, 1, 0, 1) / sqrt 2; their product is 1/2."""
-    vectors = np.asarray(rivals._face_vectors(np.array([[X, Y], [Y, Y]])))
+    vectors = np.asarray(baseline_losses._face_vectors(np.array([[X, Y], [Y, Y]])))
     half = math.sqrt(0.5)
     np.testing.assert_allclose(vectors, [[half, 0, 0, half], [0, half, 0, half]])
     np.testing.assert_allclose(vectors @ vectors.T, [[1, 0.5], [0.5, 1]])
@@ -181,10 +175,9 @@ def test_triplet_semihard_by_hand():
     np.testing.assert_allclose(triplet_semihard(embeddings, labels), 0.2 / 4)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("rounding", [0.0, 1e-6])
-def test_a_positive_and_a_negative_that_are_one_picture(rounding, dtype):
-    """FER-2013 has pictures twice, under two labels; a tie must not be broken by rounding. Margin 3.
+@pytest.mark.parametrize(("rounding", "dtype"), [(0.0, "float32"), (1e-6, "float64")])
+def test_a_positive_and_a_negative_that_are_one_image(rounding, dtype):
+    """FER-2013 has duplicate images with different labels; a tie must not be broken by rounding. Margin 3.
 
     Class 0 has a and p, class 1 has q = p and f = -a. With a.p = 1/3: D_ap = D_aq = 4/3, D_pq = 0, D_af = 4 and
     D_pf = D_qf = 2 + 2/3 = 8/3.
@@ -240,23 +233,22 @@ NO_TRIPLET = NO_PAIR | {"two_of_one_class", "one_class"}
 
 
 @each_loss
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", DEGENERATE)
-def test_degenerate_batch(loss, dtype, name):
+def test_degenerate_batches(loss):
     ours, loops = LOSSES[loss]
-    embeddings, labels = DEGENERATE[name][0].astype(dtype), DEGENERATE[name][1]
-    value, gradient = value_and_gradient(lambda e: ours(e, labels), embeddings)
-    np.testing.assert_allclose(value, loops(embeddings, labels), rtol=1e-5, atol=1e-6)
-    assert np.isfinite(gradient).all()
-    if name in (NO_PAIR if loss.startswith("supervised") else NO_TRIPLET if loss.startswith("triplet") else ()):
-        assert value == 0 and not np.any(gradient)
+    nothing = NO_PAIR if loss.startswith("supervised") else NO_TRIPLET if loss.startswith("triplet") else ()
+    for name, (embeddings, labels) in DEGENERATE.items():
+        for dtype in ("float32", "float64"):
+            value, gradient = value_and_gradient(lambda e, y=labels: ours(e, y), embeddings.astype(dtype))
+            expected = loops(embeddings.astype(dtype), labels)
+            np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6, err_msg=f"{name}, {dtype}")
+            assert np.isfinite(gradient).all(), f"{name}, {dtype}"
+            assert name not in nothing or (value == 0 and not np.any(gradient)), f"{name}, {dtype}"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["duplicates", "zeros"])
-def test_equal_faces_by_hand(name, dtype):
+def test_equal_faces_by_hand(name):
     """Every product is the same, so each of the B - 1 = 5 others is as likely: ln 5. Every D is 0: the margin."""
-    embeddings, labels = DEGENERATE[name][0].astype(dtype), DEGENERATE[name][1]
+    embeddings, labels = DEGENERATE[name][0].astype("float32"), DEGENERATE[name][1]
     np.testing.assert_allclose(supervised_contrastive(embeddings, labels), math.log(5), rtol=1e-5)
     np.testing.assert_allclose(triplet_semihard(embeddings, labels), 0.2, rtol=1e-5)
 
@@ -265,8 +257,7 @@ def test_equal_faces_by_hand(name, dtype):
 
 
 @pytest.mark.parametrize("loss", ["supervised_contrastive", "triplet_wide", "center"])
-@pytest.mark.parametrize("xla", [False, True], ids=["graph", "xla"])
-def test_compiled_equals_eager(loss, xla):
+def test_xla_equals_eager(loss):
     ours, _ = LOSSES[loss]
     embeddings, labels = draw(10, 3, 16)
     if loss == "center":  # a variable may not be made inside a graph
@@ -274,7 +265,7 @@ def test_compiled_equals_eager(loss, xla):
         layer.set_weights([moved_centers(3, 16)])
         ours = lambda e, y: layer(y, e)  # noqa: E731 - stands for the function of the table
     eager = value_and_gradient(lambda e: ours(e, labels), embeddings)
-    compiled = tf.function(lambda e: value_and_gradient(lambda x: ours(x, labels), e), jit_compile=xla)(embeddings)
+    compiled = tf.function(lambda e: value_and_gradient(lambda x: ours(x, labels), e), jit_compile=True)(embeddings)
     assert eager[0] > 0
     np.testing.assert_allclose(compiled[0], eager[0], rtol=1e-12)
     np.testing.assert_allclose(compiled[1], eager[1], rtol=1e-10, atol=1e-14)
@@ -294,8 +285,7 @@ def test_one_graph_takes_every_batch_size(loss):
 
 
 @each_loss
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_is_computed_in_float32(loss, dtype):
+def test_half_precision_is_computed_in_float32(loss, dtype="bfloat16"):
     ours, _ = LOSSES[loss]
     embeddings, labels = draw(8, 3, 32)
     rounded = tf.cast(embeddings, dtype)
@@ -307,18 +297,17 @@ def test_half_precision_is_computed_in_float32(loss, dtype):
 
 
 @each_loss
-@pytest.mark.parametrize("dtype", ["int32", "int64", "uint8"])
-def test_labels_of_any_integer_type(loss, dtype):
+def test_labels_of_any_integer_type(loss):
     ours, _ = LOSSES[loss]
     embeddings, labels = draw()
-    np.testing.assert_array_equal(ours(embeddings, tf.cast(labels, dtype)), ours(embeddings, labels))
+    for dtype in ("int32", "uint8"):
+        np.testing.assert_array_equal(ours(embeddings, tf.cast(labels, dtype)), ours(embeddings, labels))
 
 
 # The layer
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
-@pytest.mark.parametrize("alpha", [0.5, 1.0])
+@pytest.mark.parametrize(("mode", "alpha"), [("eager", 1.0), ("graph", 0.5), ("xla", 0.5)])
 def test_centers_follow_a_scripted_training(mode, alpha):
     """Eight batches of changing size; class 4 is seen in the first only and then keeps its center."""
     layer, expected = CenterLoss(NUM_CLASSES, 3, 7, alpha=alpha), oracle.Centers(NUM_CLASSES, 21, alpha)
@@ -397,8 +386,7 @@ def test_centers_are_saved_with_a_model_and_resumed(tmp_path):
     np.testing.assert_array_equal(resumed.center_loss.centers, trained.center_loss.centers)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_layer_computes_in_float32_under_a_mixed_policy(policy):
+def test_layer_computes_in_float32_under_a_mixed_policy(policy="mixed_bfloat16"):
     embeddings, labels = draw()
     embeddings = embeddings.astype(np.float32)
     expected = CenterLoss(NUM_CLASSES, 3, 7)
@@ -438,9 +426,7 @@ def test_config_round_trip():
     ("function", "options"),
     [
         (supervised_contrastive, {"temperature": 0.0}),
-        (supervised_contrastive, {"temperature": float("nan")}),
         (triplet_semihard, {"margin": -0.125}),
-        (triplet_semihard, {"margin": float("inf")}),
     ],
 )
 def test_bad_arguments_say_what_was_expected_and_received(function, options):
@@ -451,66 +437,10 @@ def test_bad_arguments_say_what_was_expected_and_received(function, options):
 
 @pytest.mark.parametrize(
     "options",
-    [{"num_classes": 0}, {"num_embeddings": 0}, {"embedding_size": -1}, {"alpha": -0.125}, {"alpha": 1.125}],
+    [{"num_classes": 0}, {"alpha": 1.125}],
     ids=str,
 )
 def test_bad_sizes_and_rates_say_what_was_expected_and_received(options):
     ((name, value),) = options.items()
     with pytest.raises(UserError, match=rf"{name}.*expected.*received {value}"):
         CenterLoss(**{"num_classes": NUM_CLASSES, "num_embeddings": 3, "embedding_size": 7, **options})
-
-
-# TensorFlow = JAX
-
-JAX_BATCHES = {
-    name: {part: batch[part] for part in ("embeddings", "labels")}
-    for name, batch in {
-        **BATCHES,
-        "all_different": {
-            "embeddings": BATCHES["random"]["embeddings"][:5],
-            "labels": np.arange(5, dtype=np.int32),
-        },
-    }.items()
-}
-
-
-@pytest.fixture(scope="module")
-def on_jax(tmp_path_factory) -> dict[str, np.ndarray]:
-    """What the JAX process wrote; its own words, if it fails."""
-    folder = tmp_path_factory.mktemp("jax_baselines")
-    arrays = {f"{name}/{part}": array for name, batch in JAX_BATCHES.items() for part, array in batch.items()}
-    np.savez(folder / "inputs.npz", **arrays)
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, jax_baselines.__file__, str(folder / "inputs.npz"), str(folder / "outputs.npz")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
-    with np.load(folder / "outputs.npz", allow_pickle=False) as file:
-        return dict(file)
-
-
-@pytest.mark.parametrize("name", [name for name in JAX_BATCHES if not name.startswith("step")])
-@pytest.mark.parametrize("loss", jax_baselines.LOSSES)
-def test_jax_gives_the_same_loss_and_gradient(loss, name, on_jax):
-    batch = JAX_BATCHES[name]
-    function = jax_baselines.LOSSES[loss]
-    value, gradient = value_and_gradient(lambda e: function(e, batch["labels"]), batch["embeddings"])
-    floor = 0.0 if name in PLAIN else 1.0  # a degenerate batch may have a value of 0
-    # The triplet loss is a difference of distances of about 2, and so is its rounding.
-    assert_close(on_jax[f"{name}/{loss}"], value, loss, 1.0 if loss == "triplet_semihard" else floor)
-    assert_close(on_jax[f"{name}/{loss}/embeddings"], gradient, f"{loss}, gradient", floor)
-    assert name not in PLAIN or np.any(gradient)
-
-
-def test_jax_moves_the_centers_alike(on_jax):
-    layer, centers = CenterLoss(jax_baselines.NUM_CLASSES, 3, 16), []
-    for number in range(len(STEP_SIZES)):
-        batch, name, training = JAX_BATCHES[f"step{number}"], f"step{number}", number < len(STEP_SIZES) - 1
-        value, gradient = value_and_gradient(
-            lambda e, y=batch["labels"], training=training: layer(y, e, training=training), batch["embeddings"]
-        )
-        assert_close(on_jax[f"{name}/loss"], value, name)
-        assert_close(on_jax[f"{name}/embeddings"], gradient, f"{name}: gradient")
-        assert_close(on_jax[f"{name}/centers"], layer.centers, f"{name}: centers")
-        centers.append(on_jax[f"{name}/centers"])
-    assert not np.array_equal(centers[0], centers[-2])  # training moved them
-    np.testing.assert_array_equal(centers[-1], centers[-2])  # evaluation did not

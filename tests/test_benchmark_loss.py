@@ -1,12 +1,14 @@
-"""Does the loss's benchmark run, and does it tell time and memory?"""
+"""The loss's benchmark runs and reports time and memory; wrong options are refused."""
 
 from __future__ import annotations
 
 import json
 
+import pytest
 from conftest import ROOT, run_python
 
 
+@pytest.mark.slow
 def test_a_quick_run_prints_a_table_and_one_json_line():
     done = run_python(ROOT / "benchmarks" / "loss.py", "--backend", "jax", "--batches", "96", "--quick", timeout=300)
     assert done.returncode == 0, done.stderr
@@ -20,6 +22,7 @@ def test_a_quick_run_prints_a_table_and_one_json_line():
     assert gradient / 2 < row["terms_compiled_bytes"] < 20 * gradient
 
 
+@pytest.mark.slow
 def test_a_batch_of_one_is_refused():
     done = run_python(ROOT / "benchmarks" / "loss.py", "--batches", "1")
     assert done.returncode == 2 and "--batches: expected 2 faces or more, received 1" in done.stderr

@@ -126,7 +126,7 @@ def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(data_dir, whole_run
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
     for weights in (whole_run, run_dir):
-        assert model_file.read_info(weights / "best.weights.h5").arch == "mini_xcp"
+        assert model_file.read_info(weights / "best.weights.h5").network.arch == "mini_xcp"
     with (
         h5py.File(whole_run / "best.weights.h5") as left,
         h5py.File(run_dir / "best.weights.h5") as right,
@@ -202,7 +202,7 @@ def test_weights_of_another_architecture_are_refused(data_dir, whole_run, tmp_pa
         weights=str(whole_run / "best.weights.h5"),
         model=config.ModelConfig(arch="xcp", input_size=71),
     )
-    with pytest.raises(UserError, match="expected a xcp network, found mini_xcp"):
+    with pytest.raises(UserError, match=r"best\.weights\.h5: .*xcp.*mini_xcp"):
         experiment.train_and_evaluate(other)
 
 

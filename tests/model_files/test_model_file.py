@@ -1,4 +1,4 @@
-"""Does a model file bring back the same network, and is every other file refused with a reason?"""
+"""Model files bring back the same network; every other file is refused with a reason."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ import numpy as np
 import pytest
 
 import cnn_model
+from config import ModelConfig
 from datasets.shared.expressions import CLASS_NAMES
 from files import UserError
 from model_files import model_file
-from model_files.model_file import ModelInfo, load_model, read_info, save_model
+from model_files.description import ModelInfo, NetworkDescription
+from model_files.model_file import load_model, read_info, save_model
 
-EIGHT = ModelInfo("mini_xcp", CLASS_NAMES, num_embeddings=3, embedding_size=4, input_size=16)
+EIGHT = ModelInfo(
+    NetworkDescription("mini_xcp", CLASS_NAMES, num_embeddings=3, embedding_size=4, input_size=16, scaling="image")
+)
 
 
 def build(info: ModelInfo, seed: int = 0) -> keras.Model:
     keras.utils.set_random_seed(seed)
-    return cnn_model.build_model(
-        info.arch, len(info.class_names), info.num_embeddings, info.embedding_size, info.input_size
-    )
+    return model_file.build_network(info.network)
 
 
 def edit(path, change):
@@ -119,19 +121,19 @@ def test_the_description_is_one_json_attribute(tiny_weights):
 def test_the_description_is_read_without_the_network(tiny_weights, monkeypatch):
     monkeypatch.setattr(cnn_model, "build_model", lambda *_: pytest.fail("built a network"))
     info = read_info(tiny_weights)
-    assert info.class_names == CLASS_NAMES[:7] and info.metrics["accuracy"] == 0.5
+    assert info.network.class_names == CLASS_NAMES[:7] and info.metrics["accuracy"] == 0.5
+    assert info.network.scaling == "image"  # the architecture's own, as the file leaves it open
 
 
-def test_mini_xcp_takes_less_than_two_megabytes(tmp_path):
-    info = ModelInfo("mini_xcp", CLASS_NAMES)
-    save_model(tmp_path / "a.weights.h5", build(info), info)
-    assert (tmp_path / "a.weights.h5").stat().st_size < 2_000_000
+def test_the_file_is_hardly_larger_than_its_arrays(tiny_weights, tiny_network):
+    arrays = sum(4 * np.prod(variable.shape) for variable in tiny_network.variables)
+    assert tiny_weights.stat().st_size < 1.1 * arrays
 
 
 # What cannot be saved
 
 
-@pytest.mark.parametrize("name", ["a.h5", "a.keras", "a.weights", "weights.h5", "weights.h5/a"])
+@pytest.mark.parametrize("name", ["a.h5", "weights.h5"])
 def test_another_ending_is_refused_before_anything_is_written(tmp_path, network, name):
     with pytest.raises(UserError, match=r"expected a name that ends with \.weights\.h5"):
         save_model(tmp_path / name, network, EIGHT)
@@ -159,7 +161,7 @@ def test_a_description_that_is_not_json_keeps_the_old_file(tmp_path, network):
     path = tmp_path / "a.weights.h5"
     save_model(path, network, EIGHT)
     with pytest.raises(TypeError):
-        save_model(path, network, ModelInfo("mini_xcp", CLASS_NAMES, metrics={"accuracy": np.ones(3)}))
+        save_model(path, network, dataclasses.replace(EIGHT, metrics={"accuracy": np.ones(3)}))
     assert read_info(path) == EIGHT
 
 
@@ -184,43 +186,14 @@ def test_files_of_another_kind_are_refused(tmp_path, content, message):
         load_model(path)
 
 
-def test_a_folder_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no such weights file"):
-        load_model(tmp_path)
-
-
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
-def test_a_file_cut_off_is_refused(weights, share):
-    data = weights.read_bytes()
-    weights.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(UserError, match=r"copy\.weights\.h5: "):
-        load_model(weights)
-
-
+# What `from_json` refuses is in test_description.py.
 DESCRIPTIONS = {
     "none": (lambda file: file.attrs.pop("ad_corre"), r"no description of its network \(attribute 'ad_corre'\)"),
-    "cut off": (lambda file: file.attrs.modify("ad_corre", '{"arch": "mi'), "cannot read the description"),
     "a number": (lambda file: file.attrs.create("ad_corre", 7), "cannot read the description"),
-    "a list": (lambda file: file.attrs.modify("ad_corre", "[1]"), "cannot read the description"),
-    "a JSON number": (lambda file: file.attrs.modify("ad_corre", "7"), "cannot read the description"),
-    "another version": (describe(format_version=2), "cannot read the description.*format version 1"),
-    "no version": (describe(format_version=None), "cannot read the description.*format_version"),
-    "no classes": (describe(class_names=None), "cannot read the description.*class_names"),
-    "no architecture": (describe(arch=None), "cannot read the description.*arch"),
-    "an unknown name": (describe(colour="red"), "cannot read the description.*colour"),
-    "k in words": (describe(num_embeddings="two"), "copy.weights.h5"),
-    "classes in a number": (describe(class_names=7), "cannot read the description"),
-    "an unknown architecture": (describe(arch="mini_vgg"), "expected one of mini_xcp.*received 'mini_vgg'"),
-    "another architecture": (describe(arch="keras:MobileNet", input_size=32), "arrays do not fit a keras_MobileNet"),
-    "k of a billion": (describe(num_embeddings=10**9), "refused: it describes k = 1000000000 .* more than the whole"),
-    "k of nothing": (describe(num_embeddings=0), "cannot read the description.*num_embeddings is 0"),
-    "an input of a billion": (describe(input_size=10**9), "cannot read the description.*input_size is 1000000000"),
-    "an unknown scaling": (describe(scaling="half"), "cannot read the description.*scaling is 'half'"),
-    "a logit scale of nothing": (describe(logit_scale=0), "cannot read the description.*logit_scale is 0"),
-    "a logit scale in words": (describe(logit_scale="4"), "cannot read the description.*logit_scale is '4'"),
-    "classes in numbers": (describe(class_names=[1, 2, 3]), "cannot read the description.*class_names"),
+    "an unknown architecture": (describe(arch="mini_vgg"), "mini_xcp.*received 'mini_vgg'"),
+    "an unknown scaling": (describe(scaling="half"), "scaling: .*image.*received 'half'"),
+    "k of a billion": (describe(num_embeddings=10**9), "k = 1000000000 .* more than the whole"),
     "another k": (describe(num_embeddings=3), "arrays do not fit a mini_xcp network"),
-    "fewer classes": (describe(class_names=["Happy", "Sad"]), "arrays do not fit a mini_xcp network"),
 }
 
 
@@ -228,7 +201,7 @@ DESCRIPTIONS = {
 def test_a_description_that_does_not_fit_is_refused(weights, damage):
     change, message = DESCRIPTIONS[damage]
     edit(weights, change)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=rf"copy\.weights\.h5: .*{message}"):
         load_model(weights)
 
 
@@ -245,11 +218,8 @@ def replace_kernel(array):
 
 ARRAYS = {
     "missing": (replace_kernel(None), "arrays do not fit a mini_xcp network"),
-    "transposed": (replace_kernel(np.zeros((7, 16), np.float32)), r"do not fit .* network .*logits.*\(7, 16\)"),
     "too short": (replace_kernel(np.zeros((15, 7), np.float32)), r"do not fit .* network .*logits.*\(15, 7\)"),
-    "text": (replace_kernel(np.full((16, 7), b"a")), r"expected an array of numbers, found \|S1 \(16, 7\)"),
     "NaN": (replace_kernel(np.full((16, 7), np.nan, np.float32)), "logits/kernel holds numbers that are not finite"),
-    "infinite": (replace_kernel(np.full((16, 7), np.inf, np.float32)), "logits/kernel holds numbers .* not finite"),
     "one too many": (
         lambda file: file.create_dataset("layers/dense_9/vars/0", data=np.ones(3)),
         r"do not fit .* \(expected \d+, found \d+: it has extra ones\)",
@@ -276,22 +246,18 @@ def test_every_array_is_missed(weights, tiny_network):
         file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
     data = weights.read_bytes()
     assert len(names) == len(tiny_network.weights)
-    for name in names[:: len(names) // 10]:
+    for name in names[:: len(names) // 4]:
         weights.write_bytes(data)
         edit(weights, lambda file: file.pop(name))  # noqa: B023 - called at once
         with pytest.raises(UserError, match="arrays do not fit"):
             model_file.load_weights(tiny_network, weights)
 
 
-@pytest.mark.parametrize("arch", ["mini_xcp", "xcp", "resnet", "keras:MobileNetV3Small"])
-def test_arrays_are_read_by_the_names_that_keras_gives_them(tmp_path, arch, monkeypatch):
-    """Without Keras's own search for them."""
-    info = ModelInfo(arch, CLASS_NAMES, num_embeddings=1, embedding_size=3, input_size=75)
-    network = build(info)
+def test_each_array_returns_to_its_own_variable(tmp_path):
+    network = build(EIGHT)
     for number, weight in enumerate(network.weights):
         weight.assign(np.full(weight.shape, number))
-    save_model(tmp_path / "a.weights.h5", network, info)
-    monkeypatch.setattr(keras.Model, "load_weights", lambda *_: pytest.fail("searched"))
+    save_model(tmp_path / "a.weights.h5", network, EIGHT)
     loaded, _ = load_model(tmp_path / "a.weights.h5")
     assert [float(np.ravel(weight)[0]) for weight in loaded.weights] == list(range(len(network.weights)))
 
@@ -311,20 +277,14 @@ def test_loading_runs_nothing_of_the_file(weights, monkeypatch):
     assert info.metrics["class_name"] == "Lambda"
 
 
-def test_loading_leaves_the_file_as_it_was(weights):
-    before = weights.read_bytes()
-    network, _ = load_model(weights)
-    network.get_layer("logits").bias.assign(np.ones(7))
-    assert weights.read_bytes() == before
-
-
 # What `keras.Model.save` wrote of our own networks
 
 
-@pytest.fixture(scope="module", params=["run.keras", "run.h5", "compiled.keras", "compiled.h5"])
-def saved(request, tiny_weights, tmp_path_factory):
-    """A file of `Model.save` and the network it was made of, with running statistics as if trained."""
-    network, _ = load_model(tiny_weights)
+@pytest.fixture(scope="module", params=["run.keras", "compiled.h5"])
+def saved(request, tmp_path_factory):
+    """A file of `Model.save` and its network, with running statistics as if trained."""
+    keras.utils.set_random_seed(1)
+    network = model_file.build_network(NetworkDescription("mini_xcp", CLASS_NAMES[:7], 2, 8, 24, logit_scale=5.0))
     for variable in network.variables:
         if variable.dtype == "float32":
             variable.assign(variable + 0.1 * keras.random.uniform(variable.shape, seed=3))
@@ -336,35 +296,17 @@ def saved(request, tiny_weights, tmp_path_factory):
     return path, network
 
 
-def test_networks_of_model_save_come_back_bit_for_bit(saved):
-    path, network = saved
-    again, info = load_model(path)
-    assert (info.arch, info.num_embeddings, info.embedding_size, info.input_size) == ("mini_xcp", 2, 8, 24)
-    assert (info.class_names, info.scaling) == (CLASS_NAMES[:7], cnn_model.architecture("mini_xcp").scaling)
-    picture = np.random.default_rng(0).integers(0, 256, (5, 24, 24, 1), np.uint8)
-    for name, values in network(picture).items():
-        assert np.array_equal(values, again(picture)[name])
-    assert model_file.describe(path)["origin"].startswith(f"train.py, Keras {keras.__version__} ")
-
-
-@pytest.mark.parametrize("name", ["a.weights.h5", "a.keras", "a.h5"])
-def test_the_logit_scale_comes_back(tmp_path, name):
-    network = cnn_model.build_model("mini_xcp", num_embeddings=2, embedding_size=8, input_size=24, logit_scale=5.0)
-    info = ModelInfo("mini_xcp", CLASS_NAMES[:7], 2, 8, 24, logit_scale=5.0)
-    if name.endswith(".weights.h5"):
-        save_model(tmp_path / name, network, info)
-    else:
-        network.save(tmp_path / name)
-    again, found = load_model(tmp_path / name)
-    assert found.logit_scale == 5.0
-    picture = np.random.default_rng(0).integers(0, 256, (3, 24, 24, 1), np.uint8)
-    np.testing.assert_array_equal(again(picture)["logits"], network(picture)["logits"])
-
-
-def test_nothing_of_model_save_is_deserialised(saved, monkeypatch):
+def test_networks_of_model_save_come_back_bit_for_bit(saved, monkeypatch):
+    """And nothing in the file is deserialised."""
     for owner, name in ((keras.saving, "deserialize_keras_object"), (keras.saving, "load_model")):
         monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("made something from the file"))
-    load_model(saved[0])
+    path, network = saved
+    again, info = load_model(path)
+    assert info.network == NetworkDescription("mini_xcp", CLASS_NAMES[:7], 2, 8, 24, "image", 5.0)
+    image = np.random.default_rng(0).integers(0, 256, (5, 24, 24, 1), np.uint8)
+    for name, values in network(image).items():
+        assert np.array_equal(values, again(image)[name])
+    assert info.origin.startswith(f"train.py, Keras {keras.__version__} ")
 
 
 def rewrite(path, target, **members):
@@ -392,7 +334,6 @@ def in_config(old, new):
 ARCHIVES = {
     "no configuration": ({"config": None}, "expected a Keras archive with config.json"),
     "no arrays": ({"model": None}, "expected a Keras archive with model.weights.h5"),
-    "configuration cut off": ({"config": lambda data: data[:100]}, "cannot read its config.json"),
     "another network": (in_config(b"embedding_split", b"reshape"), "expected a network that train.py made"),
     "an unknown architecture": (in_config(b'"mini_xcp"', b'"resnext"'), "expected one of mini_xcp.*'resnext'"),
     "a billion units": (
@@ -400,10 +341,8 @@ ARCHIVES = {
         "more than the whole",
     ),
     "k in words": (in_config(b'"target_shape": [2, 8]', b'"target_shape": ["2", 8]'), "num_embeddings is '2'"),
-    "another k": (in_config(b'"target_shape": [2, 8]', b'"target_shape": [3, 8]'), "do not fit a mini_xcp network"),
-    "arrays cut off": ({"model": lambda data: data[:-9]}, "cut off: expected 1,1.* bytes, found"),
+    "arrays cut off": ({"model": lambda data: data[:-9]}, "truncated file"),
     "a bomb": ({"model": lambda data: bytes(50_000_000)}, "refused: model.weights.h5 unpacks to 50,000,000 bytes"),
-    "no HDF5": ({"model": lambda data: b"text"}, "expected an HDF5 weights file"),
 }
 
 
@@ -411,7 +350,7 @@ ARCHIVES = {
 def test_archives_that_were_changed_are_refused(archive, tmp_path, damage):
     members, message = ARCHIVES[damage]
     path = rewrite(archive, tmp_path / "bad.keras", **members)
-    with pytest.raises(UserError, match=rf"(bad\.keras: .*)?{message}"):
+    with pytest.raises(UserError, match=rf"bad\.keras: .*{message}"):
         load_model(path)
 
 
@@ -429,29 +368,54 @@ def test_an_archive_cut_off_is_refused(archive, tmp_path):
         load_model(tmp_path / "a.keras")
 
 
-# Where the input's range comes from
+# What a network is built from
 
 
-@pytest.mark.parametrize(("scaling", "low", "high"), [("unit", 0, 1), ("raw", 0, 255), ("tf", -1, 1)])
-def test_the_files_scaling_is_built_in(tmp_path, scaling, low, high):
-    info = dataclasses.replace(EIGHT, scaling=scaling)
-    network = cnn_model.build_model("mini_xcp", 8, 3, 4, 16, scaling=scaling)
-    save_model(tmp_path / "a.weights.h5", network, info)
+def test_the_properties_in_the_file_are_built_in(tmp_path):
+    wanted = dataclasses.replace(EIGHT.network, scaling="unit", logit_scale=4.0)
+    save_model(tmp_path / "a.weights.h5", model_file.build_network(wanted), ModelInfo(wanted))
     again, found = load_model(tmp_path / "a.weights.h5")
-    assert found.scaling == scaling
+    assert found.network == wanted and again.get_layer("logit_scale").scale == 4.0
     pixels = again.get_layer("pixel_input")(np.array([0, 255], np.uint8).reshape(2, 1, 1, 1))
-    assert np.min(pixels) == low and np.max(pixels) == high
+    assert np.min(pixels) == 0 and np.max(pixels) == 1
 
 
-def test_an_unknown_scaling_is_refused():
-    with pytest.raises(UserError, match="scaling: expected one of tf, unit, caffe, torch, image, raw, received 'half'"):
-        cnn_model.build_model("mini_xcp", scaling="half")
+def test_a_new_network_follows_its_options(monkeypatch):
+    options = ModelConfig(num_embeddings=2, embedding_size=8, dropout=0.25, logit_scale=3.0)
+    network, described = model_file.new_network(options, CLASS_NAMES[:7])
+    assert described == NetworkDescription("mini_xcp", CLASS_NAMES[:7], 2, 8, 48, "image", 3.0)
+    assert network.get_layer("dropout").rate == 0.25 and network.get_layer("logit_scale").scale == 3.0
+    asked = {}
+    monkeypatch.setattr(model_file, "build_network", lambda *args: asked.update(weights=args[1]))
+    model_file.new_network(dataclasses.replace(options, arch="xcp", pretrained="imagenet"), CLASS_NAMES)
+    assert asked == {"weights": "imagenet"}
 
 
-def test_describe_says_what_a_file_is(tiny_weights):
-    told = model_file.describe(tiny_weights)
-    assert told["origin"] == "train.py" and told["architecture"] == "mini_xcp" and told["code"] == "none"
-    assert told["embeddings"] == "k = 2 vectors of d = 8" and told["input"].startswith("24 x 24 px, gray, scaled to ")
-    assert told["classes"] == "7: Neutral, Happy, Sad, Surprise, Fear, Disgust, Anger"
-    assert told["trained on"] == "synthetic/train" and told["metrics"] == "split val, accuracy 0.5"
-    assert told["file"] == f"{tiny_weights}, {tiny_weights.stat().st_size:,} bytes"
+def test_a_new_network_starts_from_a_file(tiny_weights, tiny_network):
+    options = ModelConfig(num_embeddings=2, embedding_size=8, dropout=0.25, pretrained="imagenet")  # the file wins
+    network, described = model_file.new_network(options, tuple("abcdefg"), tiny_weights)
+    assert described == NetworkDescription("mini_xcp", tuple("abcdefg"), 2, 8, 24, "image")
+    assert network.get_layer("dropout").rate == 0.25
+    model_file.load_weights(tiny_network, tiny_weights)
+    for found, expected in zip(network.weights, tiny_network.weights, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    _, larger = model_file.new_network(dataclasses.replace(options, input_size=32), CLASS_NAMES[:7], tiny_weights)
+    assert larger.input_size == 32
+    for change, message in (
+        ({"arch": "resnet"}, "--arch resnet.* found mini_xcp"),
+        ({"num_embeddings": 10}, "--num-embeddings 10.* found 2"),
+        ({"logit_scale": 4.0}, "--logit-scale 4.0.* found 1.0"),
+    ):
+        with pytest.raises(UserError, match=rf"tiny\.weights\.h5: .*{message}"):
+            model_file.new_network(dataclasses.replace(options, **change), CLASS_NAMES[:7], tiny_weights)
+    with pytest.raises(UserError, match=r"tiny\.weights\.h5: .*8 classes.* found one of 7"):
+        model_file.new_network(options, CLASS_NAMES, tiny_weights)
+
+
+def test_describe_lists_the_facts_of_a_file(tiny_weights):
+    facts = model_file.describe(tiny_weights)
+    assert facts["origin"] == "train.py" and facts["architecture"] == "mini_xcp" and facts["code"] == "none"
+    assert facts["embeddings"] == "k = 2 vectors of d = 8" and facts["input"].startswith("24 x 24 px, gray")
+    assert facts["classes"] == "7: Neutral, Happy, Sad, Surprise, Fear, Disgust, Anger"
+    assert facts["trained on"] == "synthetic/train" and facts["metrics"] == "split val, accuracy 0.5"
+    assert facts["file"] == f"{tiny_weights}, {tiny_weights.stat().st_size:,} bytes"

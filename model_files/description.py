@@ -1,0 +1,143 @@
+"""The description of a network that stands in every model file and export. Needs no Keras."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any, TypeVar
+
+from files import UserError
+
+ATTRIBUTE = "ad_corre"  # the name under which every file keeps its description
+FORMAT_VERSION = 1
+LARGEST_INPUT = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkDescription:
+    """All that rebuilds a network, apart from its weights.
+
+    Every field but ``class_names`` is an argument of `cnn_model.build_model`. A field that has an option has the
+    option's name (`config.ModelConfig`). So a new property of a network is a field here, an argument there, and
+    perhaps an option.
+
+    Attributes:
+        arch: see `cnn_model.build_model`.
+        class_names: C names, in the order of the logits.
+        num_embeddings: k.
+        embedding_size: d.
+        input_size: side in pixels that the backbone sees; None is the architecture's own.
+        scaling: range of the backbone's input (see `cnn_model.PixelInput`); None is the architecture's own.
+        logit_scale: see `cnn_model.build_model`.
+    """
+
+    arch: str
+    class_names: tuple[str, ...]
+    num_embeddings: int = 7
+    embedding_size: int = 256
+    input_size: int | None = None
+    scaling: str | None = None
+    logit_scale: float = 1.0
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `cnn_model.build_model`."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {"num_classes": len(values.pop("class_names")), **values}
+
+    def check(self) -> None:
+        """Checks types and sizes, before anything is built.
+
+        Raises:
+            ValueError: an implausible value, with its name.
+        """
+        plausible = {
+            "arch": isinstance(self.arch, str),
+            "class_names": len(self.class_names) >= 2 and all(isinstance(name, str) for name in self.class_names),
+            "num_embeddings": type(self.num_embeddings) is int and self.num_embeddings >= 1,
+            "embedding_size": type(self.embedding_size) is int and self.embedding_size >= 3,
+            "input_size": self.input_size is None
+            or (type(self.input_size) is int and 1 <= self.input_size <= LARGEST_INPUT),
+            "scaling": self.scaling is None or isinstance(self.scaling, str),
+            "logit_scale": type(self.logit_scale) in (int, float) and 0 < self.logit_scale < math.inf,
+        }
+        for name, fine in plausible.items():
+            if not fine:
+                raise ValueError(f"{name} is {getattr(self, name)!r}")
+
+    def smallest_size(self) -> int:
+        """Bytes that the classifier takes at least: that of half precision."""
+        return 2 * self.num_embeddings * self.embedding_size * len(self.class_names)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportInfo:
+    """What an exported file says of its network.
+
+    Attributes:
+        network: the network; in an export its ``input_size`` is a number.
+        dataset: what it was trained on, as ``fer2013/train``; empty when unknown.
+        origin: where the weights come from.
+    """
+
+    network: NetworkDescription
+    dataset: str = ""
+    origin: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInfo:
+    """What a model file says of its network.
+
+    Attributes:
+        network: the network.
+        dataset: what it was trained on, as ``fer2013/train``; empty when unknown.
+        metrics: what was measured on which split, free-form and JSON-ready.
+        versions: of what trained it (`runtime.versions`).
+        origin: where the weights come from.
+    """
+
+    network: NetworkDescription
+    dataset: str = ""
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    origin: str = "train.py"
+
+
+Info = TypeVar("Info", ExportInfo, ModelInfo)
+
+
+def to_json(info: ExportInfo | ModelInfo) -> str:
+    """A description as one flat JSON object: the network's properties stand beside the others."""
+    values = dataclasses.asdict(info)
+    return json.dumps({"format_version": FORMAT_VERSION, **values.pop("network"), **values})
+
+
+def from_json(kind: type[Info], text: Any, path: str | Path, **known: Any) -> Info:
+    """Reads what `to_json` wrote. Properties that the file lacks take their defaults.
+
+    Args:
+        kind: `ModelInfo` or `ExportInfo`.
+        text: the JSON.
+        path: what messages call the file.
+        known: properties that the rest of the file gives, for one that lacks them.
+
+    Raises:
+        UserError: no JSON object, another version, unknown names, or an implausible value.
+    """
+    try:
+        values = json.loads(text)
+        if values.pop("format_version") != FORMAT_VERSION:
+            raise ValueError(f"expected format version {FORMAT_VERSION}")
+        names = [field.name for field in dataclasses.fields(NetworkDescription)]
+        own = {**known, **{name: values.pop(name) for name in names if name in values}}
+        network = NetworkDescription(**{**own, "class_names": tuple(own["class_names"])})
+        network.check()
+        info = kind(network, **values)
+        for name, default in vars(kind(network)).items():
+            if not isinstance(getattr(info, name), type(default)):
+                raise ValueError(f"{name} is {getattr(info, name)!r}")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: cannot read the description of its network ({error})") from None
+    return info
