@@ -83,14 +83,14 @@ def _train(settings: TrainConfig, folder: Path, splits: Splits, group: ProcessGr
     model = _build_trainer(settings, network, train, len(batches))
 
     # what is saved: the state after each epoch, the best weights, and what the discriminators start from
+    origin = f"train.py, started from {Path(settings.weights).name}" if settings.weights else "train.py"
     averaged = training.AveragedWeights() if settings.optimizer.average else None
     save_model, save_json = group.on_rank0(model_file.save_model), group.on_rank0(write_json)
 
     def save_best(row: dict[str, float]) -> None:
         measured = {"split": settings.select_on, "accuracy": row["val_accuracy"], "epoch": row["epoch"]}
-        origin = f"train.py, started from {Path(settings.weights).name}" if settings.weights else "train.py"
-        info = model_file.ModelInfo(described, train.name, measured, runtime.versions(), origin)
         with averaged.in_place() if averaged else contextlib.nullcontext():  # every process swaps its copy
+            info = model_file.ModelInfo(described, train.name, measured, runtime.versions(), origin)
             save_model(folder / BEST_WEIGHTS, network, info)
 
     state = training.RunState(folder, monitor="val_accuracy", save_best=save_best, writes=group.is_rank0)

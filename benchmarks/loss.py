@@ -1,4 +1,4 @@
-"""What do the Ad-Corre terms cost, in time and in memory, and how does that grow with the batch?
+"""Measures what the Ad-Corre terms cost in time and memory, and how that grows with the batch.
 
 ``python benchmarks/loss.py [--backend jax]`` measures FD + MD + ED with their gradients in the embeddings (B, k, d),
 compiled as the backend trains (TensorFlow without XLA on a CPU), against one matrix product of the size that the pairs

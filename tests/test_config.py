@@ -320,6 +320,7 @@ def test_numbers_inside_their_ranges_pass(options):
     ("options", "facts"),
     [
         (Outer(0), "--how-many.*1 or more.* 0"),
+        (Outer(float("inf")), "--how-many.*1 or more.*inf"),
         (Outer(1, Inner(1.5)), "--share.*0 to 1.*1.5"),
         (Outer(1, Inner(float("nan"))), "--share.*0 to 1.*nan"),
     ],

@@ -392,9 +392,10 @@ def test_a_new_network_follows_its_options(monkeypatch):
 
 
 def test_a_new_network_starts_from_a_file(tiny_weights, tiny_network):
-    options = ModelConfig(num_embeddings=2, embedding_size=8, pretrained="imagenet")  # the file's weights win
+    options = ModelConfig(num_embeddings=2, embedding_size=8, dropout=0.25, pretrained="imagenet")  # the file wins
     network, described = model_file.new_network(options, tuple("abcdefg"), tiny_weights)
     assert described == NetworkDescription("mini_xcp", tuple("abcdefg"), 2, 8, 24, "image")
+    assert network.get_layer("dropout").rate == 0.25
     model_file.load_weights(tiny_network, tiny_weights)
     for found, expected in zip(network.weights, tiny_network.weights, strict=True):
         np.testing.assert_array_equal(found, expected)
