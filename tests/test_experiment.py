@@ -189,7 +189,7 @@ def test_weights_of_another_architecture_are_refused(data_dir, whole_run, tmp_pa
         weights=str(whole_run / "best.weights.h5"),
         model=config.ModelConfig(arch="xcp", input_size=71),
     )
-    with pytest.raises(UserError, match="expected a xcp network, found mini_xcp"):
+    with pytest.raises(UserError, match="--arch xcp, found mini_xcp"):
         experiment.train_and_evaluate(other)
 
 
