@@ -127,7 +127,7 @@ def test_the_parts_join_to_the_weights_that_were_measured(runs, tmp_path):
     target, folder = tmp_path / "joined.weights.h5", runs.whole / "ad_corre"
     gpu.join(folder, target)
     network, info = model_file.load_model(target)
-    assert (info.arch, info.input_size, info.dataset) == ("mini_xcp", 24, "synthetic/train")
+    assert (info.network.arch, info.network.input_size, info.dataset) == ("mini_xcp", 24, "synthetic/train")
     options = SimpleNamespace(data_dir=runs.folder / "data", dataset="synthetic", share=0.1, seed=0)
     val = gpu.open_share(options, "val")
     assert len(open_split(options.data_dir, "synthetic", "val")) == 210
