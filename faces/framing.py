@@ -6,11 +6,11 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import images  # sets OpenCV's environment before OpenCV is imported
-import cv2  # isort: skip
+import cv2
 import numpy as np
 
 from faces.face import Face
+from images import resize_image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ def crop(image: np.ndarray, face: Face, align: bool = False, size: int | None = 
         x, y, side = square(face)
         n = max(1, round(side))
         pixels = _cut(image, round(x + (side - n) / 2), round(y + (side - n) / 2), n)
-    return pixels if size is None else images.resize_image(pixels, size)
+    return pixels if size is None else resize_image(pixels, size)
 
 
 def is_face_crop(image: np.ndarray, faces: Sequence[Face]) -> bool:

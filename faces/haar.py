@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 
-import images  # sets OpenCV's environment before OpenCV is imported
-import cv2  # isort: skip
+import cv2
 import numpy as np
 
 from faces.face import Face, ranked, suppress

@@ -75,7 +75,7 @@ class MtcnnDetector:
             band = image[top : top + rows + CELL - 2]
             offsets, probability = _run(self._pnet, "pnet", band[None])
             y, x = np.nonzero(probability[0, 1] > PNET_SCORE)
-            corner = np.stack([2 * x, 2 * y + top, 2 * x, 2 * y + top], axis=1) + (1, 1, CELL, CELL)
+            corner = np.stack([2 * x + 1, 2 * y + top + 1, 2 * x + CELL, 2 * y + top + CELL], axis=1)
             boxes.append(corner + offsets[0, :, y, x] * (CELL - 1))
             scores.append(probability[0, 1, y, x])
         boxes, scores = np.concatenate(boxes), np.concatenate(scores)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import images  # sets OpenCV's environment before OpenCV is imported
-import cv2  # isort: skip
+import cv2
 import numpy as np
 
 from faces.download import ModelFile, fetch
