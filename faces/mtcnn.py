@@ -28,7 +28,7 @@ BAND_PIXELS = 250_000  # the first network goes through a scale in bands of rows
 MAX_CANDIDATES = 600  # per scale; the most probable stay
 BATCH = 256
 
-PNET_SCORE, RNET_SCORE, ONET_SCORE = 0.6, 0.7, 0.8
+PNET_SCORE, RNET_SCORE, ONET_SCORE = 0.6, 0.7, 0.9
 # float32 of a pixel value v is (v - MEAN) / RANGE
 MEAN, RANGE = 127.5, 128.0
 
