@@ -18,7 +18,7 @@ class Face:
 
     Attributes:
         box: x, y, width, height in pixels of the image, x and y of the upper left corner; as the detector draws it.
-            It may reach over the border of the image.
+            It may reach over the border of the image. Pixel (0, 0) covers 0 to 1 on both axes.
         score: how certain the detector is; higher is more certain. mtcnn and yunet: a probability, 0 to 1. haar: the
             weight of the cascade's last stage, without an upper limit; most faces have 3 to 8.
         landmarks: float32 (5, 2), x and y in pixels: left eye, right eye, nose, left and right corner of the mouth,
