@@ -14,7 +14,7 @@ CERTAIN = 3.0  # weight of the last stage
 
 MIN_SIDE = 24  # the cascade's own window
 # Weaker boxes are mostly false ones (docs/faces.md).
-MIN_WEIGHT = 1.5
+MIN_WEIGHT = 2.5
 MIN_NEIGHBORS = 4
 # The cascade needs a pixel for each pixel of its window, so a 12-megapixel image is searched as it is.
 MAX_PIXELS = 12_600_000
