@@ -22,7 +22,7 @@ class Frame:
     shift_y: float = 0.0
 
 
-# Medians that `python benchmarks/faces.py --only framing` measured on pasted faces; docs/faces.md has their spread.
+# Medians on pasted faces: python benchmarks/face_detection.py --only framing; docs/faces.md has their spread.
 FRAMES = {"haar": Frame(1.02), "mtcnn": Frame(1.112, 0.019, 0.003)}
 # The same for the square of `landmark_square`. Landmarks mean the same for every detector, so this frame serves where
 # a detector's own boxes were not measured (yunet), and faces that are turned.
@@ -36,8 +36,10 @@ MAX_ASPECT = 1.2
 # ... and the face's square has at least this share of the shorter side, with its centre this near to the middle.
 MIN_FILL, MAX_OFFSET = 0.75, 0.15
 # Detectors often miss a face without surroundings. Up to this shorter side a nearly square image counts as a face crop
-# when no face is found: FER-2013 has 48 pixels, RAF-DB 100.
+# when no face is found: FER-2013 has 48 pixels, RAF-DB 100. A face that is found may fill less of it, and lie further
+# from the middle, because FER-2013's own images vary as much.
 SMALL_SIDE = 128
+SMALL_FILL, SMALL_OFFSET = 0.6, 0.22
 # A box of less than this side in a small image is not trusted.
 TRUSTED_SIDE = 24
 # An image whose pixels vary less than this (standard deviation, 0 to 255) shows nothing.
@@ -112,7 +114,9 @@ def is_face_crop(image: np.ndarray, faces: Sequence[Face]) -> bool:
     short, long = sorted((height, width))
     if long > MAX_ASPECT * short:
         return False
+    fill, reach = MIN_FILL, MAX_OFFSET
     if short <= SMALL_SIDE:
+        fill, reach = SMALL_FILL, SMALL_OFFSET
         faces = [face for face in faces if face.side >= TRUSTED_SIDE]
         if not faces:
             return bool(image.std() >= MIN_CONTRAST)
@@ -120,7 +124,7 @@ def is_face_crop(image: np.ndarray, faces: Sequence[Face]) -> bool:
         return False
     x, y, side = square(faces[0])
     offset = max(abs(x + side / 2 - width / 2), abs(y + side / 2 - height / 2))
-    return side >= MIN_FILL * short and offset <= MAX_OFFSET * short
+    return side >= fill * short and offset <= reach * short
 
 
 def _framed(center: tuple[float, float], side: float, frame: Frame) -> tuple[tuple[float, float], float]:

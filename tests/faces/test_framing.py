@@ -88,6 +88,7 @@ def test_align_without_landmarks_is_the_upright_crop():
         ((100, 100), None, True),  # RAF-DB's
         ((48, 80), None, False),
         ((48, 48), (3, 3, 15, 15), True),  # such a box is no face
+        ((48, 48), (4, 8, 32, 32), True),  # FER-2013's images vary as much
         ((100, 100), (10, 10, 40, 40), False),
     ],
 )

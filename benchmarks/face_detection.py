@@ -1,7 +1,7 @@
 """Measures how well and how fast faces are found, and whether the crops look like FER-2013.
 
-``python benchmarks/faces.py --data data/fer2013/val`` pastes faces of FER-2013's PublicTest (as `prepare_data.py`
-prepared them) at known places on backgrounds without people, and measures for each detector:
+``python benchmarks/face_detection.py --data data/fer2013/val`` pastes faces of FER-2013's PublicTest, as
+`prepare_data.py` prepared them, at known places on backgrounds without people, and measures for each detector:
 
 - framing: the scale and shift that turn its box into FER-2013's square (`faces.framing.FRAMES` holds the result);
 - recall by size and by angle, and at the border; boxes where no face is;
