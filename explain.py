@@ -75,7 +75,7 @@ class Explanation:
         return png.getvalue()
 
     def save_figure(self, path: str | Path, index: int, class_names: Sequence[str]) -> None:
-        """Draws a face, its label's map and the k vectors' maps.
+        """Draws a face, its label's map, each vector's part of the logit, and the k vectors' maps.
 
         Args:
             path: the PNG to write.
@@ -86,6 +86,8 @@ class Explanation:
 
     def save_mean_figure(self, path: str | Path, class_names: Sequence[str]) -> None:
         """Draws, for each class, the mean face, the mean label map and the mean maps of the k vectors.
+
+        The strongest mean map of the figure has the full colour; all others are on its scale.
 
         Args:
             path: the PNG to write.
@@ -274,74 +276,89 @@ def _checked_labels(labels: np.ndarray | None, num_images: int, num_classes: int
 # --- figures
 
 
-def _draw_face(target: str | Path | io.BytesIO, explanation: Explanation, index: int, class_names: Sequence[str]):
+def _draw_face(
+    target: str | Path | io.BytesIO, explanation: Explanation, index: int, class_names: Sequence[str]
+) -> None:
     import plots
 
-    face = explanation.images[index]
-    label = explanation.labels[index]
-    label_map, vector_maps, parts, shares = (
-        values[index]
-        for values in (explanation.label_maps, explanation.vector_maps, explanation.parts, explanation.shares)
-    )
-    num_vectors = len(parts)
-    columns = min(num_vectors, _VECTORS_PER_ROW)
-    rows = -(-num_vectors // columns)
-    # The face and the label's map as large as two rows of vectors, however many rows there are.
-    with plots.new_figure(target, 3.2 + 1.05 * columns, max(1.95, 1.5 * rows + 0.25)) as figure:
-        whole, split = figure.subfigures(1, 2, width_ratios=(3.2, 1.05 * columns))
-        face_axes, label_axes = whole.subplots(1, 2)
-        _show(face_axes, face, None, f"Face\n{face.shape[1]} x {face.shape[0]} pixels")
-        probability, logit = explanation.probabilities[index, label], explanation.logits[index]
-        _show(label_axes, face, explanation.full_size(label_map), f"{class_names[label]} {probability:.0%}\nlogit {logit:.2f}")
-        panels = split.subplots(rows, columns, squeeze=False).ravel()
+    face, label = explanation.images[index], explanation.labels[index]
+    label_map = explanation.full_size(explanation.label_maps[index])
+    vector_maps = explanation.full_size(explanation.vector_maps[index])
+    columns = min(len(vector_maps), _VECTORS_PER_ROW)
+    rows = -(-len(vector_maps) // columns)
+    width = max(6.2, 1.05 * columns)
+    row_height = width / columns + 0.2
+    with plots.new_figure(target, width, 2.45 + rows * row_height) as figure:
+        top, bottom = figure.subfigures(2, 1, height_ratios=(2.45, rows * row_height))
+        face_axes, label_axes, bars = top.subplots(1, 3, width_ratios=(1, 1, 1.15))
+        _show(face_axes, face, None, "Face")
+        _show(label_axes, face, label_map, f"{class_names[label]}, {explanation.probabilities[index, label]:.0%}")
+        _draw_parts(bars, explanation, index)
+        panels = bottom.subplots(rows, columns, squeeze=False).ravel()
         for axes in panels:
             axes.set_axis_off()
-        for vector, (axes, part, share) in enumerate(zip(panels, parts, shares, strict=False)):
-            text = f"{part:+.2f}" + ("" if np.isnan(share) else f" ({share:.0%})")
-            _show(axes, face, explanation.full_size(vector_maps[vector]), f"Vector {vector + 1}\n{text}", fontsize=8)
+        for vector, (axes, map_hw) in enumerate(zip(panels, vector_maps, strict=False)):
+            share = explanation.shares[index, vector]
+            _show(
+                axes, face, map_hw, f"Vector {vector + 1}" + ("" if np.isnan(share) else f", {share:.0%}"), fontsize=8
+            )
+
+
+def _draw_parts(axes, explanation: Explanation, index: int) -> None:
+    """A bar per vector: its part of the label's logit; the classifier's bias is the rest."""
+    parts, logit = explanation.parts[index], explanation.logits[index]
+    numbers = np.arange(1, len(parts) + 1)
+    axes.bar(numbers, parts, color="#e69f00")
+    axes.axhline(0, color="black", linewidth=0.8)
+    # Many vectors have no room for a number each.
+    axes.set_xticks(numbers if len(numbers) <= 2 * _VECTORS_PER_ROW else numbers[:: len(numbers) // _VECTORS_PER_ROW])
+    axes.tick_params(length=0)
+    axes.set(xlabel="Vector", title=f"Logit {logit:.2f} by vector (bias {logit - parts.sum():+.2f})")
+    axes.title.set_fontsize(8)
+    axes.grid(True, axis="y")
 
 
 def _draw_means(target: str | Path, explanation: Explanation, class_names: Sequence[str]) -> None:
     import plots
 
-    classes = [code for code in range(len(class_names)) if (explanation.labels == code).any()]
-    num_vectors = explanation.parts.shape[1]
-    label_maps, vector_maps = explanation.label_maps, explanation.vector_maps
-    with plots.new_figure(target, 1.0 + 0.95 * (num_vectors + 2), 0.3 + 0.95 * len(classes)) as figure:
-        panels = figure.subplots(len(classes), num_vectors + 2, squeeze=False)
-        for row, code in zip(panels, classes, strict=True):
-            chosen = np.flatnonzero(explanation.labels == code)
-            face = _mean_face(explanation.images, chosen)
-            means = [label_maps[chosen].mean(axis=0), *vector_maps[chosen].mean(axis=0)]
+    groups = {code: np.flatnonzero(explanation.labels == code) for code in range(len(class_names))}
+    groups = {code: rows for code, rows in groups.items() if len(rows)}
+    drawn = np.concatenate([explanation.label_maps[:, None], explanation.vector_maps], axis=1)
+    means = {code: explanation.full_size(drawn[rows].mean(axis=0)) for code, rows in groups.items()}
+    strongest = max(maps_khw.max() for maps_khw in means.values()) or 1
+    columns = drawn.shape[1] + 1
+    with plots.new_figure(target, 0.8 + 0.95 * columns, 0.25 + 0.95 * len(groups)) as figure:
+        panels = figure.subplots(len(groups), columns, squeeze=False)
+        for row, (code, rows) in zip(panels, groups.items(), strict=True):
+            face = _mean_face(explanation.images, rows)
             _show(row[0], face, None)
-            for axes, mean in zip(row[1:], means, strict=True):
-                _show(axes, face, explanation.full_size(mean))
-            row[0].text(
-                -0.08, 0.5, f"{class_names[code]}\nn = {len(chosen):,}", transform=row[0].transAxes, ha="right", va="center"
-            )
-        titles = ["Mean face", "Label", *(f"Vector {vector + 1}" for vector in range(num_vectors))]
+            name = f"{class_names[code]}\nn = {len(rows):,}"
+            row[0].text(-0.08, 0.5, name, transform=row[0].transAxes, ha="right", va="center")
+            for axes, map_hw in zip(row[1:], means[code], strict=True):
+                _show(axes, face, map_hw / strongest)
+        titles = ["Mean face", "Label", *(f"Vector {number}" for number in range(1, columns - 1))]
         for axes, title in zip(panels[0], titles, strict=True):
             axes.set_title(title)
 
 
 def _mean_face(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The mean of some images, uint8 (H, W, C), a part in memory at a time."""
+    """The mean of some images, stretched to the full range: uint8 (H, W, C)."""
+    # A part of the rows in memory at a time.
     total = sum(images[part].sum(axis=0, dtype=np.int64) for part in np.array_split(rows, -(-len(rows) // 1024)))
-    return (total / len(rows)).round().astype(np.uint8)
+    darkest, brightest = total.min(), total.max()
+    return ((total - darkest) / max(brightest - darkest, 1) * 255).round().astype(np.uint8)
 
 
 def _show(axes, face: np.ndarray, map_hw: np.ndarray | None, title: str = "", fontsize: float = 9) -> None:
-    """A face, in gray with a map's colours over it where there is one."""
+    """A face as it is, or in gray with a map's colours over it."""
+    image = np.broadcast_to(face, (*face.shape[:2], 3)) if map_hw is None else overlaid(face, map_hw)
+    axes.imshow(image, interpolation="bicubic")
     axes.set_axis_off()
-    axes.set_title(title, fontsize=fontsize, linespacing=1.25)
-    if map_hw is None:
-        axes.imshow(np.broadcast_to(face, (*face.shape[:2], 3)), interpolation="bicubic")
-        return
-    axes.imshow(overlaid(face, map_hw), interpolation="bicubic")
+    axes.set_title(title, fontsize=fontsize)
 
 
 def overlaid(face: np.ndarray, map_hw: np.ndarray) -> np.ndarray:
-    """A face in gray with a map's colours over it: nothing at 0, strong yellow at 1.
+    """A face in gray with a map's colours over it: nothing at 0, bright yellow at 1.
 
     Args:
         face: uint8 (H, W, 1 or 3).
