@@ -114,9 +114,9 @@ def _measure(network, split) -> dict:
         "overlap_for_the_true_label": float(np.nanmean(explain.overlap(true_label.vector_maps))),
         "correlation_of_signed_maps": float(np.nanmean(explain.overlap(centred))),
         "overlap_by_predicted_class": {
-            name: float(np.nanmean(per_image[found.labels == code])) if (found.labels == code).any() else None
-            for code, name in enumerate(split.class_names)
+            name: _mean_or_none(per_image[found.labels == code]) for code, name in enumerate(split.class_names)
         },
+        "empty_maps": int((maps.max(axis=(2, 3)) == 0).sum()),
         "images_without_overlap": int(np.isnan(per_image).sum()),
         "correlation_of_embeddings": metrics.correlations(split.labels, embeddings, split.num_classes)[
             "between_embeddings"
@@ -125,6 +125,11 @@ def _measure(network, split) -> dict:
         "covered": _covered(network, split, found, others=cycle),
         "per_image": per_image,
     }
+
+
+def _mean_or_none(values: np.ndarray) -> float | None:
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else None
 
 
 def _covered(network, split, found, others: np.ndarray) -> dict[str, float]:
