@@ -157,7 +157,6 @@ def corner_network(bias=0.0) -> keras.Model:
 
 
 def test_where_one_corner_matters_the_map_is_there():
-    pixels = np.zeros((1, 64, 48, 1), np.uint8)
     face = np.zeros((32, 32), np.uint8)
     face[:8, 24:] = 255
     pixels = face[None, ..., None]
@@ -202,6 +201,14 @@ def test_a_map_without_a_positive_value_is_zero():
     found = explain.positive_part(signed)
     np.testing.assert_array_equal(found, [[[0, 0], [0, 0]], [[0, 1], [0.5, 0]]])
     assert found.dtype == np.float32
+
+
+def test_full_size_is_the_faces_height_and_width():
+    found = explain.Explanation(images(1, 6, 9, 1), *([None] * 5))
+    resized = found.full_size(np.array([[[[1, 0], [1, 0]], [[1, 1], [0, 0]]]], np.float32))
+    assert resized.shape == (1, 2, 6, 9)
+    assert (resized[0, 0, :, 0] == 1).all() and (resized[0, 0, :, -1] == 0).all()
+    assert (resized[0, 1, 0] == 1).all() and (resized[0, 1, -1] == 0).all()
 
 
 def test_shares_add_up_to_1_and_are_blank_where_the_parts_do_not_speak_for_the_label(mini):
