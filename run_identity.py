@@ -1,4 +1,4 @@
-"""Says what a run is (its options, its data and the files it starts from) and which folder holds it; no Keras."""
+"""Identifies a run by its options, its data and the files it starts from, and finds its folder; no Keras."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def planned_identity(settings: TrainConfig) -> RunIdentity:
 def read_identity(folder: str | Path) -> RunIdentity | None:
     """The identity of the run in a folder, options that its version did not have at their defaults; None without a run.
 
-    It stands in `config.json`. Where only the result was kept, it is taken from `result.json`.
+    It is stored in `config.json`. Where only the result was kept, it is taken from `result.json`.
 
     Raises:
         UserError: the file is damaged.

@@ -16,7 +16,7 @@ from data_helper import Split
 from files import UserError, run_command
 from test_model import DEFAULT_WEIGHTS, Recognition, TestModels, is_onnx
 
-__all__ = ["Recognition", "TestModels"]  # as the published repository's users import them
+__all__ = ["Recognition", "TestModels"]  # kept for code that was written for the published repository
 
 
 @dataclasses.dataclass(frozen=True)

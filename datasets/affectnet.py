@@ -1,4 +1,4 @@
-"""AffectNet: reads both official releases; layouts, face boxes, hold-out and official counts."""
+"""Reader of AffectNet: recognises the release, crops by its face boxes, holds out val, knows the official counts."""
 
 from __future__ import annotations
 

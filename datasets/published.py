@@ -1,4 +1,4 @@
-"""The layout of the published repository: reads ``images/`` with ``annotations/<stem>_exp.npy``."""
+"""Reader of the published repository's layout: ``images/`` with ``annotations/<stem>_exp.npy``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RAF-DB basic: reads the official release, aligned faces or originals; codes and official counts."""
+"""Reader of RAF-DB basic: aligned faces or originals, its label codes and official counts."""
 
 from __future__ import annotations
 

@@ -246,7 +246,7 @@ def _fill(network: keras.Model, path: str | Path, saved: SavedModel | None) -> N
 def _fill_from_weights_file(network: keras.Model, weights: Path | str, path: str | Path) -> None:
     """Fills the network from Keras 3's own layout; ``path`` is what messages call the file."""
     with open_hdf5(weights, str(path)) as file:
-        # An optimiser's arrays may stand beside the network's.
+        # The file may also hold an optimiser's arrays.
         found = sum(not name.startswith("optimizer/") for name in _datasets(file))
     try:
         with warnings.catch_warnings():  # about missing arrays: an error follows
