@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 import runtime
-from command_line import parse_command
+from command_line import Range, parse_command
 from config import Backend, DatasetName
 from data_helper import Split
 from files import UserError, run_command
@@ -33,8 +33,8 @@ class EvaluateConfig:
     """Where the report goes; None is runs/evaluate-<weights>-<dataset>-<split>."""
     flip: bool = False
     """Average the probabilities of each image and its mirror image (test-time augmentation)."""
-    batch_size: int = 256
-    seed: int = 0
+    batch_size: Annotated[int, Range(1, 1_000_000)] = 256
+    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
     """Seed of the bootstrap intervals and of the t-SNE figure."""
     backend: Backend = "tensorflow"
     debug: bool = False
