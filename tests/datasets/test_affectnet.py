@@ -321,6 +321,7 @@ def test_a_label_that_is_none(tmp_path, check_refused):
         (npy([1, 2]), r"int64 of shape \(2,\)"),
         (npy(True), "bool of shape"),
         (npy(3)[:-3], "5 bytes of data instead of 8; the file is cut off"),
+        (npy(3) + b"3", "9 bytes of data instead of 8"),
         (npy(3)[:40], "expected a .npy file"),
         (b"", "0 bytes that begin with b''"),
         (npy(3).replace(b"'shape': ()", b"'shape': (10**12,)"), "expected a .npy file"),
