@@ -70,14 +70,14 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
             f"{pixels.shape[2]} channels; save it as PNG or JPEG"
         )
     if pixels.shape[2] == 4:
-        pixels = _over_mid_gray(pixels)
+        pixels = over_mid_gray(pixels)
     return pixels if pixels.shape[2] == 1 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
-def _over_mid_gray(bgra: np.ndarray) -> np.ndarray:
-    """Blends uint8 (H, W, 4) with `MID_GRAY` by its last channel; uint8 (H, W, 3)."""
-    alpha = bgra[..., 3:].astype(np.uint16)
-    blend = bgra[..., :3] * alpha + MID_GRAY * (255 - alpha) + 127  # at most 255 * 255 + 127 < 2**16
+def over_mid_gray(pixels: np.ndarray) -> np.ndarray:
+    """Blends uint8 (H, W, 4) with `MID_GRAY` by its last channel, which is the opacity; uint8 (H, W, 3)."""
+    alpha = pixels[..., 3:].astype(np.uint16)
+    blend = pixels[..., :3] * alpha + MID_GRAY * (255 - alpha) + 127  # at most 255 * 255 + 127 < 2**16
     return (blend // 255).astype(np.uint8)
 
 
