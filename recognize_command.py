@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from files import UserError
-from image_inputs import Inputs, open_inputs
+from image_inputs import IMAGE_ENDINGS, Inputs, open_inputs
 from recognition import ImageResult, Recognition, unique_names
 from test_model import TestModels
 
@@ -69,29 +69,25 @@ def _fields(name: str, number: int, face: Recognition) -> dict:
 
 def _table(names: Sequence[str], class_names: Sequence[str]) -> Callable[[ImageResult], list[str]]:
     """A function from a result to its rows; the first ones come with the table's head."""
-    widths = {"image": max(len("image"), *map(len, names)), "label": max(map(len, (*class_names, "unreadable")))}
-    head = f"{'image':<{widths['image']}}  {'label':<{widths['label']}}" + "".join(_cells(class_names, class_names))
-    waiting = [f"{head}  score  box"]
+    image_width, label_width = max(map(len, ("image", *names))), max(map(len, ("unreadable", *class_names)))
+
+    def row(image: str, label: str, score: str = "", box: str = "", values: Sequence[str] = ()) -> str:
+        cells = [f"{value:>{max(6, len(name))}}" for name, value in zip(class_names, values, strict=False)]
+        line = (f"{image:<{image_width}}", f"{label:<{label_width}}", f"{score:>5}", f"{box:<17}", *cells)
+        return "  ".join(line).rstrip()
+
+    head = [row("image", "label", "score", "box", class_names)]
 
     def rows(result: ImageResult) -> list[str]:
-        lines, waiting[:] = list(waiting), []
-        labels = [face.label for face in result.faces] or ["no face" if result.error is None else "unreadable"]
-        for i, label in enumerate(labels):
-            line = f"{result.name:<{widths['image']}}  {label:<{widths['label']}}"
-            if result.faces:
-                face = result.faces[i]
-                line += "".join(_cells(class_names, [f"{value:.1%}" for value in face.probabilities.values()]))
-                x, y, width, height = face.box
-                score = "whole" if face.score is None else f"{face.score:.2f}"
-                line += f"  {score:>5}  {x},{y} {width}x{height}"
-            lines.append(line.rstrip())
-        return lines
+        lines, head[:] = list(head), []
+        for face in result.faces:
+            x, y, width, height = face.box
+            score = "" if face.score is None else f"{face.score:.2f}"
+            values = [f"{value:.1%}" for value in face.probabilities.values()]
+            lines.append(row(result.name, face.label, score, f"{x},{y} {width}x{height}", values))
+        return lines if result.faces else [*lines, row(result.name, "unreadable" if result.error else "no face")]
 
     return rows
-
-
-def _cells(class_names: Sequence[str], values: Sequence[str]) -> list[str]:
-    return [f"  {value:>{max(6, len(name))}}" for name, value in zip(class_names, values, strict=True)]
 
 
 def _explanations(model: TestModels, target: str, inputs: Inputs) -> Callable[[ImageResult], None]:
@@ -100,7 +96,7 @@ def _explanations(model: TestModels, target: str, inputs: Inputs) -> Callable[[I
     is_file = path.suffix.lower() == ".png"
     if is_file and inputs.count != 1:
         raise UserError(f"--explain {target}: expected a folder for {inputs.count:,} images, received a PNG's name")
-    if not is_file and path.suffix and not path.is_dir():
+    if not is_file and path.suffix.lower() in IMAGE_ENDINGS:
         raise UserError(f"--explain {target}: expected a name that ends with .png, or a folder")
     model.check_explains()
     name_for = unique_names("")
