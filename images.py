@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import warnings
 from pathlib import Path
 
 # OpenCV reads both when it is first imported: an image of more pixels is refused before it takes the
@@ -132,8 +133,10 @@ def _orientation(data: bytes) -> int:
 
     tags = Image.Exif()
     try:
-        tags.load(exif)
-        return tags.get(_ORIENTATION, 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tags.load(exif)
+            return tags.get(_ORIENTATION, 1)
     except (SyntaxError, ValueError, KeyError, TypeError, struct.error):  # damaged tags cost no image
         return 1
 
