@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
+import faces
 import runtime
 from command_line import Range, parse_command
 from config import Backend, DatasetName
@@ -43,17 +44,30 @@ class EvaluateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RecognizeConfig:
-    """Names the expression in each image."""
+    """Names the expression of each face in images, best face first."""
 
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Image files."""
+    """Image files, folders (without their subfolders), or patterns in quotes ('photos/**/*.jpg')."""
     weights: str | None = None
     """Model file, as for evaluate, or an exported .onnx; None is trained_models/fer2013_mini_xcp.weights.h5."""
-    detect_face: bool = True
-    """Find the largest face first; an image that is a face already is used whole."""
     json: bool = False
-    """Print one JSON object per image instead of a table."""
-    batch_size: int = 64
+    """Print one JSON object per face instead of a table."""
+    save: str | None = None
+    """Folder for copies of the images with boxes and labels."""
+    explain: str | None = None
+    """PNG to write that shows which parts of the face speak for its label; a folder for several images."""
+    require_face: bool = False
+    """End with exit code 2 when an image has no face."""
+    detect_face: bool = True
+    """Find the faces first; an image that is a face crop already is used whole. Without, every image is."""
+    detector: faces.DetectorName = "auto"
+    """What finds the faces (docs/faces.md); auto is mtcnn where it is installed, else haar."""
+    detector_file: str | None = None
+    """Model file of yunet; None fetches it once."""
+    align: bool = False
+    """Turn the eyes level, where the detector gives landmarks."""
+    batch_size: Annotated[int, Range(1, None)] = 64
+    """Faces per step of the network."""
     backend: Backend = "tensorflow"
     debug: bool = False
     """Show tracebacks."""
@@ -135,17 +149,20 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
 
 
 def recognize(settings: RecognizeConfig) -> None:
-    """Prints the expression in each image, as a table or as one JSON object per line."""
-    model = TestModels(settings.weights, GPU=is_onnx(settings.weights) or runtime.has_gpu())
-    found = model.recognize(settings.images, settings.detect_face, settings.batch_size)
-    if settings.json:
-        for path, face in zip(settings.images, found, strict=True):
-            print(json.dumps({"image": path, "label": face.label, "probabilities": face.probabilities}))
-        return
-    width = max(len("image"), *(len(path) for path in settings.images))
-    print(f"{'image':<{width}}  {'label':<9}", *(f"{name:>9}" for name in model.class_names))
-    for path, face in zip(settings.images, found, strict=True):
-        print(f"{path:<{width}}  {face.label:<9}", *(f"{value:>9.1%}" for value in face.probabilities.values()))
+    """Prints the expression of each face, as a table or as one JSON object per line.
+
+    Raises:
+        UserError: after everything else is printed: an image that cannot be read, or without a face that is required.
+    """
+    import recognize_command
+
+    model = TestModels(
+        settings.weights,
+        GPU=is_onnx(settings.weights) or runtime.has_gpu(),
+        detector=settings.detector,
+        detector_file=settings.detector_file,
+    )
+    recognize_command.run(model, settings)
 
 
 def convert(settings: ConvertConfig) -> None:
@@ -212,7 +229,7 @@ _COMMANDS = {
 def main() -> None:
     settings = parse_command({name: cls for name, (cls, _) in _COMMANDS.items()}, description=__doc__)
     if isinstance(settings, RecognizeConfig) and not settings.images:
-        raise UserError("recognize: expected one or more image files, received none")
+        raise UserError("recognize: expected one or more images, received none")
     if not (isinstance(settings, RecognizeConfig) and is_onnx(settings.weights)):
         runtime.choose_backend(settings.backend)
     run = next(run for cls, run in _COMMANDS.values() if isinstance(settings, cls))

@@ -24,10 +24,20 @@ from typing import Literal, get_args
 
 import images as _images  # noqa: F401 - sets OpenCV's environment before OpenCV is imported  # isort: skip
 from faces.face import Detector, Face
-from faces.framing import angle, crop, is_face_crop, square
+from faces.framing import angle, crop, is_face_crop, pixel_square, square
 from files import UserError
 
-__all__ = ["Detector", "DetectorName", "Face", "angle", "crop", "is_face_crop", "open_detector", "square"]
+__all__ = [
+    "Detector",
+    "DetectorName",
+    "Face",
+    "angle",
+    "crop",
+    "is_face_crop",
+    "open_detector",
+    "pixel_square",
+    "square",
+]
 
 DetectorName = Literal["auto", "haar", "mtcnn", "yunet"]
 

@@ -60,6 +60,13 @@ def square(face: Face) -> tuple[float, float, float]:
     return center[0] - side / 2, center[1] - side / 2, side
 
 
+def pixel_square(face: Face) -> tuple[int, int, int]:
+    """`square` in whole pixels, as `crop` without a turn cuts it out: x, y, side."""
+    x, y, side = square(face)
+    n = max(1, round(side))
+    return round(x + (side - n) / 2), round(y + (side - n) / 2), n
+
+
 def landmark_square(face: Face) -> tuple[tuple[float, float], float]:
     """Centre and side of a square that turns with the face: the side is the hypotenuse of the distance between the
     eyes and that from between them to the mouth."""
@@ -91,12 +98,8 @@ def crop(image: np.ndarray, face: Face, align: bool = False, size: int | None = 
     Returns:
         uint8 (size, size, C), a copy: it does not keep the image in memory.
     """
-    if align and face.landmarks is not None:
-        pixels = _turned(image, face)
-    else:
-        x, y, side = square(face)
-        n = max(1, round(side))
-        pixels = _cut(image, round(x + (side - n) / 2), round(y + (side - n) / 2), n)
+    turned = align and face.landmarks is not None
+    pixels = _turned(image, face) if turned else _cut(image, *pixel_square(face))
     return pixels if size is None else resize_image(pixels, size)
 
 

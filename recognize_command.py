@@ -1,0 +1,114 @@
+"""The output of ``python test.py recognize``: a table or JSON lines, annotated copies, explanations."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from files import UserError
+from image_inputs import IMAGE_ENDINGS, Inputs, open_inputs
+from recognition import ImageResult, Recognition, unique_names
+from test_model import TestModels
+
+if TYPE_CHECKING:
+    from test import RecognizeConfig
+
+
+def run(model: TestModels, settings: RecognizeConfig) -> None:
+    """Prints a row per face as the results come, and writes what the options ask for.
+
+    Raises:
+        UserError: options that cannot be followed; or, after everything else, images that could not be read or have no
+            face although one is required.
+    """
+    inputs = open_inputs(settings.images)
+    explained = _explanations(model, settings.explain, inputs) if settings.explain else None
+    saved = unique_names(".jpg")
+    write = _json_lines if settings.json else _table([image.name for image in inputs.images], model.class_names)
+    unreadable, without_face = [], []
+    for result in model.stream(inputs, settings.detect_face, align=settings.align, batch_size=settings.batch_size):
+        for line in write(result):
+            tqdm.write(line, file=sys.stdout)
+        if result.error is not None:
+            unreadable.append(result.name)
+            tqdm.write(result.error, file=sys.stderr)
+            continue
+        if not result.faces:
+            without_face.append(result.name)
+            tqdm.write(f"{result.name}: no face found", file=sys.stderr)
+        if settings.save:
+            result.save(Path(settings.save) / saved(result.name))
+        if explained:
+            explained(result)
+    if unreadable:
+        raise UserError(f"could not read {_some(unreadable)} of {inputs.count:,} images")
+    if without_face and settings.require_face:
+        raise UserError(f"--require-face: found no face in {_some(without_face)} of {inputs.count:,} images")
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{len(names):,} ({names[0]}{', ...' if len(names) > 1 else ''})"
+
+
+def _json_lines(result: ImageResult) -> list[str]:
+    if not result.faces:
+        nothing = {"image": result.name, "face": None, "label": None, "score": None, "box": None, "probabilities": None}
+        return [json.dumps(nothing | ({"error": result.error} if result.error is not None else {}))]
+    return [json.dumps(_fields(result.name, number, face)) for number, face in enumerate(result.faces, 1)]
+
+
+def _fields(name: str, number: int, face: Recognition) -> dict:
+    found = {"image": name, "face": number, "label": face.label, "score": face.score, "box": face.box}
+    return found | {"probabilities": face.probabilities}
+
+
+def _table(names: Sequence[str], class_names: Sequence[str]) -> Callable[[ImageResult], list[str]]:
+    """A function from a result to its rows; the first ones come with the table's head."""
+    image_width, label_width = max(map(len, ("image", *names))), max(map(len, ("unreadable", *class_names)))
+
+    def row(image: str, label: str, score: str = "", box: str = "", values: Sequence[str] = ()) -> str:
+        cells = [f"{value:>{max(6, len(name))}}" for name, value in zip(class_names, values, strict=False)]
+        line = (f"{image:<{image_width}}", f"{label:<{label_width}}", f"{score:>5}", f"{box:<17}", *cells)
+        return "  ".join(line).rstrip()
+
+    head = [row("image", "label", "score", "box", class_names)]
+
+    def rows(result: ImageResult) -> list[str]:
+        lines, head[:] = list(head), []
+        for face in result.faces:
+            x, y, width, height = face.box
+            score = "" if face.score is None else f"{face.score:.2f}"
+            values = [f"{value:.1%}" for value in face.probabilities.values()]
+            lines.append(row(result.name, face.label, score, f"{x},{y} {width}x{height}", values))
+        return lines if result.faces else [*lines, row(result.name, "unreadable" if result.error else "no face")]
+
+    return rows
+
+
+def _explanations(model: TestModels, target: str, inputs: Inputs) -> Callable[[ImageResult], None]:
+    """A function that draws each face of a result: into the file for one image, into the folder for several."""
+    path = Path(target)
+    is_file = path.suffix.lower() == ".png"
+    if is_file and inputs.count != 1:
+        raise UserError(f"--explain {target}: expected a folder for {inputs.count:,} images, received a PNG's name")
+    if not is_file and path.suffix.lower() in IMAGE_ENDINGS:
+        raise UserError(f"--explain {target}: expected a name that ends with .png, or a folder")
+    model.check_explains()
+    name_for = unique_names("")
+
+    def draw(result: ImageResult) -> None:
+        if not result.faces:
+            return
+        folder, stem = (path.parent, path.stem) if is_file else (path, name_for(result.name))
+        folder.mkdir(parents=True, exist_ok=True)
+        explanation = model.explain(result.faces)
+        for i in range(len(result.faces)):
+            name = f"{stem}{f'-face{i + 1}' if i else ''}.png"
+            explanation.save_figure(folder / name, i, model.class_names)
+
+    return draw
