@@ -5,7 +5,8 @@ The detector runs on every n-th frame. In between, a face's box moves with the m
 faces overlap, and while a face is not seen, its box moves with its last velocity instead. Detections go to the tracks
 nearest to them, all at once (the assignment of least total distance).
 
-Only place and motion decide who is who, not looks: who stays away longer than `GAP_SECONDS` gets a new identity.
+Only place and motion decide who is who, not looks: who stays away longer than `GAP_SECONDS` gets a new identity, and
+two who turn back behind each other are exchanged.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from faces.face import Face
 
 # A face that the detector misses is carried by its flow for so long.
 CARRY_SECONDS = 0.5
-# A face that is not seen keeps its identity for so long.
+# A face that is not seen keeps its identity for so long. Behind another face, the time counts at this pace only.
 GAP_SECONDS = 1.0
+HIDDEN_PACE = 1 / 3
 # A detection belongs to a track only within this distance (`_distance`), which grows while the face is not seen.
 NEAR, NEAR_PER_SECOND = 0.7, 0.8
 # Two faces overlap when they share this part of the smaller box: flow would then jump from one to the other.
@@ -59,7 +61,7 @@ class Track:
     _velocity: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2))  # pixels per second
     _detections: int = 1
     _detected_at: float = 0.0
-    _visible_at: float = 0.0
+    _gap: float = 0.0  # seconds since it was visible, at their pace
     _smoothed_at: float = 0.0
 
     def smooth(self, probabilities: np.ndarray, seconds: float, time_constant: float) -> np.ndarray:
@@ -122,10 +124,7 @@ class Tracker:
             self._since_detection = 0
             self.detections += 1
             self._match(list(self._detect(image)))
-        for track in self._tracks:
-            if track.visible:
-                track._visible_at = seconds
-        self._tracks = [track for track in self._tracks if seconds - track._visible_at <= GAP_SECONDS]
+        self._tracks = [track for track in self._tracks if track.visible or track._gap <= GAP_SECONDS]
         shown = [track for track in self._tracks if track.visible and track.identity]
         return sorted(shown, key=lambda track: track.identity)
 
@@ -136,8 +135,9 @@ class Tracker:
         moved = _flow(self._gray, gray, [track.face for track in flowing], scale)
         by_flow = {id(track): face for track, face in zip(flowing, moved, strict=True)}
         lost = False
-        for track in self._tracks:
+        for track, is_hidden in zip(self._tracks, hidden, strict=True):
             track.detected = False
+            track._gap = 0.0 if track.visible else track._gap + elapsed * (HIDDEN_PACE if is_hidden else 1)
             face = by_flow.get(id(track))
             if face is not None:
                 _learn_velocity(track, face, elapsed)
@@ -171,7 +171,7 @@ class Tracker:
 
     def _cost(self, track: Track, face: Face) -> float:
         """Distance of a detection from a track; infinite when it is too far."""
-        near = NEAR + NEAR_PER_SECOND * (self._seconds - track._visible_at if not track.visible else 0.0)
+        near = NEAR + NEAR_PER_SECOND * (0.0 if track.visible else track._gap)
         distance = _distance(track.face, face)
         return distance if distance <= near else math.inf
 

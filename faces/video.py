@@ -166,7 +166,7 @@ def open_camera(number: int) -> Video:
     capture.release()
     raise UserError(
         f"--camera {number}: no camera with this number gives a picture; is one connected, free, and allowed for this "
-        "program (on Linux: /dev/video*, group video)? Another one has another number: --camera 1"
+        "program (on Linux: /dev/video*, group video)? A second camera often has the number 1 or 2"
     )
 
 
