@@ -90,7 +90,7 @@ class VideoResult:
 
     Attributes:
         timeline: who was seen when, with which label.
-        frames: how many were read.
+        frames: how many were recognised.
         detections: on how many of them the detector ran.
         wall_seconds: how long it took.
         cut_off: whether clearly fewer frames could be read than the file states.
@@ -152,12 +152,13 @@ def recognize_video(
     detector = detector or open_detector()
     tracker = Tracker(detector.detect, detector.certain, detect_every)
     sums = Timeline(model.class_names)
-    start, interrupted = time.monotonic(), False
+    frames, start, interrupted = 0, time.monotonic(), False
     with video, contextlib.ExitStack() as outputs:
         takers = _open_outputs(outputs, video, model.class_names, output, csv, window)
         try:
             for frame, end, people in _watch(video, model, tracker, smooth, seconds):
                 sums.add(frame.seconds, end, {person.identity: person.code for person in people})
+                frames += 1
                 if not all([take(frame, people) for take in takers]):
                     break
         except KeyboardInterrupt:
@@ -168,7 +169,7 @@ def recognize_video(
     if timeline is not None:
         sums.save(timeline, video.name)
     elapsed = time.monotonic() - start
-    return VideoResult(sums, video.frames_read, tracker.detections, elapsed, cut_off, interrupted)
+    return VideoResult(sums, frames, tracker.detections, elapsed, cut_off, interrupted)
 
 
 def _watch(
@@ -225,7 +226,7 @@ def _open_outputs(
         return takers
     takers.append(_drawer(class_names))  # in place: what comes after it gets the drawn frame
     if output is not None:
-        writer = stack.enter_context(open_writer(output, video.size, video.fps))
+        writer = stack.enter_context(open_writer(output, video.size, video.steady_fps))
         takers.append(lambda frame, people: writer.write(frame.seconds, frame.image) is None)
     if window is not None:
         start = time.monotonic()

@@ -29,6 +29,7 @@ FORMATS = (
 )
 CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
 DEFAULT_FPS, MAX_FPS = 30.0, 120.0
+MIN_STEADY_FPS = 20.0
 # A larger step between two time stamps counts as a damaged one.
 MAX_STEP_SECONDS = 60.0
 
@@ -84,6 +85,14 @@ class Video:
             seconds += step if 0 < step <= MAX_STEP_SECONDS else 1 / self.fps
 
     @property
+    def steady_fps(self) -> float:
+        """A constant rate that keeps the frames' times: `fps`, or the lowest multiple of it from 20 on.
+
+        Where the rate varies, many frames come faster than the average.
+        """
+        return self.fps * math.ceil(MIN_STEADY_FPS / self.fps)
+
+    @property
     def is_cut_off(self) -> bool:
         """Whether clearly fewer frames were read than the container states; it may be wrong by a few."""
         return self.length is not None and self.frames_read < 0.95 * self.length - 2
@@ -133,7 +142,7 @@ def open_clip(path: str | Path) -> Video:
         ".gif), found none: it is damaged, cut off, only sound, or another kind of file; an image goes to "
         "`test.py recognize`"
     )
-    with _ffmpeg_options(f"format_whitelist;{FORMATS.replace(' ', ',')}"):
+    with _quiet(), _ffmpeg_options(f"format_whitelist;{FORMATS.replace(' ', ',')}"):
         capture = cv2.VideoCapture(str(path), _backend(cv2.CAP_FFMPEG))
     if not capture.isOpened():
         raise refusal
@@ -157,7 +166,8 @@ def open_camera(number: int) -> Video:
     Raises:
         UserError: there is none, another program uses it, or it gives no picture.
     """
-    capture = cv2.VideoCapture(number)
+    with _quiet():
+        capture = cv2.VideoCapture(number)
     if capture.isOpened():
         capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest frame, not one of half a second ago
         video = Video(capture, f"camera {number}", is_camera=True)
@@ -182,6 +192,16 @@ def _ffmpeg_options(options: str) -> Iterator[None]:
         os.environ.pop(name)
         if before is not None:
             os.environ[name] = before
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps OpenCV's own lines away, also where OpenCV was imported before `images` could set its environment."""
+    before = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(before)
 
 
 def _backend(wanted: int) -> int:
@@ -278,7 +298,7 @@ class Window:
     def __init__(self, title: str) -> None:
         os.environ.setdefault("QT_LOGGING_RULES", "*.warning=false")  # notices about missing fonts
         self._title = title
-        cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
+        cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
         self._is_sized = False
 
     def show(self, image: np.ndarray, wait_ms: int = 1) -> Literal["go on", "end"]:
