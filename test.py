@@ -16,6 +16,7 @@ from config import Backend, DatasetName
 from data_helper import Split
 from files import UserError, run_command
 from test_model import DEFAULT_WEIGHTS, Recognition, TestModels, is_onnx
+from video_command import VideoConfig, video
 
 __all__ = ["Recognition", "TestModels"]  # kept for code that was written for the published repository
 
@@ -219,6 +220,7 @@ def describe(settings: DescribeConfig) -> None:
 
 _COMMANDS = {
     "recognize": (RecognizeConfig, recognize),
+    "video": (VideoConfig, video),
     "evaluate": (EvaluateConfig, evaluate),
     "convert": (ConvertConfig, convert),
     "export": (ExportConfig, export),
@@ -230,7 +232,8 @@ def main() -> None:
     settings = parse_command({name: cls for name, (cls, _) in _COMMANDS.items()}, description=__doc__)
     if isinstance(settings, RecognizeConfig) and not settings.images:
         raise UserError("recognize: expected one or more images, received none")
-    if not (isinstance(settings, RecognizeConfig) and is_onnx(settings.weights)):
+    chooses_itself = isinstance(settings, VideoConfig)  # after its clip or camera is open
+    if not chooses_itself and not (isinstance(settings, RecognizeConfig) and is_onnx(settings.weights)):
         runtime.choose_backend(settings.backend)
     run = next(run for cls, run in _COMMANDS.values() if isinstance(settings, cls))
     run(settings)

@@ -37,6 +37,7 @@ class MtcnnDetector:
     """`Detector` that needs the package ``mtcnn``; it imports neither TensorFlow nor Keras."""
 
     name = NAME
+    certain = CERTAIN
 
     def __init__(self) -> None:
         self._pnet, self._rnet, self._onet = map(mtcnn_networks.load, ("pnet", "rnet", "onet"))
