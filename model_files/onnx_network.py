@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from files import UserError
+from model_files import hub
 from model_files.description import ATTRIBUTE, ExportInfo, from_json
 
 _LONGEST_REASON = 400
@@ -29,6 +30,7 @@ class OnnxNetwork:
     """
 
     def __init__(self, path: str | Path, gpu: bool = True):
+        path = hub.local_file(path)
         if not Path(path).is_file():
             raise UserError(f"{path}: no such weights file")
         if importlib.util.find_spec("onnxruntime") is None:
