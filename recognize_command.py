@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,14 +68,27 @@ def _fields(name: str, number: int, face: Recognition) -> dict:
     return found | {"probabilities": face.probabilities}
 
 
+def terminal_columns() -> int | None:
+    """Width of the terminal that the rows go to; None when they go to a file or another program."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def _table(names: Sequence[str], class_names: Sequence[str]) -> Callable[[ImageResult], list[str]]:
-    """A function from a result to its rows; the first ones come with the table's head."""
-    image_width, label_width = max(map(len, ("image", *names))), max(map(len, ("unreadable", *class_names)))
+    """A function from a result to its rows; the first ones come with the table's head.
+
+    A terminal that is too narrow for a column per class gets the label's probability only.
+    """
+    widths = {"image": max(map(len, ("image", *names))), "label": max(map(len, ("unreadable", *class_names)))}
+    cells = [max(6, len(name)) for name in class_names]
+    width = sum(widths.values()) + sum(cells) + 2 * len(cells) + len("    score  1234,1234 1234x1234")
+    columns = terminal_columns()
+    is_narrow = columns is not None and columns < width
+    if is_narrow:
+        class_names, widths["label"] = (), widths["label"] + len(" 100%")
 
     def row(image: str, label: str, score: str = "", box: str = "", values: Sequence[str] = ()) -> str:
-        cells = [f"{value:>{max(6, len(name))}}" for name, value in zip(class_names, values, strict=False)]
-        line = (f"{image:<{image_width}}", f"{label:<{label_width}}", f"{score:>5}", f"{box:<17}", *cells)
-        return "  ".join(line).rstrip()
+        line = (f"{image:<{widths['image']}}", f"{label:<{widths['label']}}", f"{score:>5}", f"{box:<19}")
+        return "  ".join((*line, *(f"{value:>{cell}}" for value, cell in zip(values, cells, strict=False)))).rstrip()
 
     head = [row("image", "label", "score", "box", class_names)]
 
@@ -83,8 +97,9 @@ def _table(names: Sequence[str], class_names: Sequence[str]) -> Callable[[ImageR
         for face in result.faces:
             x, y, width, height = face.box
             score = "" if face.score is None else f"{face.score:.2f}"
-            values = [f"{value:.1%}" for value in face.probabilities.values()]
-            lines.append(row(result.name, face.label, score, f"{x},{y} {width}x{height}", values))
+            values = [f"{face.probabilities[name]:.1%}" for name in class_names]
+            label = face.text if is_narrow else face.label
+            lines.append(row(result.name, label, score, f"{x},{y} {width}x{height}", values))
         return lines if result.faces else [*lines, row(result.name, "unreadable" if result.error else "no face")]
 
     return rows

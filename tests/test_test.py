@@ -12,6 +12,7 @@ from conftest import ROOT, run_python, write_split
 from test_test_model import OneDetector, image, save
 
 import faces
+import recognize_command
 import test as test_module
 import test_model
 from config import DatasetName
@@ -74,6 +75,14 @@ def test_recognize_prints_a_row_per_face(tiny_weights, photographs, monkeypatch,
         values = [float(share.removesuffix("%")) for share in rest[3:]]
         assert label == CLASS_NAMES[int(np.argmax(values))] and sum(values) == pytest.approx(100, abs=0.4)
     assert wall.split() == ["wall.png", "no", "face"] and "wall.png: no face found" in shown.err.splitlines()
+
+
+def test_table_fits_a_narrow_terminal(tiny_weights, photographs, monkeypatch, capsys):
+    monkeypatch.setattr(recognize_command, "terminal_columns", lambda: 80)
+    run_main(monkeypatch, "recognize", "a.png", "--weights", tiny_weights)
+    head, first, _ = capsys.readouterr().out.splitlines()
+    assert head.split() == ["image", "label", "score", "box"] and max(len(head), len(first)) <= 80
+    assert re.fullmatch(r"a\.png  \w+ \d+% +0\.90  5,10 30x30", first)
 
 
 def test_recognize_prints_one_json_object_per_face(tiny_weights, photographs, monkeypatch, capsys):
