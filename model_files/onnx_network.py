@@ -42,6 +42,8 @@ class OnnxNetwork:
         wanted = ("CUDAExecutionProvider", "CPUExecutionProvider") if gpu else ("CPUExecutionProvider",)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; they come back as exceptions too
+        # Threads that wait for the next call at full load take the cores from what runs in between (a video's frames).
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path), options, providers=[name for name in wanted if name in usable]
