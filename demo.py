@@ -34,6 +34,7 @@ MODELS = ROOT / "trained_models"
 MOST_EXPLAINED = 4  # faces; each takes about a second
 _LARGEST_UPLOAD = 25_000_000  # bytes
 _MODELS_KEPT = 4
+_SHOWN_SECONDS = 5.0  # from the use of an upload to its deletion
 _CLEANING_SECONDS = 60  # until an upload that no request has used is deleted
 
 
@@ -86,6 +87,8 @@ def detectors() -> list[tuple[str, str]]:
 @functools.lru_cache(_MODELS_KEPT)
 def load(weights: str, detector: faces.DetectorName) -> TestModels:
     """A model with a detector; the last ones stay in memory."""
+    if not is_onnx(weights):
+        runtime.choose_backend(os.environ.get("KERAS_BACKEND", "tensorflow"))
     return TestModels(weights, GPU=is_onnx(weights) or runtime.has_gpu(), detector=detector)
 
 
@@ -158,7 +161,9 @@ def explanation_html(model: TestModels, found: Sequence[Recognition]) -> str:
     figures = []
     for i, face in enumerate(found[:MOST_EXPLAINED]):
         alt = f"Heat maps over face {i + 1}, {face.label}: one for the label and one for each embedding vector"
-        figures.append(_image_html(explanation.figure_png(i, model.class_names), alt, "figure"))
+        figures.append(
+            f'<div class="scroll">{_image_html(explanation.figure_png(i, model.class_names), alt, "figure")}</div>'
+        )
     first = "" if len(found) <= MOST_EXPLAINED else f" The first {MOST_EXPLAINED} of {len(found)} faces are shown."
     text = (
         "Bright regions speak for the label (Grad-CAM). The network describes a face by several embedding vectors; "
@@ -192,18 +197,21 @@ def build_page(models: Mapping[str, str], examples: Sequence[Path]) -> gradio.Bl
 
     gr.set_static_paths([path.parent for path in examples])
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(_CLEANING_SECONDS, _CLEANING_SECONDS)) as page:
-        gr.HTML(_HEAD)
-        with gr.Row():
-            with gr.Column(scale=2, min_width=300):
-                photo = gr.Image(label="Photograph", sources=["upload", "webcam", "clipboard"], height=340)
-                # Gradio's own reading answers a file that is no image with a message for programmers.
+        gr.HTML(_HEAD, padding=False)
+        with gr.Row(elem_id="layout"):
+            with gr.Column(elem_id="photo"):
+                photo = gr.Image(label="Photograph", sources=["upload", "webcam", "clipboard"], height=320)
+                # Gradio's own reading answers a file that is no image with a message for programmers. This holds as
+                # long as no handler returns an update of the component, for which Gradio makes a new one: hence no
+                # gr.Examples, which does.
                 photo.preprocess = _take_upload
-                gr.Examples([[str(path)] for path in examples], [photo], cache_examples=False)
+                shown = gr.Dataset(components=[photo], samples=[[str(path)] for path in examples], label="Examples")
+            with gr.Column(elem_id="result"):
+                result = gr.HTML(_WAITING, padding=False)
+            with gr.Column(elem_id="choice"):
                 model = gr.Dropdown(list(models), label="Model")
                 detector = gr.Dropdown(detectors(), value="auto", label="Face detector")
-            with gr.Column(scale=3, min_width=300):
-                result = gr.HTML(_WAITING)
-        explanation = gr.HTML()
+        explanation = gr.HTML(padding=False)
         # The browser keeps the image for the next choice of a model; the server keeps nothing.
         kept = gr.Textbox(visible="hidden")
         outputs = [result, explanation]
@@ -220,23 +228,33 @@ def build_page(models: Mapping[str, str], examples: Sequence[Path]) -> gradio.Bl
                 yield text, *shown
 
         # One image at a time: detectors and networks are not made for several threads.
-        shared: dict[str, Any] = dict(concurrency_limit=1, concurrency_id="network", api_visibility="private")
+        shared: dict[str, Any] = dict(
+            concurrency_limit=1, concurrency_id="network", api_visibility="private", show_progress="minimal"
+        )
+        shown.click(lambda sample: sample[0], shown, photo, api_visibility="private", show_progress="hidden")
         photo.change(on_photo, [photo, model, detector], [kept, *outputs], trigger_mode="always_last", **shared)
-        gr.on([model.input, detector.input], on_choice, [kept, model, detector], outputs, **shared)
+        gr.on([model.change, detector.change], on_choice, [kept, model, detector], outputs, **shared)
     return page
 
 
 def _take_upload(payload: Any) -> bytes | None:
-    """The content of an uploaded file, which is deleted; an example stays."""
+    """The content of an uploaded file, which is soon deleted; an example stays."""
     if payload is None or payload.path is None:
         return None
     path = Path(payload.path)
     content = path.read_bytes()
     if path.is_relative_to(os.environ["GRADIO_TEMP_DIR"]):
-        path.unlink()
-        with contextlib.suppress(OSError):  # another upload is in the folder
-            path.parent.rmdir()
+        # The browser asks for the image once more, to show it beside the result.
+        timer = threading.Timer(_SHOWN_SECONDS, _delete, [path])
+        timer.daemon = True
+        timer.start()
     return content
+
+
+def _delete(upload: Path) -> None:
+    with contextlib.suppress(OSError):  # the same image came twice
+        upload.unlink()
+        upload.parent.rmdir()
 
 
 def draw_example(path: Path) -> None:
@@ -265,8 +283,7 @@ def serve(settings: DemoConfig, folder: Path) -> None:
         UserError: a model file that cannot be used (`TestModels`).
     """
     models = models_in(MODELS, settings.weights)
-    if not is_onnx(next(iter(models.values()))):
-        runtime.choose_backend(settings.backend)
+    os.environ["KERAS_BACKEND"] = settings.backend
     load(next(iter(models.values())), "auto")
     # Read when Gradio is imported.
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
@@ -320,15 +337,20 @@ _HEAD = f"""
 <header class="head">
 <h1>{TITLE}</h1>
 <p>Choose a photograph or use the webcam. The page marks each face, names its expression and shows which parts of the
-face speak for it. Images are processed on the computer that serves this page and deleted at once.
+face speak for it. Images are processed on the computer that serves this page. They are not kept.
 A model names the look of a face. It does not know what a person feels.</p>
 </header>
 """
 _WAITING = notice("No image yet", "Upload a photograph, use the webcam, or click an example.")
 _CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto; }
+.gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto; }
+#layout { display: grid; gap: 1rem 1.5rem; grid-template: "photo result" "choice result" 1fr / 2fr 3fr; }
+#photo { grid-area: photo; } #result { grid-area: result; } #choice { grid-area: choice; }
+#photo, #result, #choice { min-width: 0; }
+.html-container { padding: 0 !important; }
+@media (max-width: 700px) { #layout { grid-template: "photo" "result" "choice" / 1fr; } }
 .head h1 { font-size: 1.6rem; font-weight: 650; margin: 0.4rem 0; }
-.head p { max-width: 75ch; color: var(--body-text-color-subdued); margin: 0; }
+.head p { max-width: 80ch; opacity: 0.8; margin: 0 0 0.6rem; }
 .notice { border-left: 4px solid var(--color-accent); border-radius: 6px; padding: 0.8rem 1rem;
   background: var(--background-fill-secondary); }
 .notice p { margin: 0.2rem 0 0; }
@@ -338,18 +360,19 @@ _CSS = """
 .face { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 0.8rem; }
 .face header { display: flex; align-items: center; gap: 0.8rem; margin-bottom: 0.6rem; }
 .face h3 { font-size: 1.2rem; font-weight: 650; margin: 0; }
-.face small { font-weight: 400; color: var(--body-text-color-subdued); }
+.face small { font-weight: 400; opacity: 0.75; }
 .crop { width: 64px; height: 64px; border-radius: 6px; }
 .face ul { list-style: none; margin: 0; padding: 0; }
 .face li { display: grid; grid-template-columns: 5.2em 1fr 2.6em; gap: 0.5rem; align-items: center; margin: 2px 0; }
 .face li > :last-child { text-align: right; font-variant-numeric: tabular-nums; }
 .face .best { font-weight: 650; }
-.track { display: block; height: 10px; border-radius: 5px; background: var(--background-fill-secondary); }
+.track { display: block; height: 10px; border-radius: 5px; background: var(--border-color-primary); }
 .bar { display: block; height: 100%; border-radius: 5px; min-width: 2px; background: #8fb8d4; }
 .best .bar { background: #0072b2; }
 .why h3 { font-size: 1.2rem; font-weight: 650; margin: 0.4rem 0; }
 .why p { max-width: 75ch; }
-.figure { display: block; width: 100%; max-width: 900px; border-radius: 8px; margin-top: 0.8rem; }
+.scroll { overflow-x: auto; margin-top: 0.8rem; }
+.figure { display: block; width: 100%; min-width: 560px; max-width: 900px; border-radius: 8px; }
 """
 
 if __name__ == "__main__":
