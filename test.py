@@ -9,14 +9,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-import faces
 import runtime
 from command_line import Range, parse_command
 from config import Backend, DatasetName
 from data_helper import Split
 from files import UserError, run_command
+from recognition.recognize_command import RecognizeConfig, recognize
+from recognition.video_command import VideoConfig, video
 from test_model import DEFAULT_WEIGHTS, Recognition, TestModels, is_onnx
-from video_command import VideoConfig, video
 
 __all__ = ["Recognition", "TestModels"]  # kept for code that was written for the published repository
 
@@ -38,37 +38,6 @@ class EvaluateConfig:
     batch_size: Annotated[int, Range(1, 1_000_000)] = 256
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0
     """Seed of the bootstrap intervals and of the t-SNE figure."""
-    backend: Backend = "tensorflow"
-    debug: bool = False
-    """Show tracebacks."""
-
-
-@dataclasses.dataclass(frozen=True)
-class RecognizeConfig:
-    """Names the expression of each face in images, best face first."""
-
-    images: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Image files, folders (without their subfolders), or patterns in quotes ('photos/**/*.jpg')."""
-    weights: str | None = None
-    """Model file, as for evaluate, or an exported .onnx; None is trained_models/fer2013_mini_xcp.weights.h5."""
-    json: bool = False
-    """Print one JSON object per face instead of a table."""
-    save: str | None = None
-    """Folder for copies of the images with boxes and labels."""
-    explain: str | None = None
-    """PNG to write that shows which parts of the face speak for its label; a folder for several images."""
-    require_face: bool = False
-    """End with exit code 2 when an image has no face."""
-    detect_face: bool = True
-    """Find the faces first; an image that is a face crop already is used whole. Without, every image is."""
-    detector: faces.DetectorName = "auto"
-    """What finds the faces (docs/faces.md); auto is mtcnn where it is installed, else haar."""
-    detector_file: str | None = None
-    """Model file of yunet; None fetches it once."""
-    align: bool = False
-    """Turn the eyes level, where the detector gives landmarks."""
-    batch_size: Annotated[int, Range(1, None)] = 64
-    """Faces per step of the network."""
     backend: Backend = "tensorflow"
     debug: bool = False
     """Show tracebacks."""
@@ -147,23 +116,6 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     print(evaluation.format_table(result))
     print(f"\nwrote {folder}/")
     return result
-
-
-def recognize(settings: RecognizeConfig) -> None:
-    """Prints the expression of each face, as a table or as one JSON object per line.
-
-    Raises:
-        UserError: after everything else is printed: an image that cannot be read, or without a face that is required.
-    """
-    import recognize_command
-
-    model = TestModels(
-        settings.weights,
-        GPU=is_onnx(settings.weights) or runtime.has_gpu(),
-        detector=settings.detector,
-        detector_file=settings.detector_file,
-    )
-    recognize_command.run(model, settings)
 
 
 def convert(settings: ConvertConfig) -> None:

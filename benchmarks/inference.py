@@ -205,8 +205,8 @@ def print_warm(rows: list[dict]) -> None:
 
 def measure_video(weights: str | None, onnx: Path | None, rounds: int, folder: str) -> list[dict]:
     """One row per network and kind of output: frames per second, CPU time per frame and the machine's load."""
-    import video_command
     from faces import open_detector
+    from recognition import video_command
     from test_model import TestModels
 
     clip, detector = Path(folder) / "clip.mp4", open_detector()
