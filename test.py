@@ -182,10 +182,11 @@ _COMMANDS = {
 
 def main() -> None:
     settings = parse_command({name: cls for name, (cls, _) in _COMMANDS.items()}, description=__doc__)
+    if isinstance(settings, VideoConfig):  # it chooses the backend itself, after its clip or camera is open
+        return video(settings)
     if isinstance(settings, RecognizeConfig) and not settings.images:
         raise UserError("recognize: expected one or more images, received none")
-    chooses_itself = isinstance(settings, VideoConfig)  # after its clip or camera is open
-    if not chooses_itself and not (isinstance(settings, RecognizeConfig) and is_onnx(settings.weights)):
+    if not (isinstance(settings, RecognizeConfig) and is_onnx(settings.weights)):
         runtime.choose_backend(settings.backend)
     run = next(run for cls, run in _COMMANDS.values() if isinstance(settings, cls))
     run(settings)

@@ -12,6 +12,7 @@ import numpy as np
 BINS, FIRST_WIDTH = 1200, 0.02  # seconds
 # Of so many people the sums are kept, and so many get a band; those who are seen longest stay.
 MAX_PEOPLE, MAX_BANDS = 500, 20
+TICK_SECONDS = (10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +126,9 @@ class Timeline:
             axes.set_yticks(range(len(shown)), [f"Person {p.identity}\n{clock(p.seconds)}" for p in shown])
             axes.set(xlabel="Time (min:s)" if self._end >= 60 else "Time (s)", xlim=(0, self._end or 1))
             if self._end >= 60:
-                axes.xaxis.set_major_formatter(lambda value, _: clock(value))
+                step = next((step for step in TICK_SECONDS if self._end <= 9 * step), self._end / 4)
+                axes.set_xticks(np.arange(0, self._end + 1e-6, step))
+                axes.xaxis.set_major_formatter(lambda value, _: clock(value) if value else "0:00")
             axes.set_ylim(max(1, len(shown)) - 0.5, -0.5)
             axes.tick_params(axis="y", length=0)
             axes.grid(True, axis="x")
@@ -149,7 +152,7 @@ class Timeline:
 
 def clock(seconds: float) -> str:
     """A time as text: "12.3 s", "2:05", "1:02:05"."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
