@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
 import sys
 import tempfile
@@ -50,6 +51,8 @@ def import_keras() -> None:
     with notices_hidden():
         import keras
 
+        if keras.backend.backend() == "tensorflow":
+            logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of a second network in one process
         if keras.backend.backend() != "jax":  # its devices are set up by `exchange.connected`, before the first query
             has_gpu()
 

@@ -177,20 +177,16 @@ class LastUpdate(keras.callbacks.Callback):
             return
         for gradient in optimizer._accumulated_gradients:
             gradient.assign(gradient * (wanted / (steps % wanted)))  # Keras divides the sum by `wanted`
-        schedule, last = optimizer._learning_rate, float(_rate_at(optimizer, steps - 1))
+        optimizer._iterations.assign(steps - 1)
+        schedule, last = optimizer._learning_rate, float(optimizer.learning_rate)
         optimizer._learning_rate = lambda: last
         optimizer._iterations.assign(steps - steps % wanted + wanted - 1)  # where Keras makes the next update
         try:
             variables = self.model.trainable_variables
-            optimizer.apply([ops.zeros_like(variable) for variable in variables], variables)
+            optimizer.apply([ops.zeros(v.shape, v.dtype) for v in variables], variables)
         finally:
             optimizer._learning_rate = schedule
             optimizer._iterations.assign(steps)
-
-
-def _rate_at(optimizer: keras.optimizers.Optimizer, step: int) -> Any:
-    rate = optimizer._learning_rate
-    return rate(step) if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else rate
 
 
 def _inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
@@ -239,8 +235,6 @@ class EpochLines(keras.callbacks.Callback):
         self.drawn = 0.0
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.bar.disable:
-            return
         if time.monotonic() - self.drawn > 0.5:
             self.bar.set_postfix_str(_bar_text(logs), refresh=False)
             self.drawn = time.monotonic()
@@ -268,15 +262,19 @@ def epoch_line(title: str, row: dict[str, float], is_best: bool) -> str:
     """
     parts = [title]
     for name, prefix in (("train", ""), ("val", "val_")):
-        parts.append(f"{name}: loss {row[prefix + 'loss']:#.4g}, {row[prefix + 'accuracy']:5.1%}")
+        parts.append(f"{name}: loss {_four_digits(row[prefix + 'loss'])}, {row[prefix + 'accuracy']:5.1%}")
     seconds = row["seconds"]
     parts.append(f"{seconds:.1f} s" if seconds < 100 else f"{seconds:,.0f} s")
     return "  ".join(parts + ["best"] * is_best)
 
 
+def _four_digits(value: float) -> str:
+    return f"{value:#.4g}" if abs(value) < 1_000 else f"{value:.0f}"
+
+
 def _bar_text(logs: dict[str, float]) -> str:
     terms = [f"{name} {value:.3g}" for name, value in logs.items() if name not in ("loss", "accuracy")]
-    return f"loss {logs['loss']:#.4g}, {logs['accuracy']:.1%} ({' '.join(terms)})"
+    return f"loss {_four_digits(logs['loss'])}, {logs['accuracy']:.1%} ({' '.join(terms)})"
 
 
 class StopAtNaN(keras.callbacks.Callback):
