@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Annotated, Any, TypeVar, get_type_hints
 
+import docstring_parser
 import tyro
 
 from files import UserError
@@ -34,6 +36,96 @@ def parse_options(
     options = tyro.cli(config_class, args=args, config=_CLI_STYLE, **extra)
     check_ranges(options)
     return options
+
+
+def parse_sections(
+    config_class: type[Config],
+    sections: Mapping[str, Sequence[str]],
+    default: Config,
+    args: Sequence[str] | None = None,
+) -> Config:
+    """`parse_options` with the options of ``--help`` in sections of their own, whatever the config's nesting is.
+
+    Args:
+        config_class: a frozen dataclass whose docstring begins the help.
+        sections: title to the names of its options.
+        default: values of the options that are not given.
+        args: the options; None is ``sys.argv[1:]``.
+    """
+    shown = sectioned(config_class, sections, default)
+    options = from_sections(config_class, tyro.cli(shown, args=args, config=_CLI_STYLE, description=shown.__doc__))
+    check_ranges(options)
+    return options
+
+
+def sectioned(
+    config_class: type, sections: Mapping[str, Sequence[str]], default: Any, hidden: Sequence[str] = ()
+) -> type:
+    """A dataclass of the same options with one nested dataclass per section, for `tyro.cli`.
+
+    Args:
+        config_class: a frozen dataclass; its nested ones are unfolded.
+        sections: title to the names of options; those of the title "" stand at the top level.
+        default: an instance with the values of the options that are not given.
+        hidden: the titles of sections that are neither shown nor parsed: for ``--help`` only.
+    """
+    options = {name: (hint, value) for name, hint, value in _options(config_class, default)}
+    fields: list[Any] = [(name, *options[name]) for name in sections.get("", ())]
+    for title, names in sections.items():
+        if title:
+            shown = [(name, *options[name]) for name in names]
+            if title in hidden:
+                shown = [(name, Annotated[hint, tyro.conf.Suppress], value) for name, hint, value in shown]
+            section = dataclasses.make_dataclass(title, shown, frozen=True)
+            section.__doc__ = ""
+            fields.append((f"section_{len(fields)}", Annotated[section, tyro.conf.arg(name=title)], section()))
+    made = dataclasses.make_dataclass(config_class.__name__, fields, frozen=True)
+    made.__doc__ = inspect.cleandoc(config_class.__doc__ or "")
+    return made
+
+
+def from_sections(config_class: type[Config], options: Any) -> Config:
+    """The ``config_class`` with the values of an instance of its `sectioned` class."""
+    return _nested(config_class, dict(_leaves(options)))
+
+
+def _options(config_class: type, default: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Name, type with help text, and default of every option of a config, nested ones included."""
+    hints = get_type_hints(config_class, include_extras=True)
+    helps = {
+        param.arg_name: " ".join(str(param.description).split())
+        for parent in reversed(config_class.__mro__[:-1])
+        for param in docstring_parser.parse_from_object(parent).params
+    }
+    for field in dataclasses.fields(config_class):
+        value = getattr(default, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _options(type(value), value)
+        elif field.name in helps:
+            yield field.name, Annotated[hints[field.name], tyro.conf.arg(help=helps[field.name])], value
+        else:
+            yield field.name, hints[field.name], value
+
+
+def _leaves(options: Any) -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value)
+        else:
+            yield field.name, value
+
+
+def _nested(config_class: type[Config], values: Mapping[str, Any]) -> Config:
+    kinds = get_type_hints(config_class)
+    return config_class(
+        **{
+            field.name: _nested(kinds[field.name], values)
+            if dataclasses.is_dataclass(kinds[field.name])
+            else values[field.name]
+            for field in dataclasses.fields(config_class)
+        }
+    )
 
 
 def parse_some_options(config_class: type[Config], args: Sequence[str] | None = None) -> Config:

@@ -16,7 +16,7 @@ from enum import Enum
 from typing import Annotated, Any, Literal, get_type_hints
 
 import datasets
-from command_line import Range, check_ranges, option, parse_options, parse_some_options, to_args
+from command_line import Range, check_ranges, option, parse_options, parse_sections, parse_some_options, to_args
 from files import UserError
 
 # The data sets that can be prepared, trained on and evaluated.
@@ -105,6 +105,7 @@ class OptimizerConfig:
     """The optimiser and its schedule."""
 
     optimizer: Literal["adamw", "adam"] = "adamw"
+    """AdamW (weight decay apart from the gradient) or the published Adam."""
     learning_rate: Annotated[float, Range(0, 1e30)] = 2e-3
     """Peak learning rate."""
     schedule: Literal["cosine", "inverse_time", "constant"] = "cosine"
@@ -146,6 +147,7 @@ class TrainConfig:
     """Everything that can be chosen for a training."""
 
     dataset: DatasetName = DatasetName.synthetic
+    """Data set to train on, prepared by prepare_data.py; synthetic faces are drawn when they are missing."""
     data_dir: str = "data"
     """Folder of the prepared data sets."""
     run_dir: str | None = None
@@ -157,8 +159,11 @@ class TrainConfig:
     teacher_share: Annotated[float, Range(0, 1)] = 0.5
     """Share of the teacher in the targets, 0..1."""
     epochs: Annotated[int, Range(1, 100_000)] = 12
+    """Times that the training images are gone through."""
     batch_size: Annotated[int, Range(1, 1_000_000)] = 128
+    """Images per step; the loss compares the images of a batch."""
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0
+    """Seed of the initial weights, the order, the augmentation and dropout."""
     balanced: bool = False
     """Draw every class equally often."""
     soft_labels: bool = False
@@ -166,7 +171,9 @@ class TrainConfig:
     select_on: Literal["val", "test"] = "val"
     """Split that chooses the best epoch; test imitates the published practice and is marked in every report."""
     precision: Precision = "float32"
+    """Numbers of the network: float32, or half precision on GPUs, where mixed_bfloat16 is the safer one."""
     backend: Backend = "tensorflow"
+    """What Keras computes with; jax is the fastest on GPUs and the one for several devices."""
     devices: Annotated[int, Range(1, 1_024)] = 1
     """Devices that each process trains on (--backend jax): GPUs, or without a GPU shares of the processor."""
     processes: Annotated[int | None, Range(1, 65_536)] = None
@@ -223,16 +230,49 @@ class RecipeOption:
     """The choice of a recipe, for the commands that offer it."""
 
     recipe: Recipe | None = None
-    """Set-up that gives the defaults of all other options; None is default, for experiments their own."""
+    """Set-up that gives the defaults of the other options; None is default, or the one of the experiments."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions(TrainConfig, RecipeOption):
     """Trains a network with the Ad-Corre loss and reports how good it is.
 
-    Without options: draws the synthetic faces, trains mini_xcp on them and evaluates it. --recipe published sets
-    the published set-up (Xception from ImageNet at 224 px, Adam, batch 50, 300 epochs); other options override it.
+    Examples:
+      python train.py
+          draws synthetic faces and trains mini_xcp on them for 12 epochs: a
+          minute on two cores
+      python train.py --dataset fer2013 --epochs 40 --run-dir runs/first
+          FER-2013, once prepare_data.py has prepared it: half an hour on two
+          cores; the same command continues a run that was stopped
+      python train.py --recipe published --dataset affectnet --backend jax
+          the published set-up (Xception from ImageNet at 224 px, Adam, batch
+          50, 300 epochs): a day or more on one GPU
     """
+
+
+# The options that one needs first, in the order of `--help`.
+FIRST_OPTIONS = (
+    *("dataset", "data_dir", "arch", "epochs", "batch_size", "learning_rate", "seed"),
+    *("weights", "run_dir", "recipe"),
+)
+
+
+def help_sections() -> dict[str, list[str]]:
+    """The sections of ``train.py --help``: title to names of options."""
+    whole = TrainConfig()
+    machine = ("precision", "backend", "devices", "processes", "process_id", "coordinator", "debug")
+    nested = {field.name for field in dataclasses.fields(whole) if dataclasses.is_dataclass(getattr(whole, field.name))}
+    own = [field.name for field in dataclasses.fields(whole) if field.name not in (*nested, *machine)]
+    sections = {
+        "target and selection": own,
+        "network": options_by_name(whole.model),
+        "loss": options_by_name(whole.loss),
+        "optimizer": options_by_name(whole.optimizer),
+        "augmentation": options_by_name(whole.augmentation),
+        "machine": machine,
+    }
+    others = {title: [name for name in names if name not in FIRST_OPTIONS] for title, names in sections.items()}
+    return {"most used": list(FIRST_OPTIONS), **others}
 
 
 def check(settings: TrainConfig) -> None:
@@ -254,7 +294,7 @@ def parse_train_options(args: Sequence[str] | None = None) -> TrainConfig:
         args: the command line; None is ``sys.argv[1:]``.
     """
     recipe = RECIPES[chosen_recipe(args) or "default"]
-    return training_options(parse_options(TrainOptions, TrainOptions(**_fields(recipe)), args))
+    return training_options(parse_sections(TrainOptions, help_sections(), TrainOptions(**_fields(recipe)), args))
 
 
 def chosen_recipe(args: Sequence[str] | None = None) -> str | None:

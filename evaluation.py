@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ import datasets
 from data_helper import PreparedSplit
 from distributed import exchange
 from distributed.process_group import GROUP_OF_ONE, ProcessGroup
-from files import UserError, whole_file, write_json
+from files import UserError, sha256, whole_file, write_json
 
 
 def predict(
@@ -149,6 +150,35 @@ def evaluate(
     return result
 
 
+def default_folder(weights: str | Path, split: PreparedSplit, flip: bool, seed: int) -> Path:
+    """The folder of an evaluation: ``runs/evaluate-<run>-<weights>-<dataset>-<split>[-flip]-<8 hex>``.
+
+    The name tells evaluations apart: the digits depend on the bytes of the weights and of the split, and on the seed.
+
+    Args:
+        weights: the model file; the name of its folder is ``<run>``.
+        split: the split to measure.
+        flip: whether mirror images are averaged.
+        seed: of the bootstrap intervals and the t-SNE figure.
+    """
+    weights = Path(weights)
+    digest = hashlib.sha256(f"{sha256(weights)} {split.digest} {seed}".encode()).hexdigest()
+    names = [weights.resolve().parent.name, weights.stem.removesuffix(".weights"), *split.name.split("/")]
+    return Path("runs") / "-".join(["evaluate", *filter(None, names), *["flip"] * flip, digest[:8]])
+
+
+def selected_on(trained_on: str | None, metrics: Mapping[str, Any], split: PreparedSplit) -> str | None:
+    """The name of ``split`` if a model file's epoch was selected on it; None otherwise, or if the file does not say.
+
+    Args:
+        trained_on: ``<dataset>/<split>`` of the file (`model_file.ModelInfo.dataset`).
+        metrics: of the file; its ``split`` is what the epoch was selected on.
+        split: the split that is measured.
+    """
+    dataset, name = split.meta["dataset"], split.meta["split"]
+    return name if str(trained_on).split("/")[0] == dataset and metrics.get("split") == name else None
+
+
 def format_table(result: Mapping[str, Any]) -> str:
     """The report as plain text: overall measures with their intervals, one line per class, the confusion matrix.
 
@@ -156,10 +186,10 @@ def format_table(result: Mapping[str, Any]) -> str:
         result: what `evaluate` returned or ``result.json`` holds.
     """
     lines = [f"{result['dataset']}/{result['split']}: {result['n']:,} images"]
-    selected_on = result.get("selected_on")
-    if selected_on == "test":
-        lines.append("The epoch was selected on the test split (--select-on test), as in the published practice.")
-    if selected_on == result["split"]:
+    chosen_on = result.get("selected_on")
+    if chosen_on == "test":
+        lines += ["The epoch was selected on the test split (--select-on test), as in the", "published practice."]
+    if chosen_on == result["split"]:
         lines.append("The epoch was selected on this same split, so the estimate is too high.")
     if result.get("flip"):
         lines.append("Every probability is the mean over the image and its mirror image (--flip).")

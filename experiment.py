@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import keras
 import numpy as np
 
 import augmentation
+import command_line
 import config
 import custom_loss
 import datasets
@@ -40,11 +43,16 @@ Splits = dict[str, PreparedSplit]
 
 
 def train_and_evaluate(settings: TrainConfig) -> dict[str, Any]:
+    """The result of `train_and_report`, for callers that do not need the folder."""
+    return train_and_report(settings)[0]
+
+
+def train_and_report(settings: TrainConfig) -> tuple[dict[str, Any], Path]:
     """Trains with ``settings``, or continues a run that was stopped, and evaluates the best epoch.
 
     Returns:
         What `result.json` holds (`evaluation.evaluate`): the test split where it is prepared, otherwise the
-        split that selected the epoch. A finished run is not repeated; its result is returned.
+        split that selected the epoch. A finished run is not repeated; its result is returned. And the run's folder.
 
     Raises:
         UserError: data not prepared, unknown architecture, a folder that holds another run, a loss that is not finite.
@@ -54,15 +62,53 @@ def train_and_evaluate(settings: TrainConfig) -> dict[str, Any]:
         splits = group.rank0_first(_open_splits, settings)
         identity = run_identity.identity_of(settings, splits)
         group.check_agreement("options and data", identity.to_dict(), "start every process with the same")
-        folder = settings.run_dir or str(run_identity.default_folder(identity, "runs"))
-        folder = Path(group.broadcast(folder))
-        with group.only_writer(folder):
+        folder = Path(group.broadcast(str(_folder_of(settings, identity))))
+        with _claimed(folder, group):
             done = group.on_rank0(run_identity.claim_folder)(folder, identity, _evaluated(settings, splits))
             if group.broadcast(bool(done)):
                 print(f"{folder} holds this run, finished; delete it or choose another --run-dir to train again")
-                return group.broadcast(done)
+                return group.broadcast(done), folder
             _train(settings, folder, splits, group)
-            return group.broadcast(_report(settings, folder, splits, identity, group))
+            return group.broadcast(_report(settings, folder, splits, identity, group)), folder
+
+
+def _folder_of(settings: TrainConfig, identity: run_identity.RunIdentity) -> Path:
+    """The folder of a run: that of the options, or one below ``runs``.
+
+    The current folder and the project's own are no folders for the dozen files of a run: a run that is sent there
+    (the published ``weight_path="./"``) gets a folder of its own below ``runs`` in them.
+    """
+    if not settings.run_dir:
+        return run_identity.default_folder(identity, "runs")
+    wanted = Path(settings.run_dir)
+    if wanted.resolve() not in (Path.cwd(), Path(__file__).resolve().parent) or run_identity.read_identity(wanted):
+        return wanted
+    folder = run_identity.default_folder(identity, wanted / "runs")
+    print(f"--run-dir {settings.run_dir}: holds other files, so the run gets {folder} below it")
+    return folder
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path, group: ProcessGroup) -> Iterator[None]:
+    """Holds the folder; a command that is refused before its run began to train leaves nothing of its own there."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    refused = False
+    try:
+        with group.only_writer(folder):
+            before = set(folder.glob("*"))
+            try:
+                yield
+            except UserError:
+                refused = group.is_rank0 and not (folder / UNTRAINED).exists()
+                for path in set(folder.glob("*")) - before if refused else ():
+                    path.unlink()
+                raise
+    finally:
+        if refused and made:
+            with contextlib.suppress(OSError):  # another process has come to use the folder
+                (folder / ".lock").unlink()
+                for path in made:
+                    path.rmdir()
 
 
 def _train(settings: TrainConfig, folder: Path, splits: Splits, group: ProcessGroup) -> None:
@@ -80,6 +126,7 @@ def _train(settings: TrainConfig, folder: Path, splits: Splits, group: ProcessGr
 
     # network and loss
     network, described = model_file.new_network(settings.model, train.class_names, settings.weights)
+    _check_accumulation(settings, len(batches))
     model = _build_trainer(settings, network, train, len(batches))
 
     # what is saved: the state after each epoch, the best weights, and what the discriminators start from
@@ -104,21 +151,70 @@ def _train(settings: TrainConfig, folder: Path, splits: Splits, group: ProcessGr
     save_json(folder / "env.json", runtime.versions())
 
     # fit
-    shown = [training.ProgressBar(), *runtime.tensorboard(folder / "tensorboard")] if group.is_rank0 else []
-    model.fit(
-        batches,
-        validation_data=validation,
-        epochs=settings.epochs,
-        initial_epoch=state.epochs_done,
-        shuffle=False,  # `Batches` orders them
-        verbose=0,
-        callbacks=[
-            training.EpochOrder(batches),
-            training.StopAtNaN(),
-            *shown,
-            *([averaged] if averaged else []),
-            state,
-        ],
+    print(_formula(model.loss_layer), flush=True)
+    with contextlib.closing(training.EpochLines(state, shown=group.is_rank0)) as lines:
+        model.fit(
+            batches,
+            validation_data=validation,
+            epochs=settings.epochs,
+            initial_epoch=state.epochs_done,
+            shuffle=False,  # `Batches` orders them
+            verbose=0,
+            callbacks=[
+                training.EpochOrder(batches),
+                training.StopAtNaN(),
+                *(runtime.tensorboard(folder / "tensorboard") if group.is_rank0 else []),
+                training.LastUpdate(),
+                *([averaged] if averaged else []),
+                state,
+                lines,
+            ],
+        )
+
+
+def _check_accumulation(settings: TrainConfig, steps_per_epoch: int) -> None:
+    """Refuses to accumulate more batches than the run has."""
+    steps = settings.epochs * steps_per_epoch
+    if settings.optimizer.accumulate > steps:
+        raise UserError(
+            f"--accumulate: expected at most {steps}, the batches of this run ({settings.epochs} epochs of "
+            f"{steps_per_epoch}), received {settings.optimizer.accumulate}; use a smaller one, or more --epochs"
+        )
+
+
+def _formula(loss: custom_loss.AdCorreLoss) -> str:
+    """How the total is made of the terms, which are shown unweighted: ``loss = 7.14 ce + 1 fd (docs/loss.md)``."""
+    weighted = " + ".join(f"{loss.weights_by_term[term]:.3g} {term}" for term in loss.terms)
+    return f"loss = {weighted} (docs/loss.md)"
+
+
+def closing_lines(result: dict[str, Any], folder: Path, settings: TrainConfig) -> str:
+    """The last lines of a run: its best epoch, what was measured, where everything is, and what to do next.
+
+    Args:
+        result: of the run; what an old one lacks is left out.
+        folder: of the run.
+        settings: its options; the folder of the data is read.
+    """
+    weights = f"  --weights {shlex.quote(str(folder / BEST_WEIGHTS))}"
+    data = {} if settings.data_dir == TrainConfig.data_dir else {"data_dir": settings.data_dir}
+    measured = command_line.to_args({"dataset": result["dataset"], "split": result["split"], **data, "flip": True})
+    lines = []
+    with contextlib.suppress(OSError, KeyError):
+        chosen = {row["epoch"]: row["val_accuracy"] for row in training.read_history(folder)}
+        accuracy = f"accuracy {chosen[result['best_epoch']]:.2%} on {result['selected_on']}, which selected it"
+        lines.append(f"best epoch  {result['best_epoch']} of {settings.epochs}: {accuracy}")
+    return "\n".join(
+        [
+            *lines,
+            f"measured    {result['dataset']}/{result['split']}: accuracy {result['accuracy']:.2%}",
+            f"all files   {folder}/",
+            "next        measure with mirror images averaged, and recognise a face:",
+            f"python test.py evaluate {shlex.join(measured)} \\",
+            weights,
+            "python test.py recognize examples/astronaut.png \\",
+            weights,
+        ]
     )
 
 

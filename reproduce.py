@@ -15,9 +15,12 @@ from files import UserError, copy_file, run_command
 from grids.experiments import Grid, make_grid, read_experiments, write_yaml
 from grids.options import GridConfig, ListGridConfig, ReportGridConfig, RunGridConfig, parse_grid_command
 from grids.runner import ERROR, RESULT, Run, run_grid, runs_of, with_data
+from reporting.formats import plain_table
 from reporting.report import write_report
 from reporting.rows import Row, RunFiles
+from reporting.tables import accuracy_table
 
+_PRINTED = (0, 1, 2, 3, 4, 6)  # columns of the accuracy table that fit a terminal: all but macro F1
 _KEPT = (RESULT, "predictions.npz", "history.csv")
 
 
@@ -67,7 +70,10 @@ def make_report(settings: ReportGridConfig) -> None:
     if settings.keep_results:
         _keep(grid, runs, folder)
     write_report(name, grid.about, rows, folder, "\n".join(_commands(settings)))
-    print(f"wrote {folder}/index.html, report.md, tables and figures")
+    for dataset in datasets:
+        table, _ = accuracy_table([row for row in rows if row.dataset == dataset])
+        print(plain_table(table, _PRINTED), end="\n\n")
+    print(f"page     {folder}/index.html\nall      {folder}/ (report.md, tables as CSV and LaTeX, figures/)")
 
 
 def _grid(settings: GridConfig) -> Grid:

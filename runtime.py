@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,36 +32,66 @@ def choose_backend(name: str) -> None:
         if running != name:
             raise UserError(f"Keras runs on {running} already; set KERAS_BACKEND={name} before Python starts")
     os.environ["KERAS_BACKEND"] = name
+    import_keras()
+
+
+def import_keras() -> None:
+    """Imports Keras with its backend, without the notices of the backend's libraries; does nothing the second time.
+
+    Compiled code writes them to file descriptor 2, where they bury our own output: a dozen lines about oneDNN, CUDA
+    and absl at the import and at the first look for a GPU, and later ones such as "Memory patch applied". Errors
+    still appear.
+    """
     # TensorFlow leaves oneDNN off on a CPU without AVX-512, where it is 1.3 times faster too.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    if name != "tensorflow":  # Keras may import it all the same; its notices are of no use then
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    # 1 leaves out notices and 2 warnings too, which on a machine with a GPU's driver explain why it is not used.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1" if _has_driver() else "2")
+    if "keras" in sys.modules:
+        return
     with notices_hidden():
-        import keras  # noqa: F401
+        import keras
 
-        if name != "jax":  # which claims its devices at the first query, and `exchange.connected` sets them up before
+        if keras.backend.backend() == "tensorflow":
+            logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of a second network in one process
+        if keras.backend.backend() != "jax":  # its devices are set up by `exchange.connected`, before the first query
             has_gpu()
 
 
 @contextlib.contextmanager
 def notices_hidden() -> Iterator[None]:
-    """Keeps TensorFlow's notices about GPU libraries off the screen, on a machine without a GPU's driver.
+    """Keeps what compiled code writes to file descriptor 2 off the screen while the block runs.
 
-    Compiled code writes them to file descriptor 2, where they would bury our own output. On a machine with a driver
-    they explain why a GPU is not used, and stay.
+    It is printed after all if the block fails, or if this machine has a GPU's driver and TensorFlow finds no GPU:
+    then it says why.
     """
-    if os.path.exists("/proc/driver/nvidia") or os.path.exists("/dev/dxg"):
-        yield
-        return
-    sys.stderr.flush()
-    screen, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(screen, 2)
-        os.close(screen)
-        os.close(nowhere)
+    with tempfile.TemporaryFile() as kept:
+        sys.stderr.flush()
+        screen = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        useful = False
+        try:
+            yield
+            useful = _has_driver() and _is_tensorflow_without_gpu()
+        except Exception:
+            useful = True
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(screen, 2)
+            os.close(screen)
+            if useful:
+                kept.seek(0)
+                sys.stderr.write(kept.read().decode("utf-8", "replace"))
+
+
+def _has_driver() -> bool:
+    """Whether this machine has a GPU's driver."""
+    return os.path.exists("/proc/driver/nvidia") or os.path.exists("/dev/dxg")
+
+
+def _is_tensorflow_without_gpu() -> bool:
+    keras = sys.modules.get("keras")
+    return keras is not None and keras.backend.backend() == "tensorflow" and not has_gpu()
 
 
 def set_up(seed: int | None = None, precision: str | None = None, gpu: bool = True) -> None:
@@ -70,6 +102,7 @@ def set_up(seed: int | None = None, precision: str | None = None, gpu: bool = Tr
         precision: ``float32``, ``mixed_bfloat16`` or ``mixed_float16``; None leaves the policy as it is.
         gpu: False hides the GPUs; True on a machine without one runs on the CPU.
     """
+    import_keras()
     import keras
 
     if seed is not None:

@@ -32,7 +32,7 @@ class EvaluateConfig:
     data_dir: str = "data"
     """Folder of the prepared data sets."""
     run_dir: str | None = None
-    """Where the report goes; None is runs/evaluate-<weights>-<dataset>-<split>."""
+    """Where the report goes; None is runs/evaluate-<run>-<weights>-<dataset>-<split>-<8 hex digits>."""
     flip: bool = False
     """Average the probabilities of each image and its mirror image (test-time augmentation)."""
     batch_size: Annotated[int, Range(1, 1_000_000)] = 256
@@ -102,8 +102,10 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
 
     split = open_split(settings.data_dir, settings.dataset.value, settings.split)
     network, info = model_file.load_model(settings.weights)
-    name = Path(settings.weights).stem.removesuffix(".weights")
-    folder = Path(settings.run_dir or f"runs/evaluate-{name}-{split.name.replace('/', '-')}")
+    folder = settings.run_dir or evaluation.default_folder(settings.weights, split, settings.flip, settings.seed)
+    if (Path(folder) / "config.json").exists():
+        raise UserError(f"--run-dir {folder}: holds a training run, whose result this would replace; choose another")
+    chosen = evaluation.selected_on(info.dataset, info.metrics, split)
     result = evaluation.evaluate(
         network,
         split,
@@ -111,7 +113,11 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         batch_size=settings.batch_size,
         seed=settings.seed,
         flip=settings.flip,
-        extra={"weights": str(settings.weights), "trained_on": info.dataset},
+        extra={
+            "weights": str(settings.weights),
+            "trained_on": info.dataset,
+            **({"selected_on": chosen} if chosen else {}),
+        },
     )
     print(evaluation.format_table(result))
     print(f"\nwrote {folder}/")

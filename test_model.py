@@ -65,10 +65,9 @@ class TestModels:
             self.info = self.network.info
             return
         # Keras is imported late: `--help` stays instant, and the backend can be chosen until here.
-        with runtime.notices_hidden():
-            from model_files import model_file
+        runtime.set_up(gpu=GPU)
+        from model_files import model_file
 
-            runtime.set_up(gpu=GPU)
         if GPU and not runtime.has_gpu():
             print("no GPU found: running on the CPU", file=sys.stderr)
         self.network, self.info = model_file.load_model(h5_address or DEFAULT_WEIGHTS)

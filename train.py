@@ -76,11 +76,12 @@ def _check_seven_classes(settings: TrainConfig) -> None:
 
 def _train(settings: TrainConfig) -> dict[str, Any]:
     # Imported late: `--help` stays instant, and the backend can be chosen until here.
+    runtime.import_keras()
     import evaluation
     import experiment
 
-    result = experiment.train_and_evaluate(settings)
-    print(evaluation.format_table(result))
+    result, folder = experiment.train_and_report(settings)
+    print(f"\n{evaluation.format_table(result)}\n\n{experiment.closing_lines(result, folder, settings)}")
     return result
 
 

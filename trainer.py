@@ -151,13 +151,47 @@ class AveragedWeights(keras.callbacks.Callback):
             self._swap()
 
     def _swap(self):
-        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)  # in a loss-scale optimiser
-        for weight, average in zip(
-            self.model.trainable_variables, optimizer._model_variables_moving_average, strict=True
-        ):
+        averages = _inner(self.model.optimizer)._model_variables_moving_average
+        for weight, average in zip(self.model.trainable_variables, averages, strict=True):
             value = ops.convert_to_numpy(weight).copy()
             weight.assign(average)
             average.assign(value)
+
+
+class LastUpdate(keras.callbacks.Callback):
+    """Applies the gradients that are left over when the run's steps are no multiple of ``accumulate``.
+
+    Between epochs Keras goes on accumulating, so only the end of the run has a rest: less than ``accumulate``
+    batches, whose mean is applied at the last step's learning rate, before the last validation. It must stand before
+    `AveragedWeights`, which exchanges the weights at the same moment.
+    """
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.is_last = epoch + 1 == self.params["epochs"]
+
+    def on_test_begin(self, logs=None):
+        optimizer = _inner(self.model.optimizer)
+        wanted = optimizer.gradient_accumulation_steps
+        steps = int(optimizer._iterations)  # batches; `iterations` counts updates
+        if not (self.is_last and wanted and steps % wanted):
+            return
+        for gradient in optimizer._accumulated_gradients:
+            gradient.assign(gradient * (wanted / (steps % wanted)))  # Keras divides the sum by `wanted`
+        optimizer._iterations.assign(steps - 1)
+        schedule, last = optimizer._learning_rate, float(optimizer.learning_rate)
+        optimizer._learning_rate = lambda: last
+        optimizer._iterations.assign(steps - steps % wanted + wanted - 1)  # where Keras makes the next update
+        try:
+            variables = self.model.trainable_variables
+            optimizer.apply([ops.zeros(v.shape, v.dtype) for v in variables], variables)
+        finally:
+            optimizer._learning_rate = schedule
+            optimizer._iterations.assign(steps)
+
+
+def _inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """The optimiser itself, where mixed_float16 wraps it in one that scales the loss."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 class EpochOrder(keras.callbacks.Callback):
@@ -171,29 +205,76 @@ class EpochOrder(keras.callbacks.Callback):
         self.batches.epoch = epoch
 
 
-class ProgressBar(keras.callbacks.Callback):
-    """One tqdm bar per epoch with every loss term."""
+class EpochLines(keras.callbacks.Callback):
+    """Prints one line per epoch, at most 80 columns wide; a terminal shows a bar within the epoch.
+
+    Args:
+        state: the run's state, which holds the line's numbers: place this callback behind it.
+        shown: False prints nothing; True in one process of a group.
+    """
 
     async_safe = True  # Keras then runs it beside the steps and never waits for the device
 
+    def __init__(self, state: RunState, shown: bool = True):
+        super().__init__()
+        self.state = state
+        self.shown = shown
+        self.bar: tqdm | None = None
+
     def on_epoch_begin(self, epoch, logs=None):
-        title = f"epoch {epoch + 1}/{self.params['epochs']}"
-        self.bar = tqdm(total=self.params["steps"], desc=title, unit="step", dynamic_ncols=True)
-        self.shown = 0.0
+        epochs = self.params["epochs"]
+        self.title = f"epoch {epoch + 1:>{len(str(epochs))}}/{epochs}"
+        self.bar = tqdm(
+            total=self.params["steps"],
+            desc=self.title,
+            bar_format="{desc} |{bar}| {n_fmt}/{total_fmt} {remaining}{postfix}",
+            dynamic_ncols=True,
+            leave=False,
+            disable=None if self.shown else True,  # None: only on a terminal
+        )
+        self.drawn = 0.0
 
     def on_train_batch_end(self, batch, logs=None):
-        if time.monotonic() - self.shown > 0.5:
-            self.bar.set_postfix(_rounded(logs), refresh=False)
-            self.shown = time.monotonic()
+        if time.monotonic() - self.drawn > 0.5:
+            self.bar.set_postfix_str(_bar_text(logs), refresh=False)
+            self.drawn = time.monotonic()
         self.bar.update(batch + 1 - self.bar.n)
 
     def on_epoch_end(self, epoch, logs=None):
-        self.bar.set_postfix(_rounded(logs))
-        self.bar.close()
+        self.close()
+        if self.shown:
+            row = self.state.history[-1]
+            print(epoch_line(self.title, row, is_best=self.state.best() is row), flush=True)
+
+    def close(self) -> None:
+        """Takes the bar off the terminal, so that a message does not follow it on its line."""
+        if self.bar:
+            self.bar.close()
 
 
-def _rounded(logs: dict[str, float]) -> dict[str, str]:
-    return {name: f"{value:.3f}" for name, value in logs.items()}
+def epoch_line(title: str, row: dict[str, float], is_best: bool) -> str:
+    """``epoch 3/12  train: loss 14.23, 35.1%  val: loss 12.35, 40.2%  12.3 s  best``.
+
+    Args:
+        title: of the epoch.
+        row: of the history; its loss and accuracy with and without ``val_``, and its seconds.
+        is_best: whether the epoch is the best so far.
+    """
+    parts = [title]
+    for name, prefix in (("train", ""), ("val", "val_")):
+        parts.append(f"{name}: loss {_four_digits(row[prefix + 'loss'])}, {row[prefix + 'accuracy']:5.1%}")
+    seconds = row["seconds"]
+    parts.append(f"{seconds:.1f} s" if seconds < 100 else f"{seconds:,.0f} s")
+    return "  ".join(parts + ["best"] * is_best)
+
+
+def _four_digits(value: float) -> str:
+    return f"{value:#.4g}" if abs(value) < 1_000 else f"{value:.0f}"
+
+
+def _bar_text(logs: dict[str, float]) -> str:
+    terms = [f"{name} {value:.3g}" for name, value in logs.items() if name not in ("loss", "accuracy")]
+    return f"loss {_four_digits(logs['loss'])}, {logs['accuracy']:.1%} ({' '.join(terms)})"
 
 
 class StopAtNaN(keras.callbacks.Callback):

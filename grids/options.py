@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Annotated
 
 import tyro
 
-from command_line import Range, parse_command_over
-from config import RECIPES, RecipeOption, TrainConfig, chosen_recipe, training_options
+from command_line import Range, from_sections, parse_command_over, sectioned
+from config import RECIPES, RecipeOption, TrainConfig, chosen_recipe, options_by_name, training_options
 from grids.experiments import preset_names
 
+# The options of train.py that `--help` repeats here; the others are accepted as well.
+_SHOWN = ("dataset", "data_dir", "seed", "epochs", "debug")
+_HIDDEN = "train.py"
 _EXPERIMENTS_HELP = f"A preset ({', '.join(preset_names())}) or a .yaml file."
 
 
 @dataclasses.dataclass(frozen=True)
 class GridConfig(TrainConfig, RecipeOption):
-    """The options that the commands of reproduce.py share.
-
-    The options of train.py hold for every row that does not set them itself.
-    """
+    """The options that the commands of reproduce.py share."""
 
     experiments: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help=_EXPERIMENTS_HELP)] = "components"
     seeds: Annotated[int, Range(1, 10_000)] = 3
@@ -34,9 +35,11 @@ class GridConfig(TrainConfig, RecipeOption):
 
 @dataclasses.dataclass(frozen=True)
 class RunGridConfig(GridConfig):
-    """Does every run that is not finished, with one progress line for all of them.
+    """Does every run that is not finished; an interrupted one continues.
 
-    An interrupted run continues where it stopped.
+    Every option of train.py is accepted too: python train.py --help lists them.
+
+    They hold for each row that does not set them itself.
     """
 
     jobs: Annotated[int, Range(1, 1_024)] = 1
@@ -45,7 +48,12 @@ class RunGridConfig(GridConfig):
 
 @dataclasses.dataclass(frozen=True)
 class ListGridConfig(GridConfig):
-    """Prints one command per run that is not finished, for a job array of a cluster, Ray or GNU parallel."""
+    """Prints a command for each run that is not finished.
+
+    For a job array of a cluster, Ray or GNU parallel.
+
+    Every option of train.py is accepted too: python train.py --help lists them.
+    """
 
     all: bool = False
     """Also print the finished runs."""
@@ -53,7 +61,12 @@ class ListGridConfig(GridConfig):
 
 @dataclasses.dataclass(frozen=True)
 class ReportGridConfig(GridConfig):
-    """Writes tables, figures and a page from the result files of the runs."""
+    """Writes tables, figures and a page from the results of the runs.
+
+    Every option of train.py is accepted too: python train.py --help lists them.
+
+    Give those of run, because they decide which runs are reported.
+    """
 
     name: str | None = None
     """Name of the report; None joins the names of the data set and the experiments, such as fer2013-components."""
@@ -72,5 +85,15 @@ def parse_grid_command(commands: dict[str, type[GridConfig]], description: str, 
         recipe: where unnamed options come from, unless the command line has a ``--recipe``.
     """
     base = RECIPES[chosen_recipe() or recipe]
-    own = {field.name: getattr(base, field.name) for field in dataclasses.fields(base) if field.name != "run_dir"}
-    return parse_command_over({name: (cls, {"default": cls(**own)}) for name, cls in commands.items()}, description)
+    shared = {field.name: getattr(base, field.name) for field in dataclasses.fields(base) if field.name != "run_dir"}
+    training = [name for name in options_by_name(base) if name != "run_dir"]
+    # tyro does not parse what it hides.
+    hidden = [_HIDDEN] if {"-h", "--help"} & set(sys.argv) else []
+    made = {}
+    for name, cls in commands.items():
+        own = [field.name for field in dataclasses.fields(cls) if field.name not in (*shared, "run_dir")]
+        sections = {"": [*own, "run_dir"], _HIDDEN: [each for each in training if each not in _SHOWN]}
+        sections[""] += _SHOWN
+        made[sectioned(cls, sections, cls(**shared), hidden)] = name
+    options = parse_command_over({name: (cls, {"description": cls.__doc__}) for cls, name in made.items()}, description)
+    return from_sections(commands[made[type(options)]], options)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import textwrap
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from tabulate import tabulate
 
 DAGGER, DOUBLE_DAGGER = "\u2020", "\u2021"
 
@@ -73,6 +75,33 @@ def markdown_table(table: Table) -> str:
         index=False, colalign=table.alignments("left", "right"), disable_numparse=True
     )
     return "\n\n".join([f"**{markdown_text(table.title)}**", grid, *map(markdown_text, table.notes)])
+
+
+def plain_table(table: Table, columns: Sequence[int], width: int = 80) -> str:
+    """Title, some columns of the table and its notes for a terminal.
+
+    Args:
+        table: what is shown.
+        columns: places of the columns; the first is wrapped to what the others leave of the width, and an empty one
+            is left out.
+        width: characters per line.
+    """
+    columns = [place for place in columns if any(row[place] for row in table.rows)]
+    heads = [table.columns[place].replace("\u00a0", " ").replace(" ", "\n") for place in columns]
+    rows = [[row[place] for place in columns] for row in table.rows]
+    # tabulate leaves 2 between columns, and 2 more beside a head.
+    widths = [max(2 + max(map(len, head.split("\n"))), *(len(row[i]) for row in rows)) for i, head in enumerate(heads)]
+    first = max(12, width - sum(2 + each for each in widths[1:]))
+    alignments = table.alignments("left", "right")
+    grid = tabulate(
+        rows,
+        headers=heads,
+        tablefmt="simple",
+        colalign=[alignments[place] for place in columns],
+        disable_numparse=True,
+        maxcolwidths=[first] + [None] * (len(columns) - 1),
+    )
+    return "\n".join([table.title, "", grid, "", *(textwrap.fill(note, width) for note in table.notes)])
 
 
 _LATEX = {

@@ -29,9 +29,9 @@ def write_split(data_dir, labels, *, split="train", dataset="synthetic", shape=(
     return Path(data_dir) / dataset / split
 
 
-def run_python(*args, cwd=ROOT, **options):
+def run_python(*args, cwd=ROOT, env_changes=None, **options):
     """Runs Python with our modules importable; the finished process with its output as text."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env_changes or {})}
     return subprocess.run(
         [sys.executable, *map(str, args)], cwd=cwd, env=environment, capture_output=True, text=True, **options
     )

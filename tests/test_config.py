@@ -80,6 +80,50 @@ def leaves(values: dict, prefix: str = "") -> dict:
     return found
 
 
+def help_of(program, *words) -> str:
+    """The help that a terminal of 80 columns shows."""
+    done = run_python(ROOT / program, *words, "--help", env_changes={"COLUMNS": "80"})
+    assert done.returncode == 0 and not done.stderr
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+    return done.stdout
+
+
+def options_in(text: str) -> list[str]:
+    return re.findall(r"^\W*(--[a-z][a-z0-9-]*)", text, re.MULTILINE)
+
+
+def test_the_help_begins_with_examples_and_the_ten_options_one_needs_first():
+    shown = help_of("train.py")
+    head, *sections = shown.split("╭─ ")
+    examples = [line for line in head.splitlines() if line.strip().startswith("python train.py")]
+    assert len(examples) == 3
+    for example in examples:  # the options of each exist
+        train_options(*shlex.split(example)[2:])
+    assert options_in(sections[1]) == [
+        *("--dataset", "--data-dir", "--arch", "--epochs", "--batch-size", "--learning-rate", "--seed"),
+        *("--weights", "--run-dir", "--recipe"),
+    ]
+    named = [name for section in sections[1:] for name in options_in(section)]
+    assert sorted(named) == sorted(command_line.option(name) for name in ("recipe", *config.options_by_name(UNUSUAL)))
+
+
+def test_every_option_of_a_training_has_a_description():
+    missing = [
+        name
+        for name, hint, _ in command_line._options(config.TrainOptions, config.TrainOptions())
+        if not [mark for mark in getattr(hint, "__metadata__", ()) if getattr(mark, "help", None)]
+    ]
+    assert not missing
+
+
+def test_the_help_of_a_grid_says_where_the_options_of_a_training_are():
+    for command in ("run", "list", "report"):
+        shown = help_of("reproduce.py", command)
+        assert "train.py --help" in " ".join(shown.split())
+        assert {"--seeds", "--run-dir", "--dataset", "--recipe"} <= set(options_in(shown))
+        assert not {"--w-fd", "--rotation", "--devices"} & set(options_in(shown))
+
+
 # Dictionaries
 
 

@@ -283,3 +283,11 @@ def test_format_table_names_the_split_that_chose_the_epoch(selected_on, split, p
     table = evaluation.format_table({**RESULT, "split": split, "selected_on": selected_on})
     assert ("selected on the test split (--select-on test)" in table) is published
     assert ("selected on this same split" in table) is flatters
+
+
+def test_a_split_selected_the_epoch_where_the_file_says_so_of_this_data_set():
+    split, metrics_of_file = prepared(VALUES, LABELS), {"split": "val", "accuracy": 0.5}
+    assert evaluation.selected_on("toy/train", metrics_of_file, split) == "val"
+    assert evaluation.selected_on("other/train", metrics_of_file, split) is None
+    assert evaluation.selected_on("toy/train", {"split": "test"}, split) is None
+    assert evaluation.selected_on("toy/train", {}, split) is None

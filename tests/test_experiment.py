@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import json
 import math
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import pytest
 import augmentation
 import config
 import experiment
+import run_identity
 import trainer as training
 from config import DatasetName, DatasetType, TrainConfig
 from datasets.synthetic import PrepareSyntheticConfig, write_synthetic_splits
@@ -250,6 +252,73 @@ def test_options_train(data_dir, tmp_path):
     rows = training.read_history(tmp_path / "run")
     assert result["n"] == 35
     assert np.isfinite(rows[0]["loss"]) and "fd" in rows[0] and "md" not in rows[0]
+
+
+def test_a_run_says_what_its_loss_is_and_ends_with_what_comes_next(whole_run, data_dir, capfd):
+    again = settings(data_dir, whole_run, epochs=EPOCHS)
+    result, folder = experiment.train_and_report(again)
+    lines = experiment.closing_lines(result, folder, again).splitlines()
+    best = training.read_history(folder)[result["best_epoch"] - 1]
+    assert f"{result['best_epoch']} of 4: accuracy {best['val_accuracy']:.2%} on val" in lines[0]
+    assert f"synthetic/test: accuracy {result['accuracy']:.2%}" in lines[1] and f"{folder}/" in lines[2]
+    commands = " ".join(lines[4:]).replace("\\", "").split("python ")[1:]
+    weights = str(folder / "best.weights.h5")
+    for words, wanted in zip(map(shlex.split, commands), ("evaluate", "recognize"), strict=True):
+        assert words[:2] == ["test.py", wanted] and words[-2:] == ["--weights", weights]
+    assert ["--data-dir", str(data_dir)] == shlex.split(commands[0])[6:8]
+    model = TrainModel(DatasetName.synthetic, settings=again)
+    capfd.readouterr()
+    model.train()
+    assert capfd.readouterr().out.endswith("\n".join(lines) + "\n")
+
+
+def test_a_resumed_run_applies_its_left_over_gradients_to_the_same_weights(data_dir, tmp_path, monkeypatch, capsys):
+    """8 steps, 3 per update: 2 are left over."""
+    options = {"optimizer": config.OptimizerConfig(accumulate=3, average=0.5)}
+    whole, stopped = (settings(data_dir, tmp_path / name, **options) for name in ("whole", "stopped"))
+    experiment.train_and_evaluate(whole)
+    assert "loss = 7.14 ce + 1 fd + 1 md + 1 ed (docs/loss.md)\nepoch 1/2  train: " in capsys.readouterr().out
+    with monkeypatch.context() as patched:
+        patched.setattr(training.EpochOrder, "on_epoch_begin", stop_at_second_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.train_and_evaluate(stopped)
+    experiment.train_and_evaluate(stopped)
+    expected, found = state(tmp_path / "whole"), state(tmp_path / "stopped")
+    for (name, left), right in zip(expected.items(), found.values(), strict=True):  # Keras counts layers in the names
+        np.testing.assert_array_equal(left, right, err_msg=name)
+    assert not any(values.any() for name, values in expected.items() if "gradient_accumulator" in name)
+
+
+def test_a_refused_command_leaves_nothing(data_dir, whole_run, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    for folder in ("new/deeper/run", "mine"):
+        for options, facts in (
+            ({"optimizer": config.OptimizerConfig(accumulate=9)}, "--accumulate: expected at most 8, .*received 9"),
+            ({"model": config.ModelConfig(arch="moon")}, "moon"),
+            ({"soft_labels": True}, "--soft-labels"),
+        ):
+            with pytest.raises(UserError, match=facts):
+                experiment.train_and_evaluate(settings(data_dir, tmp_path / folder, **options))
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert left - {"mine/.lock"} == {"mine", "mine/notes.txt"}
+    before = sorted(whole_run.iterdir())
+    with pytest.raises(UserError, match="epochs: 4 -> 2"):
+        experiment.train_and_evaluate(settings(data_dir, whole_run))
+    assert sorted(whole_run.iterdir()) == before
+
+
+def test_a_run_sent_to_the_current_folder_gets_one_below_it(tmp_path, monkeypatch):
+    """As by the published ``weight_path="./"``; a run that is there already continues there."""
+    monkeypatch.chdir(tmp_path)
+    identity = run_identity.RunIdentity(run_identity.options_of(TrainConfig()), {})
+    wanted = tmp_path / "runs" / identity.name
+    for here in ("./", str(tmp_path)):
+        assert experiment._folder_of(TrainConfig(run_dir=here), identity).resolve() == wanted
+    assert experiment._folder_of(TrainConfig(run_dir=str(ROOT)), identity) == ROOT / "runs" / identity.name
+    assert experiment._folder_of(TrainConfig(run_dir="elsewhere"), identity) == Path("elsewhere")
+    (tmp_path / "config.json").write_text(json.dumps(identity.to_dict()))
+    assert experiment._folder_of(TrainConfig(run_dir="./"), identity) == Path("./")
 
 
 @pytest.mark.slow

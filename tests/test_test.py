@@ -17,6 +17,7 @@ import test_model
 from config import DatasetName
 from datasets import CLASS_NAMES
 from files import UserError
+from model_files import model_file
 from recognition import recognize_command
 from test import EvaluateConfig, TestModels
 
@@ -147,13 +148,40 @@ def test_evaluate_measures_a_split_and_names_the_report(tiny_weights, tmp_path, 
     assert "synthetic/test: 23 images" in shown and shown.endswith(f"wrote {tmp_path / 'report'}/\n")
 
 
-def test_evaluate_names_its_folder_after_weights_and_split(model, tmp_path, monkeypatch, capsys):
+def test_evaluations_of_other_weights_or_with_flip_get_other_folders(
+    tiny_weights, model, tmp_path, monkeypatch, capsys
+):
     write_split(tmp_path / "data", np.arange(14) % 7, split="val", shape=(24, 24, 1))
-    model.network.save(tmp_path / "run.keras")
     monkeypatch.chdir(tmp_path)
-    test_module.evaluate(EvaluateConfig("run.keras", DatasetName.synthetic))
-    assert (tmp_path / "runs" / "evaluate-run-synthetic-val" / "result.json").is_file()
-    assert "wrote runs/evaluate-run-synthetic-val/" in capsys.readouterr().out
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+        changed, info = model_file.load_model(tiny_weights)
+        changed.trainable_variables[-1].assign_add(np.full(7, len(run) + ord(run), np.float32))
+        model_file.save_model(tmp_path / run / "best.weights.h5", changed, info)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/a").mkdir()
+    changed.trainable_variables[-1].assign_add(np.ones(7, np.float32))
+    model_file.save_model(tmp_path / "elsewhere/a/best.weights.h5", changed, info)
+    names = []
+    for weights in ("a", "b", "elsewhere/a", "a"):
+        for flip in (False, True):
+            capsys.readouterr()
+            test_module.evaluate(EvaluateConfig(f"{weights}/best.weights.h5", DatasetName.synthetic, flip=flip))
+            printed = capsys.readouterr().out
+            assert "selected on this same split" in printed  # the file says so: its metrics are of val
+            names.append(printed.splitlines()[-1].removeprefix("wrote runs/").removesuffix("/"))
+    assert len(set(names)) == 6 and names[:2] == names[6:]  # the same evaluation again has the same folder
+    assert names[0].startswith("evaluate-a-best-synthetic-val-")
+    assert names[1].startswith("evaluate-a-best-synthetic-val-flip-")
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted(set(names))
+
+
+def test_evaluate_never_replaces_the_result_of_a_run(tiny_weights, tmp_path, monkeypatch):
+    write_split(tmp_path / "data", np.arange(14) % 7, split="val", shape=(24, 24, 1))
+    (tmp_path / "config.json").write_text("{}")
+    args = ("--weights", tiny_weights, "--dataset", "synthetic", "--data-dir", tmp_path / "data")
+    with pytest.raises(UserError, match=r"--run-dir .*holds a training run"):
+        run_main(monkeypatch, "evaluate", *args, "--run-dir", tmp_path)
 
 
 def test_evaluate_refuses_data_of_other_classes(tiny_weights, tmp_path, monkeypatch):

@@ -74,6 +74,40 @@ def test_accumulated_gradients_are_averaged_before_one_update():
     assert float(variable[0]) == pytest.approx(0.1, rel=1e-4)
 
 
+@pytest.mark.parametrize("average", [0.0, 0.5])
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_gradients_left_over_at_the_end_of_the_run_are_applied(schedule, average):
+    """Two epochs of 5 batches, 4 per update: means of batches 1-4, then 5 and 1-3, and at the end of 4-5."""
+    inputs = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    pixels = keras.Input((3,))
+    layer = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")
+    model = keras.Model(pixels, layer(pixels))
+    options = {"optimizer": "adam", "learning_rate": 0.1, "schedule": schedule, "warmup_epochs": 0}
+    optimizer = training.make_optimizer(OptimizerConfig(**options, accumulate=4, average=average), 5, 2)
+    rates = [rate_at(training.make_optimizer(OptimizerConfig(**options), 5, 2), step) for step in (3, 7, 9)]
+    model.compile(optimizer, loss=lambda y, predicted: predicted, jit_compile=False)  # the gradient is the input
+    measured = FirstWeight()
+    callbacks = [training.LastUpdate(), *([training.AveragedWeights()] if average else []), measured]
+    rows = (inputs, np.zeros(5))
+    model.fit(*rows, batch_size=1, epochs=2, shuffle=False, validation_data=rows, verbose=0, callbacks=callbacks)
+
+    plain = keras.optimizers.Adam(0.1)
+    weight = keras.Variable(np.zeros((3, 1), "float32"))
+    groups = ([0, 1, 2, 3], [4, 0, 1, 2], [3, 4])
+    for rate, group in zip(rates, groups, strict=True):
+        plain.learning_rate = rate
+        plain.apply([keras.ops.convert_to_tensor(inputs[group].mean(axis=0)[:, None])], [weight])
+    assert int(optimizer._iterations) == 10
+    assert not any(np.any(gradient) for gradient in optimizer._accumulated_gradients)
+    expected = np.asarray(weight)
+    if average:
+        mean = measured.steps[3]  # until the first update Keras keeps no mean
+        for step in (*measured.steps[4:], expected):
+            mean = (mean + step) / 2
+        expected = mean
+    np.testing.assert_allclose(measured.measured[-1], expected, rtol=1e-5)
+
+
 class FirstWeight(keras.callbacks.Callback):
     """Notes one weight after each step, and what the validation after each epoch sees."""
 
@@ -191,3 +225,31 @@ def test_a_failed_save_keeps_the_state_before(saved, tmp_path, monkeypatch):
         state._save()
     assert (tmp_path / "state.h5").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history.csv", "state.h5"]
+
+
+ROW = {"loss": 14.2345, "accuracy": 0.3512, "val_loss": 0.0123456, "val_accuracy": 1.0, "seconds": 12.34}
+
+
+def test_an_epoch_is_one_line_of_80_columns():
+    line = training.epoch_line("epoch  3/12", ROW, is_best=True)
+    assert line == "epoch  3/12  train: loss 14.23, 35.1%  val: loss 0.01235, 100.0%  12.3 s  best"
+    long = {"loss": 12345.6, "accuracy": 1.0, "val_loss": 999.94, "val_accuracy": 1.0, "seconds": 1234.5}
+    assert len(training.epoch_line("epoch 300/300", long, is_best=True)) <= 80
+
+
+def test_a_log_holds_the_lines_of_the_epochs_and_no_bar(capsys):
+    model = small_trainer()
+    images, labels = np.zeros((14, 24, 24, 1), np.uint8), np.arange(14, dtype=np.int32) % 7
+    state = training.RunState("unused", "val_accuracy", save_best=lambda row: None, writes=False)
+    for shown in (True, False):
+        model.fit(
+            images, labels, batch_size=7, epochs=2, validation_data=(images, labels), verbose=0,
+            callbacks=[state, training.EpochLines(state, shown)],
+        )  # fmt: skip
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        assert [line[:9] for line in printed.out.splitlines()] == ["epoch 1/2", "epoch 2/2"] * shown
+        if shown:
+            best = [line.endswith("  best") for line in printed.out.splitlines()]
+            scores = [row["val_accuracy"] for row in state.history]
+            assert best == [True, scores[1] > scores[0]]

@@ -119,13 +119,51 @@ def test_all_runs_are_done_once_on_cores_of_their_own(tmp_path, stand_in, capsys
     stand_in(pause=0.1)
     runs = runs_in(tmp_path)
     assert runner.run_grid(runs, jobs=2) == {"finished": runs}
-    line = capsys.readouterr().err.split("\r")[-1]
-    assert "5/5 runs" in line and "10/10" in line
+    lines = capsys.readouterr().err.splitlines()
+    assert "5/5 runs" in lines[-1] and "10/10 epochs" in lines[-1]
+    assert 5 < len(lines) < 12 and not any("\r" in line for line in lines)  # one where a run begins or ends
     runner.run_grid(runs)
     assert all(len(starts(run)) == 1 for run in runs)
     if len(os.sched_getaffinity(0)) > 1:  # the first two ran at the same time
         one, two = (set(json.loads(starts(run)[0].partition(" ")[2])) for run in runs[:2])
         assert one and two and not one & two
+
+
+def write_history(run, *seconds):
+    run.folder.mkdir(exist_ok=True)
+    rows = [f"{i + 1},{value}" for i, value in enumerate(seconds)]
+    (run.folder / "history.csv").write_text("\n".join(["epoch,seconds", *rows]) + "\n")
+
+
+def finish(run):
+    (run.folder / "result.json").write_text("{}")
+
+
+def test_the_time_left_counts_the_epochs_of_each_row_as_they_are_now(tmp_path):
+    """Two rows, two seeds, 10 epochs each: a row of 2 s per epoch, and one of 30 s."""
+    rows = "rows: [{name: small}, {name: large, arch: xcp}]\n"
+    (tmp_path / "two.yaml").write_text(rows)
+    runs = runs_in(tmp_path / "runs", seeds=2, epochs=10, experiments=str(tmp_path / "two.yaml"))
+    (tmp_path / "runs").mkdir()
+    small, large, small_1, large_1 = runs
+    write_history(small, *[9.0] * 4)  # of a session before, when the machine was slower
+    left = runner.TimeLeft(runs, jobs=1)
+    assert left.seconds([small]) == 6 * 9 + 30 * 9  # nothing else is known yet
+    write_history(small, *[9.0] * 4, *[2.0] * 6)
+    finish(small)
+    left.ended(small, seconds=15)  # 3 s beside the epochs
+    assert left.seconds([large]) == 3 * (3 + 10 * 2)
+    write_history(large, 100.0, 30.0, 30.0, 30.0, 30.0, 30.0)  # the first, with the compilation, counts no longer
+    assert left.seconds([large]) == (3 + 4 * 30) + (3 + 10 * 2) + (3 + 10 * 30)
+    left.jobs = 2
+    assert left.seconds([large, small_1]) == 3 + 10 * 30  # large_1 alone takes longer than half of all
+    with only_writer(large_1.folder):  # in another process
+        left.jobs = 1
+        assert left.seconds([large]) == (3 + 4 * 30) + (3 + 10 * 2)
+    for run in (large, small_1, large_1):
+        left.ended(run, 1.0)
+    assert left.seconds([]) == 0
+    assert runner.TimeLeft(runs_in(tmp_path / "none"), 1).seconds([]) is None
 
 
 def test_a_failed_run_is_recorded_and_the_others_continue(tmp_path, stand_in):
