@@ -1,4 +1,4 @@
-"""What a detector returns, how faces are ranked, and how overlapping boxes are merged."""
+"""The Face and Detector types, the ranking of faces, and the merging of overlapping boxes."""
 
 from __future__ import annotations
 

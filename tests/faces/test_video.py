@@ -19,14 +19,14 @@ from conftest import ROOT, run_python
 from PIL import Image
 
 import test as test_module
-import video_command
 from faces import drawing, video
 from faces.face import Face
 from faces.timeline import BINS, MAX_PEOPLE, Timeline
 from files import UserError
 from images import read_image
 from plots import COLORS
-from video_command import recognize_video
+from recognition import video_command
+from recognition.video_command import recognize_video
 
 RED, BLUE = (200, 30, 40), (30, 60, 210)
 NAMES = ("Calm", "Glad", "Cross")
