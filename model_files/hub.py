@@ -51,7 +51,9 @@ def _fetched(address: str) -> Path:
 
     try:
         path = huggingface_hub.hf_hub_download(found["repository"], found["file"], revision=found["revision"])
-    except Exception as error:  # of huggingface_hub, of its HTTP library or the disk: they have no common class but this
+    except (
+        Exception
+    ) as error:  # of huggingface_hub, of its HTTP library or the disk: they have no common class but this
         raise UserError(f"{address}: {_reason(error, **found.groupdict())}") from None
     _check_digest(Path(path), address)
     return Path(path)
