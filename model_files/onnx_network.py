@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class OnnxNetwork:
             raise UserError(f"{path}: no such weights file")
         if importlib.util.find_spec("onnxruntime") is None:
             raise UserError(f"{path}: onnxruntime, which runs it, is not installed here; run: pip install onnxruntime")
+        # Read at the import. Otherwise ONNX Runtime 1.32 sends events to Microsoft.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
 
         self._arguments = str(Path(path).absolute()), gpu

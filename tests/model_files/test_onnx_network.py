@@ -8,6 +8,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import run_python
 
 from files import UserError
 from model_files import onnx_network
@@ -105,6 +106,19 @@ def test_an_older_export_without_k_and_d_takes_them_from_its_outputs(tmp_path):
     }
     network = OnnxNetwork(write_toy(tmp_path / "old.onnx", info=json.dumps({**old, "origin": "a test"})))
     assert network.info == INFO
+
+
+@needs_onnx
+def test_the_runtime_sends_nothing_about_its_use(tmp_path, monkeypatch):
+    """Its telemetry begins with a session file in the folder for temporary files."""
+    write_toy(tmp_path / "toy.onnx")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    code = "import sys; from model_files.onnx_network import OnnxNetwork; OnnxNetwork(sys.argv[1], gpu=False)"
+    done = run_python("-c", code, tmp_path / "toy.onnx")
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_a_missing_file_and_a_missing_runtime_are_refused(tmp_path, monkeypatch):
