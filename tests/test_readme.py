@@ -188,7 +188,12 @@ def run_together(words: Sequence[str], folder: Path) -> str:
     count = int(words[words.index("--processes") + 1])
     commands = [[*words, "--process-id", str(rank), "--coordinator", address] for rank in range(count)]
     started = [start(command, folder) for command in commands]
-    return [finish(process, command) for process, command in zip(started, commands, strict=True)][0]
+    try:
+        outputs = [finish(process, command) for process, command in zip(started, commands, strict=True)]
+    finally:
+        for process in started:
+            process.kill()
+    return outputs[0]
 
 
 def start(words: Sequence[str], folder: Path) -> subprocess.Popen:
