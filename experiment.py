@@ -1,4 +1,4 @@
-"""Does one run: data, network, loss, training, report.
+"""Executes one run: data, network, loss, training, report.
 
 A run is a folder: `config.json`, `env.json`, `state.h5` (to continue after an interruption), `history.csv`,
 `best.weights.h5`, and at the end `result.json`, `predictions.npz` and the figures.

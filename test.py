@@ -9,15 +9,16 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-import faces
 import runtime
 from command_line import Range, parse_command
 from config import Backend, DatasetName
 from data_helper import Split
 from files import UserError, run_command
+from recognition.recognize_command import RecognizeConfig, recognize
+from recognition.video_command import VideoConfig, video
 from test_model import DEFAULT_WEIGHTS, Recognition, TestModels, is_onnx
 
-__all__ = ["Recognition", "TestModels"]  # as the published repository's users import them
+__all__ = ["Recognition", "TestModels"]  # kept for code that was written for the published repository
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,40 +35,9 @@ class EvaluateConfig:
     """Where the report goes; None is runs/evaluate-<weights>-<dataset>-<split>."""
     flip: bool = False
     """Average the probabilities of each image and its mirror image (test-time augmentation)."""
-    batch_size: int = 256
-    seed: int = 0
+    batch_size: Annotated[int, Range(1, 1_000_000)] = 256
+    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
     """Seed of the bootstrap intervals and of the t-SNE figure."""
-    backend: Backend = "tensorflow"
-    debug: bool = False
-    """Show tracebacks."""
-
-
-@dataclasses.dataclass(frozen=True)
-class RecognizeConfig:
-    """Names the expression of each face in images, best face first."""
-
-    images: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Image files, folders (without their subfolders), or patterns in quotes ('photos/**/*.jpg')."""
-    weights: str | None = None
-    """Model file, as for evaluate, or an exported .onnx; None is trained_models/fer2013_mini_xcp.weights.h5."""
-    json: bool = False
-    """Print one JSON object per face instead of a table."""
-    save: str | None = None
-    """Folder for copies of the images with boxes and labels."""
-    explain: str | None = None
-    """PNG to write that shows which parts of the face speak for its label; a folder for several images."""
-    require_face: bool = False
-    """End with exit code 2 when an image has no face."""
-    detect_face: bool = True
-    """Find the faces first; an image that is a face crop already is used whole. Without, every image is."""
-    detector: faces.DetectorName = "auto"
-    """What finds the faces (docs/faces.md); auto is mtcnn where it is installed, else haar."""
-    detector_file: str | None = None
-    """Model file of yunet; None fetches it once."""
-    align: bool = False
-    """Turn the eyes level, where the detector gives landmarks."""
-    batch_size: Annotated[int, Range(1, None)] = 64
-    """Faces per step of the network."""
     backend: Backend = "tensorflow"
     debug: bool = False
     """Show tracebacks."""
@@ -148,23 +118,6 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     return result
 
 
-def recognize(settings: RecognizeConfig) -> None:
-    """Prints the expression of each face, as a table or as one JSON object per line.
-
-    Raises:
-        UserError: after everything else is printed: an image that cannot be read, or without a face that is required.
-    """
-    import recognize_command
-
-    model = TestModels(
-        settings.weights,
-        GPU=is_onnx(settings.weights) or runtime.has_gpu(),
-        detector=settings.detector,
-        detector_file=settings.detector_file,
-    )
-    recognize_command.run(model, settings)
-
-
 def convert(settings: ConvertConfig) -> None:
     """Writes any model file in our own form, whole or not at all.
 
@@ -219,6 +172,7 @@ def describe(settings: DescribeConfig) -> None:
 
 _COMMANDS = {
     "recognize": (RecognizeConfig, recognize),
+    "video": (VideoConfig, video),
     "evaluate": (EvaluateConfig, evaluate),
     "convert": (ConvertConfig, convert),
     "export": (ExportConfig, export),
@@ -230,7 +184,8 @@ def main() -> None:
     settings = parse_command({name: cls for name, (cls, _) in _COMMANDS.items()}, description=__doc__)
     if isinstance(settings, RecognizeConfig) and not settings.images:
         raise UserError("recognize: expected one or more images, received none")
-    if not (isinstance(settings, RecognizeConfig) and is_onnx(settings.weights)):
+    chooses_itself = isinstance(settings, VideoConfig)  # after its clip or camera is open
+    if not chooses_itself and not (isinstance(settings, RecognizeConfig) and is_onnx(settings.weights)):
         runtime.choose_backend(settings.backend)
     run = next(run for cls, run in _COMMANDS.values() if isinstance(settings, cls))
     run(settings)

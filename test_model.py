@@ -11,13 +11,12 @@ import numpy as np
 from tqdm import tqdm
 
 import faces
-import recognition
 import runtime
 from files import UserError
-from image_inputs import ImageInput, Inputs, copy_of, from_array, from_pil, is_pil, open_inputs, unusable
 from images import resize_image
 from model_files import onnx_network
-from recognition import ImageResult, Recognition, Results
+from recognition import ImageResult, Recognition, Results, results
+from recognition.inputs import ImageInput, Inputs, copy_of, from_array, from_pil, is_pil, open_inputs, unusable
 
 if TYPE_CHECKING:
     from explain import Explanation
@@ -197,11 +196,11 @@ class TestModels:
         result = {"name": item.name, "size": (width, height), "source": copy_of(item.source, image)}
         found = self.detector.detect(image) if detect_face else []
         if not detect_face or faces.is_face_crop(image, found):
-            face = recognition.kept(image, self.input_size)
+            face = results.kept(image, self.input_size)
             return result, [{"image": face, "box": (0, 0, width, height)}]
         cut = []
         for face in found:
-            pixels = recognition.kept(faces.crop(image, face, align), self.input_size)
+            pixels = results.kept(faces.crop(image, face, align), self.input_size)
             x, y, side = faces.pixel_square(face)
             landmarks = {"score": face.score, "landmarks": face.landmarks}
             cut.append({"image": pixels, "box": (x, y, side, side), **landmarks})

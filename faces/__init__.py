@@ -8,8 +8,8 @@
 
 Detectors (docs/faces.md has recall and times):
 
-- ``haar``: OpenCV's cascade, always there; frontal upright faces, no landmarks.
-- ``mtcnn``: finds more and invents less, five landmarks; its weights come with the package ``mtcnn``.
+- ``haar``: OpenCV's cascade, always available; frontal upright faces, no landmarks.
+- ``mtcnn``: finds more faces with fewer false detections, and five landmarks; its weights are in the package ``mtcnn``.
 - ``yunet``: OpenCV's `cv2.FaceDetectorYN`; its file of 230 kB is fetched once into the user's cache folder, or named.
 - ``auto``: ``mtcnn`` where its package is installed, else ``haar``. It never fetches anything.
 

@@ -24,8 +24,8 @@ class Frame:
 
 # Medians on pasted faces: python benchmarks/face_detection.py --only framing; docs/faces.md has their spread.
 FRAMES = {"haar": Frame(1.02), "mtcnn": Frame(1.112, 0.019, 0.003)}
-# The same for the square of `landmark_square`. Landmarks mean the same for every detector, so this frame serves where
-# a detector's own boxes were not measured (yunet), and faces that are turned.
+# The same for the square of `landmark_square`. It is used for yunet, whose boxes were not measured, and for turned
+# faces: landmarks do not depend on the detector.
 LANDMARK_FRAME = Frame(1.853, 0.017, 0.019)
 
 # The reference centre lies this share of the way from between the eyes to the mouth: it varies least there.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from files import UserError
+from model_files import hub
 from model_files.description import ATTRIBUTE, ExportInfo, from_json
 
 _LONGEST_REASON = 400
@@ -29,6 +30,7 @@ class OnnxNetwork:
     """
 
     def __init__(self, path: str | Path, gpu: bool = True):
+        path = hub.local_file(path)
         if not Path(path).is_file():
             raise UserError(f"{path}: no such weights file")
         if importlib.util.find_spec("onnxruntime") is None:
@@ -40,6 +42,8 @@ class OnnxNetwork:
         wanted = ("CUDAExecutionProvider", "CPUExecutionProvider") if gpu else ("CPUExecutionProvider",)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; they come back as exceptions too
+        # Threads that wait for the next call at full load take the cores from what runs in between (a video's frames).
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path), options, providers=[name for name in wanted if name in usable]

@@ -12,12 +12,12 @@ from conftest import ROOT, run_python, write_split
 from test_test_model import OneDetector, image, save
 
 import faces
-import recognize_command
 import test as test_module
 import test_model
 from config import DatasetName
 from datasets import CLASS_NAMES
 from files import UserError
+from recognition import recognize_command
 from test import EvaluateConfig, TestModels
 
 # What TensorFlow's libraries write while they are loaded; `runtime` lets it through where there is a GPU's driver.

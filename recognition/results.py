@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from files import UserError, whole_file
-from image_inputs import IMAGE_ENDINGS, ImageInput
 from images import read_image, resize_image
+from recognition.inputs import IMAGE_ENDINGS, ImageInput
 
 if TYPE_CHECKING:
     import pandas

@@ -12,7 +12,7 @@ from PIL import Image
 
 from files import UserError
 from images import read_image
-from recognition import ImageResult, Recognition, Results, kept
+from recognition.results import ImageResult, Recognition, Results, kept
 
 CLASSES = ("Neutral", "Happy", "Sad")
 BLUE = (0, 114, 178)  # what boxes are drawn with

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from files import UserError
-from image_inputs import copy_of, open_inputs
+from recognition.inputs import copy_of, open_inputs
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
 GRAY = PIXELS[..., 0]

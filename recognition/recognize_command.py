@@ -2,22 +2,71 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
 
+import tyro
 from tqdm import tqdm
 
+import faces
+import runtime
+from command_line import Range
+from config import Backend
 from files import UserError
-from image_inputs import IMAGE_ENDINGS, Inputs, open_inputs
-from recognition import ImageResult, Recognition, unique_names
-from test_model import TestModels
+from recognition.inputs import IMAGE_ENDINGS, Inputs, open_inputs
+from recognition.results import ImageResult, Recognition, unique_names
+from test_model import TestModels, is_onnx
 
-if TYPE_CHECKING:
-    from test import RecognizeConfig
+
+@dataclasses.dataclass(frozen=True)
+class RecognizeConfig:
+    """Names the expression of each face in images, best face first."""
+
+    images: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Image files, folders (without their subfolders), or patterns in quotes ('photos/**/*.jpg')."""
+    weights: str | None = None
+    """Model file, as for evaluate, or an exported .onnx; None is trained_models/fer2013_mini_xcp.weights.h5."""
+    json: bool = False
+    """Print one JSON object per face instead of a table."""
+    save: str | None = None
+    """Folder for copies of the images with boxes and labels."""
+    explain: str | None = None
+    """PNG to write that shows which parts of the face speak for its label; a folder for several images."""
+    require_face: bool = False
+    """End with exit code 2 when an image has no face."""
+    detect_face: bool = True
+    """Find the faces first; an image that is a face crop already is used whole. Without, every image is."""
+    detector: faces.DetectorName = "auto"
+    """What finds the faces (docs/faces.md); auto is mtcnn where it is installed, else haar."""
+    detector_file: str | None = None
+    """Model file of yunet; None fetches it once."""
+    align: bool = False
+    """Turn the eyes level, where the detector gives landmarks."""
+    batch_size: Annotated[int, Range(1, 1_000_000)] = 64
+    """Faces per step of the network."""
+    backend: Backend = "tensorflow"
+    debug: bool = False
+    """Show tracebacks."""
+
+
+def recognize(settings: RecognizeConfig) -> None:
+    """Prints the expression of each face, as a table or as one JSON object per line.
+
+    Raises:
+        UserError: after everything else is printed: an image that cannot be read, or without a face that is required.
+    """
+    model = TestModels(
+        settings.weights,
+        GPU=is_onnx(settings.weights) or runtime.has_gpu(),
+        detector=settings.detector,
+        detector_file=settings.detector_file,
+    )
+    run(model, settings)
 
 
 def run(model: TestModels, settings: RecognizeConfig) -> None:
