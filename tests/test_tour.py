@@ -58,7 +58,9 @@ def test_every_cell_runs_in_another_folder_without_a_notice(executed):
     assert not notices(notebook)
     check_facts(notebook)
     assert [path.name for path in folder.iterdir()] == ["tour"]
-    assert {"group.jpg", "faces.csv", "why.png"} <= {path.name for path in (folder / "tour").iterdir()}
+    assert {"group.jpg", "faces.csv", "clip-faces.mp4", "clip.csv", "why.png"} <= {
+        path.name for path in (folder / "tour").iterdir()
+    }
     assert not (ROOT / "tour").exists() and not (TOUR.parent / "tour").exists()
 
 
@@ -75,10 +77,14 @@ def check_facts(notebook: nbformat.NotebookNode) -> None:
     columns = ["image", "face", "x", "y", "width", "height", "score", "label", "Neutral", "Happy", "Sad", "Surprise"]
     assert re.findall(r"<th>([A-Za-z]+)</th>", table) == [*columns, "Fear", "Disgust", "Anger"]
     assert text_of(cell(notebook, "predict")) == "((7, 7), (7, 7, 256))"
+    assert [line.split()[0] for line in text_of(cell(notebook, "video")).split("\n")[:3]] == ["1", "2", "3"]
+    assert {"<th>time</th>", "<th>identity</th>"} <= set(
+        re.findall(r"<th>\w+</th>", cell(notebook, "video-table").outputs[0].data["text/html"])
+    )
     training = text_of(cell(notebook, "train"))
     assert "1400 images" in training and re.search(r"^accuracy +\d+\.\d+%", training, re.M)
     # Chance is 14%.
     assert float(re.search(r"synthetic/test: accuracy (\d+\.\d)%", text_of(cell(notebook, "result")))[1]) > 25
-    for name in ("photograph", "several", "batch", "grid", "tsne", "result", "trained", "explain"):
+    for name in ("photograph", "several", "batch", "video", "grid", "tsne", "result", "trained", "explain"):
         (image,) = shown_images(cell(notebook, name))
         assert min(image.shape[:2]) > 100 and len(set(image.ravel()[::97].tolist())) > 20, name
