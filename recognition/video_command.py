@@ -18,7 +18,7 @@ from tqdm import tqdm
 import runtime
 from command_line import Range
 from config import Backend
-from faces import Detector, DetectorName, crop, open_detector, square
+from faces import Detector, DetectorName, crop, open_detector, pixel_square
 from files import UserError, whole_file
 
 if TYPE_CHECKING:
@@ -198,11 +198,9 @@ def _recognize(model: TestModels, tracker, frame: Frame, smooth: float) -> list[
     people = []
     for track, new in zip(tracks, probabilities, strict=True):
         smoothed = track.smooth(new, frame.seconds, smooth)
-        x, y, side = square(track.face)
-        n = max(1, round(side))  # as `faces.crop` cuts it
-        box = (round(x + (side - n) / 2), round(y + (side - n) / 2), n, n)
+        x, y, side = pixel_square(track.face)
         code = int(np.argmax(smoothed))
-        people.append(Seen(track.identity, box, track.face.score, track.detected, code, smoothed))
+        people.append(Seen(track.identity, (x, y, side, side), track.face.score, track.detected, code, smoothed))
     return people
 
 
