@@ -51,7 +51,10 @@ class ImageInput:
         if self.problem is not None:
             raise UserError(self.problem)
         if isinstance(self.source, (str, Path)):
-            return read_image(self.source)
+            try:
+                return read_image(self.source)
+            except OSError as error:
+                raise UserError(f"{self.name}: cannot be read ({error.strerror or error})") from None
         if isinstance(self.source, bytes):
             return _rgb(decode_image(self.source, self.name))
         if is_pil(self.source):
@@ -80,7 +83,7 @@ def open_inputs(images: Any) -> Inputs:
     Args:
         images: a path, a folder (its image files, without subfolders), a pattern such as ``photos/*.jpg`` (``**`` for
             subfolders), the bytes of a file, a file object, a PIL image, an array (H, W, 3), (H, W, 1), (H, W) or
-            (N, H, W, 3), or a list or iterator of these.
+            (N, H, W, 3), (N, H, W), or a list or iterator of these.
 
     Raises:
         UserError: a folder without images, a pattern without files, or something that is none of these.
@@ -90,10 +93,10 @@ def open_inputs(images: Any) -> Inputs:
     if _is_one(images):
         found = _expand(images, "image")
         return Inputs(found, len(found), is_single=not _is_many(images))
-    if isinstance(images, np.ndarray) and images.ndim != 4:
+    if isinstance(images, np.ndarray) and not _is_stack(images.shape):
         raise UserError(f"images: {_expected_array(images)}")
     if not isinstance(images, Iterable) or isinstance(images, dict):
-        raise UserError(f"images: {_unusable(images)}")
+        raise UserError(f"images: {unusable(images)}")
     if not hasattr(images, "__len__"):
         return Inputs(_expand_each(images), None)
     found = list(_expand_each(images))
@@ -116,7 +119,7 @@ def _expand_each(images: Iterable[Any]) -> Iterator[ImageInput]:
 def _expand(image: Any, name: str) -> list[ImageInput]:
     if not isinstance(image, (str, Path)):
         if not _is_one(image):
-            raise UserError(f"{name}: {_unusable(image)}")
+            raise UserError(f"{name}: {unusable(image)}")
         if hasattr(image, "read"):
             image = image.read()
         if isinstance(image, (bytearray, memoryview)):
@@ -124,7 +127,16 @@ def _expand(image: Any, name: str) -> list[ImageInput]:
         if not (isinstance(image, bytes) or is_pil(image)):
             image = np.asarray(image)
         return [ImageInput(name, image)]
+    try:
+        return _expand_path(image)
+    except (OSError, ValueError) as error:  # no permission, a name that is too long or has a zero byte
+        raise UserError(f"{str(image)[:200]!r}: cannot be read ({error})") from None
+
+
+def _expand_path(image: str | Path) -> list[ImageInput]:
     path, text = Path(image), str(image)
+    if not text:
+        raise UserError("expected the path of an image, received an empty one")
     if "://" in text:
         problem = f"{text}: a URL is not fetched; download the image and name the file"
         return [ImageInput(text, image, problem)]
@@ -157,6 +169,11 @@ def _is_one(image: Any) -> bool:
         return True
     shape = getattr(image, "shape", None)
     return shape is not None and (len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3, 4)))
+
+
+def _is_stack(shape: tuple[int, ...]) -> bool:
+    """Whether an array has several images; three planes of one image are refused, not taken for three gray images."""
+    return len(shape) == 4 or (len(shape) == 3 and shape[0] not in (1, 3) and shape[-1] > 4)
 
 
 def _is_many(image: Any) -> bool:
@@ -246,12 +263,12 @@ def _expected_array(image: np.ndarray) -> str:
         return f"{message}; for 16-bit values: (image // 257).astype('uint8')"
     if image.dtype == bool:
         return f"{message}; for True as white: 255 * image.astype('uint8')"
-    if image.ndim == 3 and image.shape[0] in (1, 3):
+    if image.dtype == np.uint8 and image.ndim == 3 and image.shape[0] in (1, 3):
         return f"{message}; the channels come last: image.transpose(1, 2, 0)"
     return message
 
 
-def _unusable(image: Any) -> str:
+def unusable(image: Any) -> str:
     if image is None:
         return "expected an image, received None (cv2.imread returns None for a file that it cannot read)"
     expected = "expected a path, folder, pattern, bytes, PIL image or uint8 array, or a list of these"

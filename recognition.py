@@ -136,7 +136,7 @@ class ImageResult:
         picture = _draw(self._read(), self.faces)
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as temporary:
-            picture.save(temporary, quality=92)
+            picture.save(temporary, quality=92, subsampling=0)  # thin coloured lines stay sharp
 
     def _read(self) -> np.ndarray:
         if self.error is not None or self.source is None:
@@ -191,7 +191,8 @@ class Results(list):
         columns = ["image", "face", "x", "y", "width", "height", "score", "label", *self.class_names, "error"]
         table = pandas.DataFrame(rows, columns=columns)
         whole = {name: "Int64" for name in ("face", "x", "y", "width", "height")}
-        return table.astype(whole | {name: float for name in ("score", *self.class_names)})
+        numbers = {name: float for name in ("score", *self.class_names)}
+        return table.astype({**whole, **numbers, "label": "string", "error": "string"})
 
     def save(self, folder: str | Path) -> list[Path]:
         """Writes each image with boxes and labels, as ``<name>.jpg``; images that cannot be read are left out.

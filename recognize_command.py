@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from files import UserError
-from image_inputs import Inputs, open_inputs
+from image_inputs import IMAGE_ENDINGS, Inputs, open_inputs
 from recognition import ImageResult, Recognition, unique_names
 from test_model import TestModels
 
@@ -67,31 +68,41 @@ def _fields(name: str, number: int, face: Recognition) -> dict:
     return found | {"probabilities": face.probabilities}
 
 
+def terminal_columns() -> int | None:
+    """Width of the terminal that the rows go to; None when they go to a file or another program."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def _table(names: Sequence[str], class_names: Sequence[str]) -> Callable[[ImageResult], list[str]]:
-    """A function from a result to its rows; the first ones come with the table's head."""
-    widths = {"image": max(len("image"), *map(len, names)), "label": max(map(len, (*class_names, "unreadable")))}
-    head = f"{'image':<{widths['image']}}  {'label':<{widths['label']}}" + "".join(_cells(class_names, class_names))
-    waiting = [f"{head}  score  box"]
+    """A function from a result to its rows; the first ones come with the table's head.
+
+    A terminal that is too narrow for a column per class gets the label's probability only.
+    """
+    widths = {"image": max(map(len, ("image", *names))), "label": max(map(len, ("unreadable", *class_names)))}
+    cells = [max(6, len(name)) for name in class_names]
+    width = sum(widths.values()) + sum(cells) + 2 * len(cells) + len("    score  1234,1234 1234x1234")
+    columns = terminal_columns()
+    is_narrow = columns is not None and columns < width
+    if is_narrow:
+        class_names, widths["label"] = (), widths["label"] + len(" 100%")
+
+    def row(image: str, label: str, score: str = "", box: str = "", values: Sequence[str] = ()) -> str:
+        line = (f"{image:<{widths['image']}}", f"{label:<{widths['label']}}", f"{score:>5}", f"{box:<19}")
+        return "  ".join((*line, *(f"{value:>{cell}}" for value, cell in zip(values, cells, strict=False)))).rstrip()
+
+    head = [row("image", "label", "score", "box", class_names)]
 
     def rows(result: ImageResult) -> list[str]:
-        lines, waiting[:] = list(waiting), []
-        labels = [face.label for face in result.faces] or ["no face" if result.error is None else "unreadable"]
-        for i, label in enumerate(labels):
-            line = f"{result.name:<{widths['image']}}  {label:<{widths['label']}}"
-            if result.faces:
-                face = result.faces[i]
-                line += "".join(_cells(class_names, [f"{value:.1%}" for value in face.probabilities.values()]))
-                x, y, width, height = face.box
-                score = "whole" if face.score is None else f"{face.score:.2f}"
-                line += f"  {score:>5}  {x},{y} {width}x{height}"
-            lines.append(line.rstrip())
-        return lines
+        lines, head[:] = list(head), []
+        for face in result.faces:
+            x, y, width, height = face.box
+            score = "" if face.score is None else f"{face.score:.2f}"
+            values = [f"{face.probabilities[name]:.1%}" for name in class_names]
+            label = face.text if is_narrow else face.label
+            lines.append(row(result.name, label, score, f"{x},{y} {width}x{height}", values))
+        return lines if result.faces else [*lines, row(result.name, "unreadable" if result.error else "no face")]
 
     return rows
-
-
-def _cells(class_names: Sequence[str], values: Sequence[str]) -> list[str]:
-    return [f"  {value:>{max(6, len(name))}}" for name, value in zip(class_names, values, strict=True)]
 
 
 def _explanations(model: TestModels, target: str, inputs: Inputs) -> Callable[[ImageResult], None]:
@@ -100,7 +111,7 @@ def _explanations(model: TestModels, target: str, inputs: Inputs) -> Callable[[I
     is_file = path.suffix.lower() == ".png"
     if is_file and inputs.count != 1:
         raise UserError(f"--explain {target}: expected a folder for {inputs.count:,} images, received a PNG's name")
-    if not is_file and path.suffix and not path.is_dir():
+    if not is_file and path.suffix.lower() in IMAGE_ENDINGS:
         raise UserError(f"--explain {target}: expected a name that ends with .png, or a folder")
     model.check_explains()
     name_for = unique_names("")

@@ -55,7 +55,7 @@ class RecognizeConfig:
     save: str | None = None
     """Folder for copies of the images with boxes and labels."""
     explain: str | None = None
-    """PNG that shows which parts of the face speak for its label; a folder where there are several images."""
+    """PNG to write that shows which parts of the face speak for its label; a folder for several images."""
     require_face: bool = False
     """End with exit code 2 when an image has no face."""
     detect_face: bool = True
@@ -67,6 +67,7 @@ class RecognizeConfig:
     align: bool = False
     """Turn the eyes level, where the detector gives landmarks."""
     batch_size: Annotated[int, Range(1, None)] = 64
+    """Faces per step of the network."""
     backend: Backend = "tensorflow"
     debug: bool = False
     """Show tracebacks."""

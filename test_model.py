@@ -14,7 +14,7 @@ import faces
 import recognition
 import runtime
 from files import UserError
-from image_inputs import ImageInput, Inputs, copy_of, from_array, from_pil, is_pil, open_inputs
+from image_inputs import ImageInput, Inputs, copy_of, from_array, from_pil, is_pil, open_inputs, unusable
 from images import resize_image
 from model_files import onnx_network
 from recognition import ImageResult, Recognition, Results
@@ -293,12 +293,14 @@ def _as_list(images: Any) -> Iterable[Any]:
     if shape is not None and (len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3))):
         return [images]
     if not isinstance(images, Iterable):
-        raise UserError(f"images: expected an array or a list of arrays, received {type(images).__name__}")
+        raise UserError(f"images: {unusable(images)}")
     return images
 
 
 def _as_face(image: Any, size: int, index: int) -> np.ndarray:
     """One image as uint8 (size, size, 3)."""
     name = f"images[{index}]"
+    if image is None or isinstance(image, (str, bytes, Path)):
+        raise UserError(f"{name}: expected an array, received {type(image).__name__}; recognize takes files")
     pixels = from_pil(image, name) if is_pil(image) else from_array(image, name)
     return pixels if pixels.shape[:2] == (size, size) else resize_image(pixels, size)

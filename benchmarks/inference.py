@@ -101,12 +101,14 @@ def measure_warm(
     """A row a task, batch size and side: seconds a call (mean, p50, p99) and images a second."""
     import cv2
 
-    from images import largest_face, read_image, resize_image
+    from faces import crop
+    from images import read_image
     from test_model import TestModels
 
     keras_model = TestModels(weights, GPU=runtime.has_gpu())
     onnx_model = TestModels(exported["onnx"]) if "onnx" in exported else None
-    face = resize_image(largest_face(read_image(PHOTOGRAPH)), keras_model.input_size)
+    photograph = read_image(PHOTOGRAPH)
+    face = crop(photograph, keras_model.detector.detect(photograph)[0], size=keras_model.input_size)
     file = folder / "face.png"
     cv2.imwrite(str(file), face[..., ::-1])
     rows = []
@@ -141,18 +143,21 @@ def model_sides(keras_model, onnx_model, tflite: Path | None, faces: np.ndarray)
 
 def file_sides(keras_model, onnx_model, paths: list[Path], detect_face: bool) -> dict[str, Callable[[], object]]:
     """The ways from image files to labels, by name; the plain one reads, cuts, stacks and calls ``model.predict``."""
-    from images import largest_face, read_image, resize_image
+    from faces import crop
+    from images import read_image, resize_image
+
+    detector = keras_model.detector
 
     def plain():
         faces = [read_image(path) for path in paths]
-        faces = [largest_face(face) for face in faces] if detect_face else faces
+        faces = [crop(face, detector.detect(face)[0]) for face in faces] if detect_face else faces
         faces = [resize_image(face, keras_model.input_size) for face in faces]
         logits = keras_model.network.predict(np.stack(faces), batch_size=len(paths), verbose=0)["logits"]
         return [keras_model.class_names[code] for code in np.argmax(logits, axis=1)]
 
-    sides = {"model.predict": plain, "ours": lambda: keras_model.recognize(paths, detect_face, len(paths))}
+    sides = {"model.predict": plain, "ours": lambda: keras_model.recognize(paths, detect_face, batch_size=len(paths))}
     if onnx_model is not None:
-        sides["onnx"] = lambda: onnx_model.recognize(paths, detect_face, len(paths))
+        sides["onnx"] = lambda: onnx_model.recognize(paths, detect_face, batch_size=len(paths))
     return sides
 
 

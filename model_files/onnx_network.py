@@ -40,6 +40,7 @@ class OnnxNetwork:
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
 
+        self._arguments = str(Path(path).absolute()), gpu
         usable = onnxruntime.get_available_providers()
         wanted = ("CUDAExecutionProvider", "CPUExecutionProvider") if gpu else ("CPUExecutionProvider",)
         options = onnxruntime.SessionOptions()
@@ -52,6 +53,10 @@ class OnnxNetwork:
             reason = " ".join(str(error).split())[:_LONGEST_REASON]
             raise UserError(f"{path}: expected an ONNX file, found one that cannot be read ({reason})") from None
         self.info = self._read_info(path)
+
+    def __reduce__(self) -> tuple:
+        """Pickles the file's path, because ONNX Runtime's sessions cannot be pickled; the file must still be there."""
+        return OnnxNetwork, self._arguments
 
     def _read_info(self, path: str | Path) -> ExportInfo:
         """The description, which must be that of the inputs and outputs."""
