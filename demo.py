@@ -195,7 +195,7 @@ def build_page(models: Mapping[str, str], examples: Sequence[Path]) -> gradio.Bl
     """
     import gradio as gr
 
-    gr.set_static_paths([path.parent for path in examples])
+    gr.set_static_paths(list(examples))
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(_CLEANING_SECONDS, _CLEANING_SECONDS)) as page:
         gr.HTML(_HEAD, padding=False)
         with gr.Row(elem_id="layout"):

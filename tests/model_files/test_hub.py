@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.server
+import json
 import os
 import pickle
 import threading
@@ -17,7 +18,8 @@ from files import UserError
 from model_files import hub, model_file
 from run_identity import identity_of, planned_identity
 
-constants = pytest.importorskip("huggingface_hub.constants", reason="needs the package huggingface_hub")
+huggingface_hub = pytest.importorskip("huggingface_hub", reason="needs the package huggingface_hub")
+constants = pytest.importorskip("huggingface_hub.constants")
 COMMIT = "1234567890abcdef1234567890abcdef12345678"
 ADDRESS = "hf://somebody/faces/best.weights.h5"
 
@@ -220,3 +222,15 @@ def test_the_commands_take_it(server, tmp_path, monkeypatch):
     assert done.returncode == 0 and "mini_xcp" in done.stdout, done.stderr
     done = run_python("test.py", "recognize", "examples/astronaut.png", "--weights", "hf://somebody/faces/none.h5")
     assert done.returncode == 2 and "none.h5" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_head_of_the_model_card_has_the_measured_results():
+    """The Hub reads the card's head; people read its text."""
+    path = ROOT / "trained_models" / "README.md"
+    card = huggingface_hub.ModelCard.load(path)
+    measured = json.loads((path.parent / "fer2013_mini_xcp.result.json").read_text())
+    names = {"accuracy": "accuracy", "recall": "mean_class_recall", "f1": "macro_f1"}
+    found = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert found == {kind: round(100 * measured[name], 2) for kind, name in names.items()}
+    assert all(f"{value:.2f}%" in card.text for value in found.values())
+    assert card.data.license == "mit" and set(card.data.metrics) == set(names)
