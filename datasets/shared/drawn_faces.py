@@ -391,7 +391,7 @@ def draw_faces(
     orders = [np.random.default_rng((seed, block, 1)).permutation(num_classes) for block in blocks]
     labels = np.concatenate(orders)[:num_images].astype(np.int64)
     images = np.empty((num_images, size, size, 3), np.uint8)
-    for index in tqdm(range(num_images), desc="drawing faces", unit="face", disable=not progress):
+    for index in tqdm(range(num_images), desc="drawing faces", unit="face", disable=None if progress else True):
         rng = np.random.default_rng((seed, index))
         face = draw_face(random_actions(labels[index], rng), random_identity(rng), random_view(rng), size)
         grain = rng.uniform(0, 7) * rng.standard_normal((size, size, 1), np.float32)
