@@ -133,6 +133,7 @@ def evaluate(
             tsne_places=tsne_places,
         )
     title = f"{datasets.title(split.meta['dataset'])}, {split.meta['split']}, n = {len(split.labels):,}"
+    title += f", accuracy {scores['accuracy']:.2%}"
     plots.save_figures(folder, title, split.labels, probabilities, split.class_names, scores, tsne_rows, tsne_places)
     result = {
         "dataset": split.meta["dataset"],

@@ -185,7 +185,8 @@ def _check_accumulation(settings: TrainConfig, steps_per_epoch: int) -> None:
 def _formula(loss: custom_loss.AdCorreLoss) -> str:
     """How the total is made of the terms, which are shown unweighted: ``loss = 7.14 ce + 1 fd (docs/loss.md)``."""
     weighted = " + ".join(f"{loss.weights_by_term[term]:.3g} {term}" for term in loss.terms)
-    return f"loss = {weighted} (docs/loss.md)"
+    ramp = f"; all but ce rise from 0 over {loss.ramp_steps} batches" if loss.ramp_steps else ""
+    return f"loss = {weighted} (docs/loss.md{ramp})"
 
 
 def closing_lines(result: dict[str, Any], folder: Path, settings: TrainConfig) -> str:

@@ -30,6 +30,8 @@ _OPTION_TITLES = {
 _NOT_A_CHOICE = {"dataset", "seed", "run_dir", "data_dir", "debug", "backend"}
 # The total loss adds up other terms in each row, so it cannot be compared; the learning rate is no result.
 _NOT_COMPARED = ("loss", "accuracy", "learning_rate")
+_MOST_ROWS = 9  # with a panel of their own in one figure
+_PANELS_PER_LINE = 3
 
 
 class ReportFigure(NamedTuple):
@@ -58,11 +60,26 @@ def _path(folder: Path, rows: Sequence[Row], name: str) -> Path:
     return folder / f"{rows[0].dataset}-{name}.png"
 
 
-def _pair(rows: Sequence[Row]) -> list[Row]:
-    """The first row and Ad-Corre (or the last row with a finished run), without a row that has none."""
+def _shown(rows: Sequence[Row]) -> list[Row]:
+    """The rows that get a panel: all with a finished run, or of many the first, Ad-Corre and the most accurate."""
     there = [row for row in rows if row.runs]
-    chosen = next((row for row in there if row.name == AD_CORRE), there[-1])
-    return [rows[0]] * (rows[0] is not chosen and bool(rows[0].runs)) + [chosen]
+    if len(there) <= _MOST_ROWS:
+        return there
+    order = sorted(there, key=lambda row: -np.mean(row.values("accuracy")))
+    kept = list(dict.fromkeys([id(there[0]), *(id(row) for row in there if row.name == AD_CORRE), *map(id, order)]))
+    return [row for row in there if id(row) in kept[:_MOST_ROWS]]
+
+
+def _left_out(rows: Sequence[Row], shown: Sequence[Row], why: str) -> str:
+    """A sentence that names the rows without a panel, and why; empty where every row has one."""
+    missing = {row.name: why_empty(row) for row in rows if not row.runs}
+    others = [row for row in rows if row.runs and row not in shown]
+    if len(shown) == _MOST_ROWS:
+        why = f"only the first, {AD_CORRE} and the most accurate rows are shown, {_MOST_ROWS} in all"
+    missing |= {row.name: why for row in others}
+    return (
+        f" Without a panel: {'; '.join(f'{name} ({reason})' for name, reason in missing.items())}." if missing else ""
+    )
 
 
 def _wrapped(text: str) -> str:
@@ -108,8 +125,8 @@ def _save_accuracy(folder: Path, rows: Sequence[Row]) -> ReportFigure:
 
 
 def _save_confusion(folder: Path, rows: Sequence[Row]) -> ReportFigure | None:
-    """Confusion matrices of the first row, of Ad-Corre and of the paper, in percent of the true class."""
-    chosen = [row for row in _pair(rows) if row.values("confusion_matrix")]
+    """Confusion matrices of the rows and of the paper, in percent of the true class."""
+    chosen = [row for row in _shown(rows) if row.values("confusion_matrix")]
     if not chosen:
         return None
     names = chosen[0].results[0]["class_names"]
@@ -125,12 +142,14 @@ def _save_confusion(folder: Path, rows: Sequence[Row]) -> ReportFigure | None:
         panels.append((f"The paper's Ad-Corre\n{percent(paper.ad_corre['accuracy'])}%, as published", shares, "g"))
     path = _path(folder, rows, "confusion")
     with _matrix_figure(path, rows, panels, names, "Blues", (0, 100)) as (figure, panel_axes, image):
-        for axes in panel_axes:
+        for axes in panel_axes.flat[: len(panels)][-panel_axes.shape[1] :]:  # the lowest of each column
             axes.set_xlabel("Predicted expression")
-        panel_axes[0].set_ylabel("True expression")
+        for axes in panel_axes[:, 0]:
+            axes.set_ylabel("True expression")
         _color_bar(figure, image, panel_axes, "Share of the true class", PercentFormatter(decimals=0))
     source = f" The paper's numbers: {paper.ad_corre['source']}." if paper.ad_corre else ""
     caption = f"Percent of each true class, averaged over seeds, on {chosen[0].results[0]['split']}.{source}"
+    caption += _left_out(rows, chosen, "no confusion matrix in its results")
     return ReportFigure(path, "Confusion matrices", caption)
 
 
@@ -141,35 +160,49 @@ def _row_percent(counts: np.ndarray) -> np.ndarray:
 
 
 def _save_tsne(folder: Path, rows: Sequence[Row]) -> ReportFigure | None:
-    """t-SNE of the embeddings of the first row beside Ad-Corre's, of one seed that both have."""
-    chosen = _pair(rows)
-    shown = [{seed: run for seed, run in row.runs.items() if len(run.predictions["tsne_rows"])} for row in chosen]
-    shared = set(shown[0]).intersection(*shown)
-    if not shared:
+    """t-SNE of the embeddings of the rows, of the seed that most of them have."""
+    there = [
+        (row, {seed: run for seed, run in row.runs.items() if len(run.predictions["tsne_rows"])})
+        for row in _shown(rows)
+    ]
+    seeds = sorted(seed for _, runs in there for seed in runs)
+    if not seeds:
         return None
-    seed = min(shared)
+    seed = max(dict.fromkeys(seeds), key=seeds.count)  # the smallest of equals
+    chosen = [(row, runs[seed]) for row, runs in there if seed in runs]
     path = _path(folder, rows, "tsne")
-    count = len(shown[0][seed].predictions["tsne_rows"])
-    title = f"{measured_on(rows)} ({count:,} shown)"
-    with new_figure(path, 1.4 + 3.6 * len(chosen), 3.8, title) as figure:
-        panel_axes = figure.subplots(1, len(chosen), squeeze=False)[0]
+    count = len(chosen[0][1].predictions["tsne_rows"])
+    columns, lines = _grid_of(len(chosen))
+    with new_figure(path, 1.4 + 3.6 * columns, 3.8 * lines, f"{measured_on(rows)} ({count:,} shown)") as figure:
+        panel_axes = figure.subplots(lines, columns, squeeze=False)
         seen = []
-        for axes, row, runs in zip(panel_axes, chosen, shown, strict=True):
-            found = runs[seed].predictions
+        for axes, (row, run) in zip(panel_axes.flat, chosen, strict=False):
+            found = run.predictions
             seen.append(found["labels"][found["tsne_rows"]])
             draw_tsne(axes, seen[-1], found["tsne_places"])
-            axes.set_title(f"{_wrapped(row.name)}, {percent(runs[seed].result['accuracy'])}%")
-        expression_legend(figure, np.concatenate(seen), chosen[0].results[0]["class_names"])
+            axes.set_title(f"{_wrapped(row.name)}, {percent(run.result['accuracy'])}%")
+        for axes in panel_axes.flat[len(chosen) :]:
+            axes.set_axis_off()
+        expression_legend(figure, np.concatenate(seen), chosen[0][1].result["class_names"])
     caption = (
         f"t-SNE of all embeddings of {count:,} images, seed {seed}. Each panel has its own plane: compare which "
         "images are close together and which are apart, not the places."
     )
+    caption += _left_out(rows, [row for row, _ in chosen], f"no t-SNE of seed {seed}")
     return ReportFigure(path, "Embeddings on a plane", caption)
 
 
+def _grid_of(count: int) -> tuple[int, int]:
+    """Columns and lines of so many panels."""
+    columns = min(count, _PANELS_PER_LINE)
+    return columns, math.ceil(count / columns)
+
+
 def _save_correlations(folder: Path, rows: Sequence[Row]) -> ReportFigure | None:
-    """Correlations of the classes' mean embeddings: untrained, of the first row, of Ad-Corre."""
-    chosen = _pair(rows)
+    """Correlations of the classes' mean embeddings: of the first row untrained, then of the trained rows."""
+    chosen = [row for row in _shown(rows) if row.mean("correlations", "class_means") is not None]
+    if not chosen:
+        return None
     untrained = (f"{chosen[0].name}, untrained", chosen[0].mean("correlations_untrained", "class_means"))
     trained = [(row.name, row.mean("correlations", "class_means")) for row in chosen]
     panels = [
@@ -177,13 +210,12 @@ def _save_correlations(folder: Path, rows: Sequence[Row]) -> ReportFigure | None
         for title, means in (untrained, *trained)
         if means is not None
     ]
-    if not panels:
-        return None
     path = _path(folder, rows, "correlations")
     names = chosen[0].results[0]["class_names"]
     with _matrix_figure(path, rows, panels, names, "RdBu_r", (-1, 1)) as (figure, panel_axes, image):
         _color_bar(figure, image, panel_axes, "Pearson's correlation", None)
     caption = "Correlations between the mean embeddings of the classes, averaged over embeddings and seeds."
+    caption += _left_out(rows, chosen, "no correlations in its results")
     return ReportFigure(path, "Class means before and after training", caption)
 
 
@@ -206,15 +238,18 @@ def _matrix_figure(
     color_map: str,
     limits: tuple[float, float],
 ) -> Iterator[tuple[Figure, np.ndarray, AxesImage]]:
-    """Draws (C, C) matrices, each with its title and number format, side by side on one colour scale.
+    """Draws (C, C) matrices, each with its title and number format, on one colour scale.
 
-    Yields the figure, the axes and the last image.
+    Yields the figure, the axes (lines, columns) and the last image.
     """
     side = 0.42 * len(names)
     height = side + 0.75 + 0.17 * (1 + max(title.count("\n") for title, _, _ in panels))
-    with new_figure(path, 1.6 + (side + 0.15) * len(panels), height, measured_on(rows)) as figure:
-        panel_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-        for axes, (title, values, form) in zip(panel_axes, panels, strict=True):
+    columns, lines = _grid_of(len(panels))
+    with new_figure(path, 1.6 + (side + 0.15) * columns, height * lines, measured_on(rows)) as figure:
+        panel_axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
+        for axes in panel_axes.flat[len(panels) :]:
+            axes.set_axis_off()
+        for axes, (title, values, form) in zip(panel_axes.flat, panels, strict=False):
             image = axes.imshow(values, cmap=color_map, vmin=limits[0], vmax=limits[1])
             for row, column in zip(*np.nonzero(~np.isnan(values)), strict=True):
                 red, green, blue, _ = image.cmap(image.norm(values[row, column]))
@@ -234,7 +269,7 @@ def _matrix_figure(
 def _color_bar(
     figure: Figure, image: AxesImage, panel_axes: np.ndarray, label: str, form: PercentFormatter | None
 ) -> None:
-    bar = figure.colorbar(image, cax=panel_axes[-1].inset_axes([1.05, 0, 0.05, 1]), format=form)
+    bar = figure.colorbar(image, cax=panel_axes[0, -1].inset_axes([1.05, 0, 0.05, 1]), format=form)
     bar.set_label(label)
     bar.outline.set_visible(False)
 

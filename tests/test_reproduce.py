@@ -59,6 +59,11 @@ def test_a_grid_from_its_runs_to_its_report(place, monkeypatch, capsys):
 
     in_process(place, monkeypatch, *words("report", "--keep-results"))
     folder = place / "reports" / "synthetic-mine"
+    printed = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 80 for line in printed if str(error.parent) not in line)
+    (ce,) = [line for line in printed if line.startswith("CE ")]
+    assert f"{100 * json.loads(path.read_text())['accuracy']:.2f}" in ce and "1 of 1" in ce
+    assert any("reports/synthetic-mine/index.html" in line for line in printed)
     with open(folder / "results.csv", newline="") as file:
         (row,) = [row for row in csv.DictReader(file) if row["status"] == "done"]
     assert row["row"] == "CE" and float(row["accuracy"]) == json.loads(path.read_text())["accuracy"]

@@ -3,12 +3,116 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 
 import keras  # noqa: F401 - TensorFlow is running
 import pytest
+from conftest import ROOT, run_python
 
 import runtime
 from files import UserError
+
+NOTICE = re.compile(
+    r"absl|oneDNN|cuda|cuInit|rebuild TensorFlow|Memory patch|rendezvous|WARNING|[IWEF]\d{4} \d\d:", re.I
+)
+RECOGNIZE = f"""
+from test_model import TestModels
+TestModels(r"{{weights}}").recognize_fer(r"{ROOT / "examples" / "astronaut.png"}")
+"""
+# Every user's environment has neither of our tests' variables.
+PLAIN = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": None, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def plain_environment(monkeypatch):
+    for name, value in PLAIN.items():
+        monkeypatch.delenv(name, raising=False)
+        if value:
+            monkeypatch.setenv(name, value)
+
+
+@pytest.mark.slow
+def test_a_first_recognition_prints_no_notices(tiny_weights, plain_environment, tmp_path):
+    done = run_python("-c", RECOGNIZE.format(weights=tiny_weights), cwd=tmp_path)
+    assert done.returncode == 0 and len(done.stdout.split()) == 1
+    assert done.stderr in ("", "no GPU found: running on the CPU\n")
+
+
+@pytest.mark.slow
+def test_the_first_cell_of_a_notebook_prints_no_notices(tiny_weights, plain_environment, tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(RECOGNIZE.format(weights=tiny_weights))])
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    printed = "".join(output.get("text", "") for output in notebook.cells[0].outputs)
+    assert printed and not NOTICE.search(printed)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_a_terminal_shows_a_bar_and_no_notices_from_the_first_epoch_to_ctrl_c(plain_environment, tmp_path):
+    import pexpect
+
+    from datasets.synthetic import PrepareSyntheticConfig, write_synthetic_splits
+
+    write_synthetic_splits(PrepareSyntheticConfig(str(tmp_path), num_train=2000, num_val=28, num_test=28, size=24))
+    command = f"{ROOT / 'train.py'} --data-dir {tmp_path} --run-dir {tmp_path / 'run'} --epochs 50 --batch-size 20"
+    terminal = pexpect.spawn(
+        sys.executable, [*command.split(), "--input-size", "24"], dimensions=(24, 80), timeout=300, encoding="utf-8"
+    )
+    terminal.logfile_read = shown = open(tmp_path / "shown", "w+", encoding="utf-8")  # noqa: SIM115 - closed below
+    terminal.expect_exact("loss = 7.14 ce + 1 fd + 1 md + 1 ed")
+    terminal.expect(r"epoch  1/50 \|.*/100 .*loss")
+    terminal.expect(r"epoch  1/50  train: loss")
+    terminal.expect(r"epoch  2/50 \|.*loss")
+    terminal.sendintr()
+    terminal.expect_exact("stopped by Ctrl-C")
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    shown.seek(0)
+    text = shown.read()
+    shown.close()
+    assert terminal.exitstatus == 130 and "Traceback" not in text
+    assert not NOTICE.search(text)
+
+
+BROKEN = """
+import os
+os.write(2, b"why the library is broken\\n")
+raise ImportError("libcudart.so.99: cannot open shared object file")
+"""
+
+
+def test_a_failing_import_says_why(tmp_path):
+    """The backend's own words on file descriptor 2, and the error."""
+    (tmp_path / "tensorflow.py").write_text(BROKEN)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import runtime; runtime.import_keras()"
+    done = run_python("-c", code)
+    assert done.returncode == 1
+    assert "why the library is broken" in done.stderr and "libcudart.so.99" in done.stderr
+
+
+def test_errors_after_the_import_are_shown(capfd):
+    """File descriptor 2 is the screen again, also after an interruption."""
+    with pytest.raises(KeyboardInterrupt), runtime.notices_hidden():
+        os.write(2, b"a notice\n")
+        raise KeyboardInterrupt
+    with runtime.notices_hidden():
+        subprocess.run([sys.executable, "-c", "import os; os.write(2, b'a notice')"], check=True)
+    os.write(2, b"an error\n")
+    assert capfd.readouterr().err == "an error\n"
+
+
+def test_on_a_machine_with_a_driver_the_notices_say_why_tensorflow_has_no_gpu(capfd, monkeypatch):
+    monkeypatch.setattr(runtime, "_has_driver", lambda: True)
+    for found, shown in ((False, "why\n"), (True, "")):
+        monkeypatch.setattr(runtime, "has_gpu", lambda found=found: found)
+        with runtime.notices_hidden():
+            os.write(2, b"why\n")
+        assert capfd.readouterr().err == shown
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])

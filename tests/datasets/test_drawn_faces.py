@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import sys
 
 import cv2
 import numpy as np
@@ -86,12 +88,15 @@ def test_classes_come_in_random_order():
     assert tuple(range(7)) not in rounds
 
 
-def test_progress_shows_a_bar_and_changes_nothing(capfd):
-    quiet, _ = draw_faces(3, size=16)
-    assert capfd.readouterr().err == ""
-    loud, _ = draw_faces(3, size=16, progress=True)
-    assert "3/3" in capfd.readouterr().err
-    assert np.array_equal(quiet, loud)
+def test_progress_shows_a_bar_on_a_terminal_and_changes_nothing(monkeypatch):
+    for on_terminal in (False, True):
+        monkeypatch.setattr(sys, "stderr", screen := io.StringIO())
+        screen.isatty = lambda shown=on_terminal: shown
+        quiet, _ = draw_faces(3, size=16)
+        assert screen.getvalue() == ""
+        loud, _ = draw_faces(3, size=16, progress=True)
+        assert ("3/3" in screen.getvalue()) == on_terminal  # a log file holds no bar
+        assert np.array_equal(quiet, loud)
 
 
 def test_arguments_out_of_range_are_named():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -131,7 +132,9 @@ def test_tsne_shows_one_seed_of_both(tmp_path, drawn, two_rows):
         assert axes.get_title() == f"{row.name}, {100 * row.runs[1].result['accuracy']:.2f}%"
     legend = [text.get_text() for text in drawn["fer2013-tsne.png"].legends[0].get_texts()]
     assert legend == list(CLASSES)
-    assert figures._save_tsne(tmp_path, [with_seeds(two_rows[0], 0), rows[1]]) is None  # no shared seed
+    apart = figures._save_tsne(tmp_path, [with_seeds(two_rows[0], 0), rows[1]])
+    assert len(drawn["fer2013-tsne.png"].axes) == 1
+    assert f"Without a panel: {AD_CORRE} (no t-SNE of seed 0)" in apart.caption
 
 
 def test_accuracy_shows_every_seed_the_mean_and_what_is_missing(tmp_path, drawn, two_rows):
@@ -270,3 +273,20 @@ def test_the_overlap_test_finds_an_overlap():
 
 def test_cells_have_a_true_minus_and_no_minus_zero():
     assert [figures._number(value, ".2f") for value in (-0.004, -0.25, 1)] == ["0.00", "\u22120.25", "1.00"]
+
+
+def test_every_row_has_a_panel_or_a_word_on_why_not(tmp_path, drawn, two_rows, monkeypatch):
+    one, two = two_rows
+    third, fourth = dataclasses.replace(two, name="another"), dataclasses.replace(one, name="later", runs={})
+    made = {figure.path.stem: figure for figure in figures.save_figures(tmp_path, [two, one, third, fourth])}
+    for name, more in (("confusion", 1), ("correlations", 1), ("tsne", 0)):  # more: the paper's; the untrained one
+        titles = [axes.get_title().split("\n")[0].split(",")[0] for axes in drawn[f"fer2013-{name}.png"].axes]
+        assert {AD_CORRE, "CE", "another"} <= set(titles) and "later" not in titles
+        assert len([title for title in titles if title]) == 3 + more
+        assert made[f"fer2013-{name}"].caption.endswith(" Without a panel: later (not run).")
+    monkeypatch.setattr(figures, "_MOST_ROWS", 2)
+    many = [one, third, two]  # `third` is as good as Ad-Corre
+    caption = figures._save_confusion(tmp_path, many).caption
+    assert (
+        "Without a panel: another (only the first, Ad-Corre and the most accurate rows are shown, 2 in all)" in caption
+    )
