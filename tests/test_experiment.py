@@ -254,6 +254,38 @@ def test_options_train(data_dir, tmp_path):
     assert np.isfinite(rows[0]["loss"]) and "fd" in rows[0] and "md" not in rows[0]
 
 
+def test_options_reach_the_loss_the_batches_the_network_and_the_saved_weights(data_dir, tmp_path, monkeypatch):
+    """In place of `fit`, a best epoch is saved while every moving average is 0.5."""
+    given = {}
+
+    def fit(model, batches, callbacks, **options):
+        given.update(model=model, batches=batches)
+        (averaged,) = (callback for callback in callbacks if isinstance(callback, training.AveragedWeights))
+        (run_state,) = (callback for callback in callbacks if isinstance(callback, training.RunState))
+        averaged.set_model(model)
+        for average in model.optimizer._model_variables_moving_average:
+            average.assign(np.full(average.shape, 0.5, "float32"))
+        run_state.save_best({"epoch": 1, "val_accuracy": 0.5})
+
+    monkeypatch.setattr(training.AdCorreTrainer, "fit", fit)
+    wanted = settings(
+        data_dir,
+        tmp_path,
+        balanced=True,
+        loss=config.LossConfig(ramp_epochs=2.5),
+        optimizer=config.OptimizerConfig(average=0.9),
+        model=config.ModelConfig(num_embeddings=2, embedding_size=8, input_size=24, dropout=0.125),
+    )
+    experiment._train(wanted, tmp_path, experiment._open_splits(wanted), GROUP_OF_ONE)
+    model = given["model"]
+    assert model.loss_layer.ramp_steps == 10, "2.5 epochs of 120 images in batches of 30"
+    assert given["batches"].balanced
+    assert model.network.get_layer("dropout").rate == 0.125
+    saved, _ = model_file.load_model(tmp_path / "best.weights.h5")
+    assert all(np.all(np.asarray(weight) == 0.5) for weight in saved.trainable_variables)
+    assert not any(np.all(np.asarray(weight) == 0.5) for weight in model.network.trainable_variables)
+
+
 def test_a_run_says_what_its_loss_is_and_ends_with_what_comes_next(whole_run, data_dir, capfd):
     again = settings(data_dir, whole_run, epochs=EPOCHS)
     result, folder = experiment.train_and_report(again)

@@ -219,9 +219,10 @@ def test_read_image_refuses_a_huge_file(tmp_path):
 
 
 def test_shrinking_averages_over_area():
-    """A checkerboard of 0 and 200 has the mean 100 in every 2 x 2 block; picking pixels would give 0 or 200."""
-    board = (np.indices((8, 8)).sum(0) % 2 * 200).astype(np.uint8)[..., None]
-    assert np.array_equal(resize_image(board, 4), np.full((4, 4, 1), 100))
+    """One pixel of 225 in each 3 x 3 block is a mean of 25; linear interpolation would take the middle pixel, 0."""
+    image = np.zeros((12, 12, 1), np.uint8)
+    image[::3, ::3] = 225
+    assert np.array_equal(resize_image(image, 4), np.full((4, 4, 1), 25))
 
 
 def test_growing_interpolates():

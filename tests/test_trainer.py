@@ -109,11 +109,11 @@ def test_gradients_left_over_at_the_end_of_the_run_are_applied(schedule, average
 
 
 class FirstWeight(keras.callbacks.Callback):
-    """Notes one weight after each step, and what the validation after each epoch sees."""
+    """Notes one weight after each step, what the validation after each epoch sees, and what the next epoch starts from."""
 
     def __init__(self):
         super().__init__()
-        self.steps, self.measured = [], []
+        self.steps, self.measured, self.kept = [], [], []
 
     def _now(self):
         return np.array(self.model.trainable_variables[0]).copy()
@@ -123,6 +123,9 @@ class FirstWeight(keras.callbacks.Callback):
 
     def on_test_batch_begin(self, batch, logs=None):
         self.measured.append(self._now())
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.kept.append(self._now())
 
 
 def test_the_average_of_the_weights_is_what_is_measured_and_saved():
@@ -141,6 +144,7 @@ def test_the_average_of_the_weights_is_what_is_measured_and_saved():
         average = (average + weight) / 2
     np.testing.assert_allclose(watch.measured[1], average, rtol=1e-5, atol=1e-7)
     assert not np.allclose(watch.steps[1], watch.measured[0], rtol=1e-3)
+    np.testing.assert_array_equal(watch.kept, [watch.steps[1], watch.steps[3]], "training goes on from its own weights")
     before = np.array(model.trainable_variables[0]).copy()
     with averaged.in_place():
         np.testing.assert_allclose(model.trainable_variables[0], average, rtol=1e-5, atol=1e-7)
@@ -157,6 +161,34 @@ def small_trainer(embedding_size=8, config=OptimizerConfig()):  # noqa: B008 - f
     model.build((None, 24, 24, 1))
     model.optimizer.build(model.trainable_variables)
     return model
+
+
+def test_the_losses_of_an_epoch_are_means_over_its_images():
+    """Batches of 7 and 2 images: each batch's mean counts by its size."""
+    model = training.AdCorreTrainer(keras.layers.Identity(), custom_loss.AdCorreLoss(7))
+    rng, batches = np.random.default_rng(0), []
+    for size in (7, 2):
+        labels = keras.ops.arange(size, dtype="int32")
+        shapes = {"logits": (size, 7), "embeddings": (size, 2, 4)}
+        outputs = {name: keras.ops.convert_to_tensor(rng.normal(size=s), "float32") for name, s in shapes.items()}
+        model.compute_loss(y=labels, y_pred=outputs, training=False)
+        batches.append(model.loss_layer(labels, **outputs, training=False))
+    for name, mean in {"loss": model.total, **{mean.name: mean for mean in model.term_means}}.items():
+        large, small = (float(values[name]) for values in batches)
+        assert float(mean.result()) == pytest.approx((7 * large + 2 * small) / 9, rel=1e-6), name
+        assert large != pytest.approx(small, rel=1e-3), name
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run(loss):
+    stop = training.StopAtNaN()
+    stop.on_epoch_begin(1)
+    stop.on_train_batch_end(2, {"loss": 1e30})
+    with pytest.raises(UserError, match=f"{loss} at step 3 of epoch 2"):
+        stop.on_train_batch_end(2, {"loss": loss})
+    stop.on_epoch_end(1, {"loss": 1.0})
+    with pytest.raises(UserError, match=f"{loss} at the validation after epoch 2"):
+        stop.on_epoch_end(1, {"loss": 1.0, "val_loss": loss})
 
 
 @pytest.fixture(scope="module")

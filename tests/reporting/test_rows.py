@@ -111,14 +111,14 @@ def test_every_seed_has_a_run_record(tmp_path):
 
 
 def test_summary_is_over_the_seeds(tmp_path):
-    row = make_row(tmp_path, "CE", [1.0, 1.5, 2.0], wanted=4)
+    row = make_row(tmp_path, "CE", [1.0, 1.5, 2.0], wanted=4, failures={2: "finished later", 3: "broke"})
     record = summary_record(row, row)
     accuracies = [np.mean(right(run)) for run in row.runs.values()]
     mean = sum(accuracies) / 3
     assert record["accuracy_mean"] == pytest.approx(mean)
     assert record["accuracy_std"] == pytest.approx(math.sqrt(sum((x - mean) ** 2 for x in accuracies) / 2))
     assert record["accuracy_low"] < mean < record["accuracy_high"]
-    assert (record["seeds_done"], record["seeds_wanted"], record["seeds_failed"], record["n"]) == (3, 4, 0, 210)
+    assert (record["seeds_done"], record["seeds_wanted"], record["seeds_failed"], record["n"]) == (3, 4, 1, 210)
     assert "difference" not in record
 
 
