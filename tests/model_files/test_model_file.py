@@ -220,6 +220,10 @@ ARRAYS = {
     "missing": (replace_kernel(None), "arrays do not fit a mini_xcp network"),
     "too short": (replace_kernel(np.zeros((15, 7), np.float32)), r"do not fit .* network .*logits.*\(15, 7\)"),
     "NaN": (replace_kernel(np.full((16, 7), np.nan, np.float32)), "logits/kernel holds numbers that are not finite"),
+    "infinite": (
+        replace_kernel(np.full((16, 7), np.inf, np.float32)),
+        "logits/kernel holds numbers that are not finite",
+    ),
     "one too many": (
         lambda file: file.create_dataset("layers/dense_9/vars/0", data=np.ones(3)),
         r"do not fit .* \(expected \d+, found \d+: it has extra ones\)",
