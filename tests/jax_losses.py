@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from baseline_losses import supervised_contrastive, triplet_semihard
+from cnn_model import UnitVectors
 from custom_loss import (
     AdCorreLoss,
     cross_entropy,
@@ -32,6 +33,8 @@ TERMS = {
     "ce_votes": lambda e, z, y, recall: cross_entropy(keras.ops.take(VOTES, y, axis=0), z, label_smoothing=0.1),
     "supcon": lambda e, z, y, recall: supervised_contrastive(e, y),
     "triplet": lambda e, z, y, recall: triplet_semihard(e, y),
+    # No term, but the layer before them: its gradient at a zero vector is finite on JAX too.
+    "unit_vectors": lambda e, z, y, recall: keras.ops.sum(UnitVectors()(e)[..., 0]),
 }
 
 

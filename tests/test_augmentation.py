@@ -169,6 +169,10 @@ def test_erase_alone_fills_one_rectangle_with_the_images_mean(channels):
         np.testing.assert_allclose(after, before, atol=1e-3)
     assert abs(erased - 90) < 5 * np.sqrt(300 * 0.3 * 0.7)
     assert len(set(places)) > erased // 2
+    # Centres lie evenly over each side, so that about one hole in eight crosses each border.
+    top, left, height, width = np.transpose(places)
+    for crossing in (top == 0, left == 0, top + height == 20, left + width == 30):
+        assert crossing.any()
 
 
 @moves_both_ways

@@ -204,13 +204,14 @@ def test_half_precision_stays_inside(bfloat16):
     np.testing.assert_allclose(np.linalg.norm(found["embeddings"], axis=-1), 1, atol=1e-6)
 
 
-def test_the_logit_scale_is_an_inverse_temperature(mini):
-    network = build_model("mini_xcp", logit_scale=4.0)
-    assert cnn_model.arguments_of(network.get_config())["logit_scale"] == 4.0
+@pytest.mark.parametrize("scale", [0.25, 4.0])
+def test_the_logit_scale_is_an_inverse_temperature(mini, scale):
+    network = build_model("mini_xcp", logit_scale=scale)
+    assert cnn_model.arguments_of(network.get_config())["logit_scale"] == scale
     network.set_weights(mini.get_weights())
     plain, scaled = outputs(mini, images(2, 48, 48, 1)), outputs(network, images(2, 48, 48, 1))
     bias = mini.get_layer("logits").get_weights()[1]
-    np.testing.assert_allclose(scaled["logits"] - bias, 4 * (plain["logits"] - bias), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(scaled["logits"] - bias, scale * (plain["logits"] - bias), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(scaled["embeddings"], plain["embeddings"])
 
 

@@ -109,7 +109,7 @@ def test_gradients_left_over_at_the_end_of_the_run_are_applied(schedule, average
 
 
 class FirstWeight(keras.callbacks.Callback):
-    """Notes one weight after each step, what the validation after each epoch sees, and what the next epoch starts from."""
+    """Notes one weight after each step, in each validation, and at the end of each epoch, after the validation."""
 
     def __init__(self):
         super().__init__()
