@@ -14,7 +14,7 @@ _QUANTILES = 1024  # of mixup's table of shares
 
 
 def resample(x, moves):
-    """Moves the pixels of each image by an affine map, bilinearly; beyond the border the border's pixels go on.
+    """Moves the pixels of each image by an affine map, bilinearly; outside the image the border pixels are repeated.
 
     Args:
         x: float (B, H, W, C).

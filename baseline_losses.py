@@ -1,7 +1,7 @@
 """The losses that Ad-Corre is compared with: supervised contrastive, triplet and center loss.
 
 All three see a face as one vector: its k unit vectors concatenated and scaled by 1/sqrt(k), which makes the length 1
-again. Keras has none of the three, and the library that had a triplet loss for TensorFlow (Addons) has ended.
+again. Keras has none of the three, and TensorFlow Addons, which had a triplet loss, is discontinued.
 
 Shape letters: B batch, k embeddings per face, d numbers per embedding, C classes; n stands for k * d.
 A suffix names a tensor's axes: `x_bn`, `distance_bb`.
@@ -19,7 +19,7 @@ from files import UserError
 # A negative counts as farther than a positive only by more than this, in squared length: the distances of two equal
 # vectors differ by rounding, which must not choose between negatives.
 TIE = 1e-5
-# Stands for minus infinity, without the NaN of infinity minus infinity in a batch of one.
+# Used instead of -inf, because -inf minus -inf is NaN in a batch of one.
 NEVER = -1e9
 
 

@@ -27,7 +27,7 @@ def _torch(x):
 
 
 def _image(x):
-    """Takes each image's brightness and contrast out; the 1 keeps an empty image at 0."""
+    """Removes each image's brightness and contrast; + 1 avoids division by zero for an image of one colour."""
     mean, variance = ops.moments(x, axes=(1, 2, 3), keepdims=True)
     return (x - mean) * ops.rsqrt(variance + 1)
 

@@ -375,5 +375,5 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str =
     return found
 
 
-# Options that say where things are and where they are computed, not what: runs that differ in them are the same run.
+# Options that do not change the result. Runs that differ only in these are the same run.
 PLACES = ("run_dir", "data_dir", "debug", "devices", "processes", "process_id", "coordinator")

@@ -13,7 +13,7 @@ from distributed.process_group import GROUP_OF_ONE, ProcessGroup
 from files import UserError
 
 # Pixels of larger files are read with `pread` instead of through the memory map. In random order a page fault there
-# reads the disk's whole read-ahead (8 MB on some) for one image, and every page touched counts to the process.
+# reads the disk's whole read-ahead (8 MB on some) for one image, and each page read counts as memory of the process.
 MAPPED_BYTES = 2**30
 
 

@@ -195,10 +195,7 @@ def format_table(result: Mapping[str, Any]) -> str:
     if result.get("flip"):
         lines.append("Every probability is the mean over the image and its mirror image (--flip).")
     lines.append("")
-    for key, title in (("accuracy", "accuracy"), ("mean_class_recall", "mean class recall"), ("macro_f1", "macro F1")):
-        low, high = result["intervals"][key]
-        lines.append(f"{title:<26}{result[key]:7.2%}   95% interval {low:.2%} to {high:.2%}")
-    lines += [f"{'expected calibration error':<26}{result['ece']:7.3f}", ""]
+    lines += [*_measure_lines(result), ""]
 
     width = max(len(name) for name in (*result["class_names"], "expression"))
     lines.append(f"{'expression':<{width}}  precision   recall       F1        n")
@@ -206,6 +203,19 @@ def format_table(result: Mapping[str, Any]) -> str:
         shares = (_percent(values[measure]) for measure in ("precision", "recall", "f1"))
         lines.append("{:<{}}  {:>9}{:>9}{:>9}{:>9,}".format(name, width, *shares, values["n"]))
     return "\n".join([*lines, "", *_confusion_lines(result, width)])
+
+
+def _measure_lines(result: Mapping[str, Any]) -> list[str]:
+    """One line per measure with its interval; a result of an older version may lack some."""
+    import metrics  # imported late: recognising does not wait for scikit-learn
+
+    lines = []
+    for name, measure in metrics.MEASURES.items():
+        if result.get(name) is not None:
+            line = f"{measure.title:<26}" + format(result[name], "7.2%" if measure.is_share else "7.3f")
+            interval = result.get("intervals", {}).get(name)
+            lines.append(line + ("   95% interval {:.2%} to {:.2%}".format(*interval) if interval else ""))
+    return lines
 
 
 def _confusion_lines(result: Mapping[str, Any], width: int) -> list[str]:

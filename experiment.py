@@ -1,4 +1,4 @@
-"""Does one run: data, network, loss, training, report.
+"""Executes one run: data, network, loss, training, report.
 
 A run is a folder: `config.json`, `env.json`, `state.h5` (to continue after an interruption), `history.csv`,
 `best.weights.h5`, and at the end `result.json`, `predictions.npz` and the figures.
@@ -100,8 +100,9 @@ def _claimed(folder: Path, group: ProcessGroup) -> Iterator[None]:
                 yield
             except UserError:
                 refused = group.is_rank0 and not (folder / UNTRAINED).exists()
-                for path in set(folder.glob("*")) - before if refused else ():
-                    path.unlink()
+                with contextlib.suppress(OSError):
+                    for path in set(folder.glob("*")) - before if refused else ():
+                        path.unlink()
                 raise
     finally:
         if refused and made:

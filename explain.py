@@ -1,4 +1,4 @@
-"""Shows which parts of a face speak for its label: Grad-CAM for the label and for each embedding vector."""
+"""Shows which parts of a face support its label: Grad-CAM for the label and for each embedding vector."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _LOCK = ".lock"
 _PATIENCE_SECONDS = 0.5  # because `is_taken` holds the lock for an instant
 _PROBE_SECONDS = 0.05  # because two processes may ask `is_taken` at the same time
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
-_STALE_SECONDS = 24 * 3600.0  # a temporary file untouched for so long has no writer, wherever that was
+_STALE_SECONDS = 24 * 3600.0  # older temporary files are abandoned, on whichever machine they were written
 _TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})\.([0-9]+)\.[0-9a-f]{8}-(.+)")  # host, process, name
 
 

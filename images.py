@@ -1,9 +1,11 @@
-"""Reads and resizes image files, and finds the largest face; OpenCV and NumPy only."""
+"""Reads and resizes image files; OpenCV, NumPy, and Pillow for EXIF."""
 
 from __future__ import annotations
 
-import functools
+import io
 import os
+import struct
+import warnings
 from pathlib import Path
 
 # OpenCV reads both when it is first imported: an image of more pixels is refused before it takes the
@@ -20,18 +22,17 @@ from files import UserError  # noqa: E402
 MAX_BYTES = 1_000_000_000
 MID_GRAY = 128
 
-# The face is searched in a copy whose longer side has at most this many pixels.
-SEARCH_SIDE = 640
-# Below this side, or when its face fills this share of the shorter side, an image is a face crop already.
-CROP_SIDE = 96
-CROP_SHARE = 0.5
+_JPEG = b"\xff\xd8\xff"
+_ORIENTATION = 0x0112  # EXIF's tag
+# What EXIF's orientations need: t transposes, then y mirrors top and bottom, and x left and right.
+_TURNS = {2: "x", 3: "yx", 4: "y", 5: "t", 6: "tx", 7: "tyx", 8: "ty"}
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """Decodes the bytes of a JPEG, PNG, BMP, TIFF, WebP or GIF file.
 
-    16-bit pixels are scaled to 8 bits, transparent pixels are drawn over mid gray, and a JPEG is turned
-    upright as its EXIF orientation says.
+    16-bit pixels are scaled to 8 bits, transparent pixels are drawn over mid gray, and the image is turned upright as
+    its orientation tag says (JPEG, PNG, WebP and TIFF have one).
 
     Args:
         data: the whole file.
@@ -41,14 +42,13 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         uint8 (H, W, 1) for a gray file, (H, W, 3) RGB for a colour file.
 
     Raises:
-        UserError: empty, no image, cut off, more than `MAX_PIXELS` pixels, or neither 8 nor 16 bits per channel.
+        UserError: empty, no image, cut off (also a JPEG whose lower rows have no data), more than `MAX_PIXELS`
+            pixels, or neither 8 nor 16 bits per channel.
     """
     if not data:
         raise UserError(f"{name}: the file is empty; expected an image")
-    # Only IMREAD_UNCHANGED keeps transparency, and it alone ignores EXIF; a JPEG has the latter, never the former.
-    is_jpeg = data[:3] == b"\xff\xd8\xff"
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR if is_jpeg else cv2.IMREAD_UNCHANGED)
+        pixels = _decode(data)
     except cv2.error as error:
         if "MAX_IMAGE" in error.err:
             raise UserError(
@@ -61,23 +61,106 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
             f"{name}: expected a whole JPEG, PNG, BMP, TIFF, WebP or GIF image, found {len(data):,} bytes that "
             f"begin with {data[:8]!r} and cannot be decoded"
         )
+    if _lacks_rows(data, pixels):
+        raise UserError(f"{name}: the JPEG is damaged: the data of its lower rows is missing; get the whole file")
     if pixels.dtype == np.uint16:
         pixels = cv2.convertScaleAbs(pixels, alpha=1 / 257)
     pixels = pixels.reshape(*pixels.shape[:2], -1)  # (H, W, C), also for gray
+    pixels = _upright(pixels, data)
     if pixels.dtype != np.uint8 or pixels.shape[2] not in (1, 3, 4):
         raise UserError(
             f"{name}: expected 8 or 16 bits per channel, gray or colour, found {pixels.dtype} with "
             f"{pixels.shape[2]} channels; save it as PNG or JPEG"
         )
     if pixels.shape[2] == 4:
-        pixels = _over_mid_gray(pixels)
+        pixels = over_mid_gray(pixels)
     return pixels if pixels.shape[2] == 1 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
-def _over_mid_gray(bgra: np.ndarray) -> np.ndarray:
-    """Blends uint8 (H, W, 4) with `MID_GRAY` by its last channel; uint8 (H, W, 3)."""
-    alpha = bgra[..., 3:].astype(np.uint16)
-    blend = bgra[..., :3] * alpha + MID_GRAY * (255 - alpha) + 127  # at most 255 * 255 + 127 < 2**16
+def _decode(data: bytes) -> np.ndarray | None:
+    # Only IMREAD_UNCHANGED keeps transparency, and it alone ignores EXIF; a JPEG has the latter, never the former.
+    flag = cv2.IMREAD_ANYCOLOR if data.startswith(_JPEG) else cv2.IMREAD_UNCHANGED
+    return cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+
+
+def _lacks_rows(data: bytes, pixels: np.ndarray) -> bool:
+    """Whether a JPEG's data ends early: the decoder fills the rest with one colour and reports nothing.
+
+    Then more data before the end mark changes the image; otherwise a decoder passes over it.
+    """
+    end = data.rfind(b"\xff\xd9")
+    edges = pixels[-1], pixels[0], pixels[:, -1], pixels[:, 0]  # the last row, wherever EXIF turned it
+    if not data.startswith(_JPEG) or end < 0 or not any((edge == edge[-1]).all() for edge in edges):
+        return False
+    noise = np.random.default_rng(0).integers(0, 255, 4096, np.uint8).tobytes()  # 255 would begin a mark
+    try:
+        expected = _coarse(data)
+    except OSError:  # a kind of JPEG that only OpenCV reads
+        return False
+    try:
+        return _coarse(data[:end] + noise + data[end:]) != expected
+    except OSError:
+        return True
+
+
+def _coarse(jpeg: bytes) -> bytes:
+    """The gray pixels of a JPEG at about an eighth of its size; unlike OpenCV, Pillow prints nothing about the data."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(jpeg))
+    image.draft("L", (image.width // 8, image.height // 8))
+    return image.tobytes()
+
+
+def _upright(pixels: np.ndarray, data: bytes) -> np.ndarray:
+    """Turns what OpenCV left as it is: it follows the orientation of JPEG and TIFF only."""
+    turn = _TURNS.get(_orientation(data), "")
+    if "t" in turn:
+        pixels = pixels.transpose(1, 0, 2)
+    if "y" in turn:
+        pixels = pixels[::-1]
+    if "x" in turn:
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _orientation(data: bytes) -> int:
+    """EXIF's orientation in a PNG or WebP file, 1 (upright) when there is none."""
+    exif = _exif(data)
+    if exif is None:
+        return 1
+    from PIL import Image
+
+    tags = Image.Exif()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tags.load(exif)
+            return tags.get(_ORIENTATION, 1)
+    except (SyntaxError, ValueError, KeyError, TypeError, struct.error):  # damaged tags cost no image
+        return 1
+
+
+def _exif(data: bytes) -> bytes | None:
+    """The EXIF chunk of a PNG or WebP file; None where there is none, and for another file."""
+    is_png = data.startswith(b"\x89PNG")
+    if not is_png and not (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
+        return None
+    at = 8 if is_png else 12
+    while at + 8 <= len(data):
+        kind, length = struct.unpack_from("<4sI", data, at)
+        if is_png:
+            length, kind = struct.unpack_from(">I4s", data, at)
+        if kind in (b"eXIf", b"EXIF"):
+            return data[at + 8 : at + 8 + length]
+        at += 8 + length + (4 if is_png else length % 2)  # a checksum; a byte that makes the length even
+    return None
+
+
+def over_mid_gray(pixels: np.ndarray) -> np.ndarray:
+    """Blends uint8 (H, W, 4) with `MID_GRAY` by its last channel, which is the opacity; uint8 (H, W, 3)."""
+    alpha = pixels[..., 3:].astype(np.uint16)
+    blend = pixels[..., :3] * alpha + MID_GRAY * (255 - alpha) + 127  # at most 255 * 255 + 127 < 2**16
     return (blend // 255).astype(np.uint8)
 
 
@@ -117,45 +200,3 @@ def resize_image(image: np.ndarray, size: int) -> np.ndarray:
     # Two steps, because INTER_AREA averages only when both axes shrink.
     small = cv2.resize(image, (min(width, size), min(height, size)), interpolation=cv2.INTER_AREA)
     return cv2.resize(small, (size, size), interpolation=cv2.INTER_LINEAR).reshape(size, size, channels)
-
-
-def largest_face(image: np.ndarray) -> np.ndarray:
-    """Crops an image to its largest frontal face, found with OpenCV's Haar cascade.
-
-    The crop is the detector's square without a margin, because FER-2013 was cut like that: of 150 of its test
-    images put on a wider background the detector found 111 again, and the median square had 1.00 of the
-    image's side and its centre within 0.3% of it.
-
-    Args:
-        image: uint8 (H, W, C), C 1 (gray) or 3 (RGB).
-
-    Returns:
-        A view of the square around the face. The whole image when its shorter side is below `CROP_SIDE` or
-        its face fills `CROP_SHARE` of that side (it is a face crop already), or when no face is found.
-    """
-    height, width = image.shape[:2]
-    if min(height, width) < CROP_SIDE:
-        return image
-    boxes = _face_boxes(image)
-    if not boxes:
-        return image
-    x, y, side = max(boxes, key=lambda box: (box[2], box))
-    if side >= CROP_SHARE * min(height, width):
-        return image
-    return image[round(y) : round(y + side), round(x) : round(x + side)]
-
-
-def _face_boxes(image: np.ndarray) -> list[tuple[float, float, float]]:
-    """The faces in an image as (x, y, side) in its pixels."""
-    gray = image if image.shape[2] == 1 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    height, width = image.shape[:2]
-    scale = min(1.0, SEARCH_SIDE / max(height, width))
-    small_size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = cv2.resize(gray, small_size, interpolation=cv2.INTER_AREA)
-    found = _face_cascade().detectMultiScale(small, scaleFactor=1.1, minNeighbors=5, minSize=(32, 32))
-    return [(x / scale, y / scale, side / scale) for x, y, side, _ in np.reshape(found, (-1, 4)).tolist()]
-
-
-@functools.cache
-def _face_cascade() -> cv2.CascadeClassifier:
-    return cv2.CascadeClassifier(os.path.join(cv2.data.haarcascades, "haarcascade_frontalface_default.xml"))

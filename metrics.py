@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,10 +34,9 @@ def score(
         num_resamples: bootstrap resamples.
 
     Returns:
-        JSON-ready ``n``; ``accuracy``; ``mean_class_recall`` (the field's "average accuracy"); ``macro_f1``;
-        ``ece``; ``intervals`` of the first three, each the 95% percentile bootstrap ``[low, high]``;
-        ``per_class``, by name ``n``, ``precision``, ``recall``, ``f1``; ``confusion_matrix``, C lists of C counts,
-        one row per true class. All shares are 0..1.
+        JSON-ready ``n``; every one of `MEASURES`; ``intervals`` of accuracy, recall and F1, each the 95% percentile
+        bootstrap ``[low, high]``; ``per_class``, by name ``n``, ``precision``, ``recall``, ``f1``;
+        ``confusion_matrix``, C lists of C counts, one row per true class. All shares are 0..1.
 
         A class without samples has no recall and no F1: both are None, and both means leave the class out.
         A class never predicted has no precision: None; its F1 is 0 when it has samples.
@@ -51,10 +51,8 @@ def score(
             f"expected {num_classes} class names, one per column of the probabilities, "
             f"received {len(class_names)}: {', '.join(class_names)}"
         )
-    predictions = probabilities.argmax(axis=1)
-    codes = np.arange(num_classes)
-    confusion = confusion_matrix(labels, predictions, labels=codes)
-    precision, recall, f1, support = precision_recall_fscore_support(labels, predictions, labels=codes, zero_division=0)
+    confusion = confusion_matrix(labels, probabilities.argmax(axis=1), labels=np.arange(num_classes))
+    precision, recall, f1, support = _by_class(labels, probabilities)
     predicted = confusion.sum(axis=0)
     per_class = {
         name: {
@@ -65,13 +63,9 @@ def score(
         }
         for code, name in enumerate(class_names)
     }
-    occurs = support > 0
     return {
         "n": len(labels),
-        "accuracy": float(np.mean(predictions == labels)),
-        "mean_class_recall": float(recall[occurs].mean()),
-        "macro_f1": float(f1[occurs].mean()),
-        "ece": expected_calibration_error(labels, probabilities),
+        **{name: measure.of(labels, probabilities) for name, measure in MEASURES.items()},
         "intervals": _bootstrap_intervals(confusion, seed, num_resamples),
         "per_class": per_class,
         "confusion_matrix": confusion.tolist(),
@@ -189,6 +183,53 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, nu
     """
     confidence, accuracy, count = reliability_bins(labels, probabilities, num_bins)
     return float(np.nansum(count * np.abs(accuracy - confidence)) / count.sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """One number that describes the predictions of a whole split.
+
+    Attributes:
+        title: its name in tables.
+        of: labels int (N,) and probabilities float (N, C) to the number.
+        is_share: 0..1, printed in percent.
+        has_column: whether the accuracy table of a report has a column for it.
+    """
+
+    title: str
+    of: Callable[[np.ndarray, np.ndarray], float]
+    is_share: bool = True
+    has_column: bool = True
+
+
+def _by_class(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Precision, recall, F1 and number of samples of every class, each (C,); 0 where one is not defined."""
+    codes = np.arange(probabilities.shape[1])
+    return precision_recall_fscore_support(labels, probabilities.argmax(axis=1), labels=codes, zero_division=0)
+
+
+def _accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    return float(np.mean(probabilities.argmax(axis=1) == labels))
+
+
+def _mean_class_recall(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """The field's "average accuracy"; a class without samples does not count."""
+    _, recall, _, support = _by_class(labels, probabilities)
+    return float(recall[support > 0].mean())
+
+
+def _macro_f1(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    _, _, f1, support = _by_class(labels, probabilities)
+    return float(f1[support > 0].mean())
+
+
+# Everything that measures a split: `result.json`, the printed report and the tables of a grid iterate over it.
+MEASURES = {
+    "accuracy": Measure("accuracy", _accuracy),
+    "mean_class_recall": Measure("mean class recall", _mean_class_recall),
+    "macro_f1": Measure("macro F1", _macro_f1),
+    "ece": Measure("expected calibration error", expected_calibration_error, is_share=False, has_column=False),
+}
 
 
 def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -29,7 +29,7 @@ class InspectConfig:
     distance: int = 4
     """Near duplicates are images whose perceptual hashes differ in at most this many of 64 bits."""
     drop_duplicates: bool = False
-    """Rewrite train without the images whose duplicates (as looked for) are in val or test; needs --dataset."""
+    """Rewrite train without the images that have duplicates (see --duplicates) in val or test; needs --dataset."""
     debug: bool = False
     """Show tracebacks."""
 

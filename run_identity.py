@@ -1,4 +1,4 @@
-"""Says what a run is (its options, its data and the files it starts from) and which folder holds it; no Keras."""
+"""Identifies a run by its options, its data and the files it starts from, and finds its folder; no Keras."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import config
 from config import TrainConfig
 from data_helper import PreparedSplit, open_split, prepared_splits
 from files import UserError, read_json, sha256, write_json
+from model_files import hub
 
 CONFIG, RESULT = "config.json", "result.json"
 _FILE_OPTIONS = ("weights", "teacher")
@@ -88,6 +89,7 @@ def identity_of(settings: TrainConfig, splits: Mapping[str, PreparedSplit]) -> R
     digests = {name: splits[name].digest for name in ("train", settings.select_on)}
     for name in _FILE_OPTIONS:
         if path := getattr(settings, name):
+            path = hub.local_file(path)
             if not Path(path).is_file():
                 raise UserError(f"--{name} {path}: no such file; expected a model file")
             digests[name] = sha256(path)
@@ -104,15 +106,16 @@ def planned_identity(settings: TrainConfig) -> RunIdentity:
             digests[split] = open_split(settings.data_dir, name, split).digest
     for option in _FILE_OPTIONS:
         path = getattr(settings, option)
-        if path and Path(path).is_file():
-            digests[option] = sha256(path)
+        with contextlib.suppress(UserError):  # cannot be fetched: the training reports it
+            if path and Path(path := hub.local_file(path)).is_file():
+                digests[option] = sha256(path)
     return RunIdentity(options_of(settings), digests)
 
 
 def read_identity(folder: str | Path) -> RunIdentity | None:
     """The identity of the run in a folder, options that its version did not have at their defaults; None without a run.
 
-    It stands in `config.json`. Where only the result was kept, it is taken from `result.json`.
+    It is stored in `config.json`. Where only the result was kept, it is taken from `result.json`.
 
     Raises:
         UserError: the file is damaged.

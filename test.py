@@ -10,13 +10,15 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 import runtime
-from command_line import parse_command
+from command_line import Range, parse_command
 from config import Backend, DatasetName
 from data_helper import Split
 from files import UserError, run_command
+from recognition.recognize_command import RecognizeConfig, recognize
+from recognition.video_command import VideoConfig, video
 from test_model import DEFAULT_WEIGHTS, Recognition, TestModels, is_onnx
 
-__all__ = ["Recognition", "TestModels"]  # as the published repository's users import them
+__all__ = ["Recognition", "TestModels"]  # kept for code that was written for the published repository
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,27 +35,9 @@ class EvaluateConfig:
     """Where the report goes; None is runs/evaluate-<run>-<weights>-<dataset>-<split>-<8 hex digits>."""
     flip: bool = False
     """Average the probabilities of each image and its mirror image (test-time augmentation)."""
-    batch_size: int = 256
-    seed: int = 0
+    batch_size: Annotated[int, Range(1, 1_000_000)] = 256
+    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
     """Seed of the bootstrap intervals and of the t-SNE figure."""
-    backend: Backend = "tensorflow"
-    debug: bool = False
-    """Show tracebacks."""
-
-
-@dataclasses.dataclass(frozen=True)
-class RecognizeConfig:
-    """Names the expression in each image."""
-
-    images: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Image files."""
-    weights: str | None = None
-    """Model file, as for evaluate, or an exported .onnx; None is trained_models/fer2013_mini_xcp.weights.h5."""
-    detect_face: bool = True
-    """Find the largest face first; an image that is a face already is used whole."""
-    json: bool = False
-    """Print one JSON object per image instead of a table."""
-    batch_size: int = 64
     backend: Backend = "tensorflow"
     debug: bool = False
     """Show tracebacks."""
@@ -140,20 +124,6 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     return result
 
 
-def recognize(settings: RecognizeConfig) -> None:
-    """Prints the expression in each image, as a table or as one JSON object per line."""
-    model = TestModels(settings.weights, GPU=is_onnx(settings.weights) or runtime.has_gpu())
-    found = model.recognize(settings.images, settings.detect_face, settings.batch_size)
-    if settings.json:
-        for path, face in zip(settings.images, found, strict=True):
-            print(json.dumps({"image": path, "label": face.label, "probabilities": face.probabilities}))
-        return
-    width = max(len("image"), *(len(path) for path in settings.images))
-    print(f"{'image':<{width}}  {'label':<9}", *(f"{name:>9}" for name in model.class_names))
-    for path, face in zip(settings.images, found, strict=True):
-        print(f"{path:<{width}}  {face.label:<9}", *(f"{value:>9.1%}" for value in face.probabilities.values()))
-
-
 def convert(settings: ConvertConfig) -> None:
     """Writes any model file in our own form, whole or not at all.
 
@@ -208,6 +178,7 @@ def describe(settings: DescribeConfig) -> None:
 
 _COMMANDS = {
     "recognize": (RecognizeConfig, recognize),
+    "video": (VideoConfig, video),
     "evaluate": (EvaluateConfig, evaluate),
     "convert": (ConvertConfig, convert),
     "export": (ExportConfig, export),
@@ -218,8 +189,9 @@ _COMMANDS = {
 def main() -> None:
     settings = parse_command({name: cls for name, (cls, _) in _COMMANDS.items()}, description=__doc__)
     if isinstance(settings, RecognizeConfig) and not settings.images:
-        raise UserError("recognize: expected one or more image files, received none")
-    if not (isinstance(settings, RecognizeConfig) and is_onnx(settings.weights)):
+        raise UserError("recognize: expected one or more images, received none")
+    chooses_itself = isinstance(settings, VideoConfig)  # after its clip or camera is open
+    if not chooses_itself and not (isinstance(settings, RecognizeConfig) and is_onnx(settings.weights)):
         runtime.choose_backend(settings.backend)
     run = next(run for cls, run in _COMMANDS.values() if isinstance(settings, cls))
     run(settings)

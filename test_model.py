@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
+import faces
 import runtime
 from files import UserError
-from images import largest_face, read_image, resize_image
+from images import resize_image
 from model_files import onnx_network
+from recognition import ImageResult, Recognition, Results, results
+from recognition.inputs import ImageInput, Inputs, copy_of, from_array, from_pil, is_pil, open_inputs, unusable
 
+if TYPE_CHECKING:
+    from explain import Explanation
+
+# Images whose faces wait for the network: bounds the wait for a result where few images have a face.
+_MOST_WAITING = 256
 DEFAULT_WEIGHTS = Path(__file__).parent / "trained_models" / "fer2013_mini_xcp.weights.h5"
-
-
-@dataclasses.dataclass(frozen=True)
-class Recognition:
-    """What a network recognises in one face; a notebook shows the image beside the probabilities.
-
-    Attributes:
-        label: the most probable class.
-        probabilities: class name to probability, summing to 1.
-        embeddings: float32 (k, d), each row of length 1.
-        image: uint8 (H, W, 3) RGB, the face that the network saw.
-    """
-
-    label: str
-    probabilities: dict[str, float]
-    embeddings: np.ndarray
-    image: np.ndarray
-
-    def _repr_png_(self) -> bytes:
-        import plots
-
-        return plots.recognition_png(self.image, self.probabilities)
 
 
 class TestModels:
@@ -48,9 +35,12 @@ class TestModels:
             `python test.py export` wrote, which ONNX Runtime runs without Keras. None is the model that comes with the
             project. Nothing in the file is executed.
         GPU: True uses a GPU where there is one; False uses the CPU.
+        detector: what finds the faces: ``auto``, ``haar``, ``mtcnn`` or ``yunet`` (docs/faces.md).
+        detector_file: model file of ``yunet``; see `faces.open_detector`.
 
     Raises:
-        UserError: the file is missing, damaged or not a model file; an ``.onnx`` file without ONNX Runtime here.
+        UserError: the file is missing, damaged or not a model file; an ``.onnx`` file without ONNX Runtime here; or
+            what `faces.open_detector` refuses.
 
     Example:
         >>> model = TestModels(h5_address="trained_models/fer2013_mini_xcp.weights.h5")
@@ -61,7 +51,15 @@ class TestModels:
 
     __test__ = False  # pytest: a class of ours, not of tests
 
-    def __init__(self, h5_address: str | Path | None = None, GPU: bool = True):
+    def __init__(
+        self,
+        h5_address: str | Path | None = None,
+        GPU: bool = True,
+        detector: faces.DetectorName = "auto",
+        detector_file: str | Path | None = None,
+    ):
+        self._detector_choice = detector, detector_file
+        self._detector: faces.Detector | None = faces.open_detector(detector, detector_file)
         if is_onnx(h5_address):
             self.network = onnx_network.OnnxNetwork(h5_address, gpu=GPU)
             self.info = self.network.info
@@ -85,44 +83,172 @@ class TestModels:
         """Side of the network's input in pixels."""
         return self.info.network.input_size
 
-    def recognize_fer(self, img_path: str | Path, detect_face: bool = True) -> Recognition:
-        """Prints and returns the expression in an image.
+    @property
+    def detector(self) -> faces.Detector:
+        """What finds the faces. It is not pickled, but opened again."""
+        if self._detector is None:
+            self._detector = faces.open_detector(*self._detector_choice)
+        return self._detector
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_detector": None}
+
+    def recognize_fer(
+        self, img_path: Any, detect_face: bool = True, require_face: bool = False, bgr: bool = False
+    ) -> Recognition | None:
+        """Prints the expression of the best face in an image, or "no face found", and returns the face.
 
         Args:
-            img_path: any image file that OpenCV reads.
-            detect_face: cut out the largest face first; an image that is a face already is used whole.
+            img_path: one image: a path, the bytes of a file, a PIL image or an array (`open_inputs`).
+            detect_face: find the face first; an image that is a face crop already is used whole. False uses every
+                image whole.
+            require_face: refuse an image without a face.
+            bgr: an array has OpenCV's order of channels.
+
+        Returns:
+            The best face (`faces.face.ranked`), None when there is none.
 
         Raises:
-            UserError: no image there.
+            UserError: no image, more than one, or with ``require_face`` no face.
         """
-        recognition = self.recognize([img_path], detect_face)[0]
-        print(recognition.label)
-        return recognition
+        inputs = open_inputs(img_path)
+        if not inputs.is_single:
+            raise UserError("recognize_fer: expected one image, received several or a folder; use recognize for these")
+        (result,) = self._stream(inputs, detect_face, require_face, False, bgr, 1)
+        if result.error is not None:
+            raise UserError(result.error)
+        print(result.label or "no face found")
+        return result.best
 
     def recognize(
-        self, paths: Sequence[str | Path], detect_face: bool = True, batch_size: int = 64
-    ) -> list[Recognition]:
-        """The expression in each image, in order (`recognize_fer` for many)."""
-        faces = [read_image(path) for path in paths]
-        if detect_face:
-            faces = [largest_face(face) for face in faces]
-        probabilities, embeddings = self.predict(faces, batch_size)
-        return [
-            Recognition(
-                label=self.class_names[int(np.argmax(p))],
-                probabilities=dict(zip(self.class_names, p.tolist(), strict=True)),
-                embeddings=e,
-                image=face,
+        self,
+        images: Any,
+        detect_face: bool = True,
+        require_face: bool = False,
+        align: bool = False,
+        bgr: bool = False,
+        batch_size: int = 64,
+    ) -> Results:
+        """Every face in each image, in order.
+
+        An image that cannot be read costs only its own result, which has an ``error``; one that was given alone, not
+        in a list, raises. A progress bar is shown after a second.
+
+        Args:
+            images: see `open_inputs`.
+            detect_face: see `recognize_fer`.
+            require_face: refuse an image without a face.
+            align: turn the eyes level (docs/faces.md).
+            bgr: arrays have OpenCV's order of channels.
+            batch_size: faces per step of the network; the result does not depend on it.
+
+        Raises:
+            UserError: no images, or objects that are none; with ``require_face`` an image without a face.
+        """
+        inputs = open_inputs(images)
+        results = Results(self._stream(inputs, detect_face, require_face, align, bgr, batch_size), self.class_names)
+        if inputs.is_single and results[0].error is not None:
+            raise UserError(results[0].error)
+        return results
+
+    def stream(
+        self,
+        images: Any,
+        detect_face: bool = True,
+        require_face: bool = False,
+        align: bool = False,
+        bgr: bool = False,
+        batch_size: int = 64,
+    ) -> Iterator[ImageResult]:
+        """As `recognize`, but gives each image's result as soon as its batch of faces is done."""
+        return self._stream(open_inputs(images), detect_face, require_face, align, bgr, batch_size)
+
+    def _stream(
+        self, inputs: Inputs, detect_face: bool, require_face: bool, align: bool, bgr: bool, batch_size: int
+    ) -> Iterator[ImageResult]:
+        if batch_size < 1:
+            raise UserError(f"batch_size: expected 1 or more, received {batch_size}")
+        waiting: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
+        for item in tqdm(
+            inputs.images, total=inputs.count, unit="image", delay=1, leave=False, disable=not _is_watched()
+        ):
+            result, found = self._find(item, detect_face, align, bgr)
+            if require_face and not found and "error" not in result:
+                raise UserError(f"{item.name}: no face found")
+            waiting.append((result, found))
+            if sum(len(found) for _, found in waiting) >= batch_size or len(waiting) >= _MOST_WAITING:
+                yield from self._recognized(waiting, batch_size)
+                waiting = []
+        yield from self._recognized(waiting, batch_size)
+
+    def _find(
+        self, item: ImageInput, detect_face: bool, align: bool, bgr: bool
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The fields of an `ImageResult` without its faces, and those of each face without the network's part."""
+        try:
+            image = item.read(bgr)
+        except UserError as error:
+            if not item.is_file:
+                raise
+            return {"name": item.name, "size": (0, 0), "error": str(error)}, []
+        height, width = image.shape[:2]
+        result = {"name": item.name, "size": (width, height), "source": copy_of(item.source, image)}
+        found = self.detector.detect(image) if detect_face else []
+        if not detect_face or faces.is_face_crop(image, found):
+            face = results.kept(image, self.input_size)
+            return result, [{"image": face, "box": (0, 0, width, height)}]
+        cut = []
+        for face in found:
+            pixels = results.kept(faces.crop(image, face, align), self.input_size)
+            x, y, side = faces.pixel_square(face)
+            landmarks = {"score": face.score, "landmarks": face.landmarks}
+            cut.append({"image": pixels, "box": (x, y, side, side), **landmarks})
+        return result, cut
+
+    def _recognized(
+        self, waiting: list[tuple[dict[str, Any], list[dict[str, Any]]]], batch_size: int
+    ) -> Iterator[ImageResult]:
+        """Runs the network on the faces of some images."""
+        pixels = [face["image"] for _, found in waiting for face in found]
+        outputs = zip(*self.predict(pixels, batch_size), strict=True) if pixels else iter(())
+        for result, found in waiting:
+            yield ImageResult(faces=[self._named(face, *next(outputs)) for face in found], **result)
+
+    def _named(self, face: dict[str, Any], probabilities: np.ndarray, embeddings: np.ndarray) -> Recognition:
+        label = self.class_names[int(np.argmax(probabilities))]
+        named = dict(zip(self.class_names, probabilities.tolist(), strict=True))
+        return Recognition(label, named, embeddings.copy(), **face)
+
+    def explain(self, found: Recognition | Iterable[Recognition]) -> Explanation:
+        """Which parts of the faces speak for their labels (`explain.maps`).
+
+        Args:
+            found: one face or several, of this model.
+
+        Raises:
+            UserError: no face; or an exported model, which has no feature maps.
+        """
+        self.check_explains()
+        found = [found] if isinstance(found, Recognition) else list(found)
+        if not found:
+            raise UserError("explain: expected one face or more, received none")
+        import explain
+
+        return explain.maps(self.network, np.stack([_as_face(face.image, self.input_size, 0) for face in found]))
+
+    def check_explains(self) -> None:
+        """Refuses, before anything is computed, a model that `explain` cannot explain."""
+        if isinstance(self.network, onnx_network.OnnxNetwork):
+            raise UserError(
+                "explain: an exported .onnx file has no feature maps; use the weights file it was made from"
             )
-            for p, e, face in zip(probabilities, embeddings, faces, strict=True)
-        ]
 
     def predict(self, images: np.ndarray | Sequence[np.ndarray], batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities and embeddings of faces.
 
         Args:
-            images: uint8 (N, H, W, 3) RGB or (N, H, W, 1) gray; or a sequence of such images (H, W, 3), (H, W, 1) or
-                (H, W), each of any size. Each is a face: nothing is cut out.
+            images: uint8 (N, H, W, 3) RGB, (N, H, W, 1) or (N, H, W) gray; one image (H, W, 3), (H, W, 1) or (H, W);
+                or a sequence of such images or of PIL images, each of any size. Each is a face: nothing is cut out.
             batch_size: faces per step; the result does not depend on it.
 
         Returns:
@@ -131,34 +257,48 @@ class TestModels:
         Raises:
             UserError: no images, or one that is not uint8 of such a shape.
         """
-        if isinstance(images, np.ndarray) and images.ndim != 4:
-            raise UserError(f"images: expected an array (N, H, W, 3) or a list of images, received {images.shape}")
-        faces = [_as_face(image, self.input_size, i) for i, image in enumerate(images)]
-        if not faces:
+        pixels = [_as_face(image, self.input_size, i) for i, image in enumerate(_as_list(images))]
+        if not pixels:
             raise UserError("images: expected one or more, received none")
         if isinstance(self.network, onnx_network.OnnxNetwork):
-            return self.network.predict(np.stack(faces), batch_size)
+            return self.network.predict(np.stack(pixels), batch_size)
         import evaluation
 
         # A first call of one batch is not worth the compilation: most often no others follow.
-        compiled = self._has_run or len(faces) > batch_size or not runtime.eager_is_cheap()
+        compiled = self._has_run or len(pixels) > batch_size or not runtime.eager_is_cheap()
         self._has_run = True
-        return evaluation.predict(self.network, np.stack(faces), batch_size, compiled=compiled)
+        return evaluation.predict(self.network, np.stack(pixels), batch_size, compiled=compiled)
 
 
 def is_onnx(path: str | Path | None) -> bool:
     return str(path).endswith(".onnx")
 
 
-def _as_face(image: np.ndarray, size: int, index: int) -> np.ndarray:
-    """One image as uint8 (size, size, 3)."""
-    image = np.asarray(image)
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3) or 0 in image.shape:
+def _is_watched() -> bool:
+    """Whether somebody sees standard error: a terminal or a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+def _as_list(images: Any) -> Iterable[Any]:
+    """The images of `TestModels.predict`'s argument."""
+    if isinstance(images, (str, bytes, Path)):
         raise UserError(
-            f"images[{index}]: expected uint8 (H, W, 3) RGB or (H, W, 1) gray, received {image.dtype} {image.shape}"
+            f"images: predict takes arrays of faces, received {type(images).__name__}; use recognize for files"
         )
-    if image.shape[:2] != (size, size):
-        image = resize_image(image, size)
-    return np.broadcast_to(image, (size, size, 3))
+    if is_pil(images):
+        return [images]
+    shape = np.shape(images) if hasattr(images, "shape") else None
+    if shape is not None and (len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3))):
+        return [images]
+    if not isinstance(images, Iterable):
+        raise UserError(f"images: {unusable(images)}")
+    return images
+
+
+def _as_face(image: Any, size: int, index: int) -> np.ndarray:
+    """One image as uint8 (size, size, 3)."""
+    name = f"images[{index}]"
+    if image is None or isinstance(image, (str, bytes, Path)):
+        raise UserError(f"{name}: expected an array, received {type(image).__name__}; recognize takes files")
+    pixels = from_pil(image, name) if is_pil(image) else from_array(image, name)
+    return pixels if pixels.shape[:2] == (size, size) else resize_image(pixels, size)

@@ -5,9 +5,10 @@
 - the network alone, faces in memory to probabilities: ours, a plain ``model.predict``, ONNX Runtime and TensorFlow Lite
   on the exported files;
 - an image file of a face of the network's size to its label, and a photograph whose face is found first;
+- a clip of 640 x 480 with one face that moves: frames per second, with the detector on every fifth frame;
 - the first label from ``python`` on, beside ``import keras`` alone, with each process's peak memory.
 
-What is compared takes turns in one process, or process by process for the cold starts. Prints two tables and one JSON
+What is compared takes turns in one process, or process by process for the cold starts. Prints three tables and one JSON
 line. What is not installed (``pip install -r requirements-export.txt``) is left out and named.
 """
 
@@ -64,13 +65,15 @@ def main() -> None:
         exported = export_all(options.weights, Path(folder))
         warm = measure_warm(options.weights, exported, options.batch_sizes, options.rounds, Path(folder))
         print_warm(warm)
+        video = measure_video(weights=options.weights, onnx=exported.get("onnx"), rounds=options.rounds, folder=folder)
+        print_video(video)
         cold = measure_cold(options.weights, exported.get("onnx"), options.starts)
         print_cold(cold)
     versions = runtime.versions()
     if "onnx" in exported:
         versions["onnxruntime"] = sys.modules["onnxruntime"].__version__
     facts = {"weights": options.weights or "default", "rounds": options.rounds, "starts": options.starts}
-    print(json.dumps({"warm": warm, "cold": cold, **facts, "commit": evaluation.commit(), **versions}))
+    print(json.dumps({"warm": warm, "video": video, "cold": cold, **facts, "commit": evaluation.commit(), **versions}))
 
 
 def export_all(weights: str | None, folder: Path) -> dict[str, Path]:
@@ -101,12 +104,14 @@ def measure_warm(
     """A row a task, batch size and side: seconds a call (mean, p50, p99) and images a second."""
     import cv2
 
-    from images import largest_face, read_image, resize_image
+    from faces import crop
+    from images import read_image
     from test_model import TestModels
 
     keras_model = TestModels(weights, GPU=runtime.has_gpu())
     onnx_model = TestModels(exported["onnx"]) if "onnx" in exported else None
-    face = resize_image(largest_face(read_image(PHOTOGRAPH)), keras_model.input_size)
+    photograph = read_image(PHOTOGRAPH)
+    face = crop(photograph, keras_model.detector.detect(photograph)[0], size=keras_model.input_size)
     file = folder / "face.png"
     cv2.imwrite(str(file), face[..., ::-1])
     rows = []
@@ -141,18 +146,21 @@ def model_sides(keras_model, onnx_model, tflite: Path | None, faces: np.ndarray)
 
 def file_sides(keras_model, onnx_model, paths: list[Path], detect_face: bool) -> dict[str, Callable[[], object]]:
     """The ways from image files to labels, by name; the plain one reads, cuts, stacks and calls ``model.predict``."""
-    from images import largest_face, read_image, resize_image
+    from faces import crop
+    from images import read_image, resize_image
+
+    detector = keras_model.detector
 
     def plain():
         faces = [read_image(path) for path in paths]
-        faces = [largest_face(face) for face in faces] if detect_face else faces
+        faces = [crop(face, detector.detect(face)[0]) for face in faces] if detect_face else faces
         faces = [resize_image(face, keras_model.input_size) for face in faces]
         logits = keras_model.network.predict(np.stack(faces), batch_size=len(paths), verbose=0)["logits"]
         return [keras_model.class_names[code] for code in np.argmax(logits, axis=1)]
 
-    sides = {"model.predict": plain, "ours": lambda: keras_model.recognize(paths, detect_face, len(paths))}
+    sides = {"model.predict": plain, "ours": lambda: keras_model.recognize(paths, detect_face, batch_size=len(paths))}
     if onnx_model is not None:
-        sides["onnx"] = lambda: onnx_model.recognize(paths, detect_face, len(paths))
+        sides["onnx"] = lambda: onnx_model.recognize(paths, detect_face, batch_size=len(paths))
     return sides
 
 
@@ -190,6 +198,59 @@ def print_warm(rows: list[dict]) -> None:
             f"{row['task']:<15}{row['batch_size']:>6}  {row['side']:<14}{times}{row['images_per_s']:>10.0f}"
             f"{row['speed_over_predict']:>11.2f}"
         )
+
+
+# Video: frames per second of `test.py video`
+
+
+def measure_video(weights: str | None, onnx: Path | None, rounds: int, folder: str) -> list[dict]:
+    """One row per network and kind of output: frames per second, CPU time per frame and the machine's load."""
+    from faces import open_detector
+    from recognition import video_command
+    from test_model import TestModels
+
+    clip, detector = Path(folder) / "clip.mp4", open_detector()
+    draw_clip(clip, frames=max(10, rounds))
+    models = {"onnx": TestModels(onnx)} if onnx is not None else {}
+    models["ours"] = TestModels(weights, GPU=runtime.has_gpu())
+    rows = []
+    for turn in range(-1, 3 if rounds > 2 else 1):  # the first turn compiles
+        for side, model in models.items():
+            for task, outputs in (("read", {}), ("drawn", {"output": Path(folder) / "drawn.mp4"})):
+                processor = time.process_time()
+                result = video_command.recognize_video(model, clip, detector, detect_every=5, **outputs)
+                row = {"video": task, "side": side, "detector": detector.name, "frames": result.frames}
+                row["frames_per_s"] = result.frames / result.wall_seconds
+                row["cpu_s_per_frame"] = (time.process_time() - processor) / result.frames
+                row["load"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+                rows += [row] if turn >= 0 else []
+    return rows
+
+
+def draw_clip(path: Path, frames: int) -> None:
+    """The photograph's face, 125 pixels wide, moves over a blurred background."""
+    import cv2
+
+    from images import read_image
+
+    head = cv2.resize(read_image(PHOTOGRAPH)[20:220, 130:330], (260, 260), interpolation=cv2.INTER_AREA)
+    coarse = np.random.default_rng(0).integers(60, 200, (9, 16, 3), np.uint8)
+    ground = cv2.GaussianBlur(cv2.resize(coarse, (640, 480), interpolation=cv2.INTER_CUBIC), (0, 0), 9)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 30, (640, 480))
+    for i in range(frames):
+        x, y = int(190 + 150 * np.sin(i / 30)), int(110 + 60 * np.sin(i / 17))
+        frame = ground.copy()
+        frame[y : y + 260, x : x + 260] = head
+        writer.write(frame[..., ::-1])
+    writer.release()
+
+
+def print_video(rows: list[dict]) -> None:
+    print(f"\n{'video, 640 x 480':<18}{'by':<8}{'frames/s':>9}{'CPU ms/frame':>14}{'load':>7}")
+    for row in rows:
+        load = "" if row["load"] is None else f"{row['load']:.1f}"
+        times = f"{row['frames_per_s']:>9.1f}{1e3 * row['cpu_s_per_frame']:>14.1f}"
+        print(f"{row['video']:<18}{row['side']:<8}{times}{load:>7}")
 
 
 # Cold: from `python` to the first label

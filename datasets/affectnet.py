@@ -1,4 +1,4 @@
-"""AffectNet: reads both official releases; layouts, face boxes, hold-out and official counts."""
+"""Reader of AffectNet: recognises the release, crops by its face boxes, holds out val, knows the official counts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import io
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
+from command_line import Range
 from datasets.shared.annotations import (
     NOT_EXPRESSIONS,
     annotated_folders,
@@ -35,13 +36,13 @@ class PrepareAffectnetConfig(PrepareOptions):
 
     classes: Literal[7, 8] = 7
     """8 keeps contempt."""
-    size: int = 224
+    size: Annotated[int, Range(1, 4_096)] = 224
     """Side of the prepared images in pixels."""
-    margin: float = 0.0
+    margin: Annotated[float, Range(0, 10)] = 0.0
     """Share of the face box added on each side (first release)."""
-    val_share: float = 0.05
+    val_share: Annotated[float, Range(0, 0.9)] = 0.05
     """Share of the training part held out for validation, stratified by class; the official validation is test."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
     """Seed of the hold-out."""
 
 
@@ -96,10 +97,6 @@ def prepare_affectnet(settings: PrepareAffectnetConfig) -> dict[str, dict[str, A
     Raises:
         UserError: the source is missing, of no known form, incomplete or damaged; what was prepared stays untouched.
     """
-    if not 0 <= settings.val_share < 1:
-        raise UserError(f"--val-share: expected 0 or more and below 1, received {settings.val_share}")
-    if not 0 <= settings.margin < math.inf:
-        raise UserError(f"--margin: expected 0 or more, received {settings.margin}")
     files = _open(Path(settings.source))
     sources = [files.stamp()]
     chosen = {"classes": settings.classes, "val_share": settings.val_share, "seed": settings.seed}

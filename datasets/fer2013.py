@@ -1,4 +1,4 @@
-"""FER-2013: reads every form of the official release; codes, splits and official counts."""
+"""Reader of FER-2013: every form of the official release, its label codes, splits and official counts."""
 
 from __future__ import annotations
 

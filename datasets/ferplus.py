@@ -1,4 +1,4 @@
-"""FER+: reads ten people's votes on each image of FER-2013, applies the majority rule, and takes FER-2013's pixels.
+"""Reader of FER+: ten people's votes on each image of FER-2013, the majority rule, and FER-2013's pixels.
 
 `fer2013new.csv` holds votes only, one row per image of FER-2013's CSV, in its order.
 """

@@ -1,11 +1,12 @@
-"""The layout of the published repository: reads ``images/`` with ``annotations/<stem>_exp.npy``."""
+"""Reader of the published repository's layout: ``images/`` with ``annotations/<stem>_exp.npy``."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from command_line import Range
 from data_helper import Split
 from datasets.shared.annotations import annotated_folders, drop_reason, read_annotated
 from datasets.shared.archives import SourceFiles
@@ -24,7 +25,7 @@ class PreparePublishedConfig(PrepareOptions):
     """What the folder becomes."""
     classes: Literal[7, 8] = 7
     """8 keeps contempt."""
-    size: int = 224
+    size: Annotated[int, Range(1, 4_096)] = 224
     """Side of the prepared images in pixels."""
 
 

@@ -1,4 +1,4 @@
-"""RAF-DB basic: reads the official release, aligned faces or originals; codes and official counts."""
+"""Reader of RAF-DB basic: aligned faces or originals, its label codes and official counts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from command_line import Range
 from datasets.shared.annotations import few
 from datasets.shared.archives import SourceFiles
 from datasets.shared.dataset import DataSet
@@ -24,11 +25,11 @@ class PrepareRafdbConfig(PrepareOptions):
 
     images: Literal["aligned", "original"] = "aligned"
     """original cuts the faces out by Annotation/boundingbox/."""
-    size: int = 100
+    size: Annotated[int, Range(1, 4_096)] = 100
     """Side of the prepared images in pixels."""
-    val_share: float = 0.1
+    val_share: Annotated[float, Range(0, 0.9)] = 0.1
     """Share of the training part held out for validation, stratified by class."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
     """Seed of the hold-out."""
 
 
@@ -64,8 +65,6 @@ def prepare_rafdb(settings: PrepareRafdbConfig) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: the source is missing, of another layout, incomplete or damaged; what was prepared stays untouched.
     """
-    if settings.size < 1:
-        raise UserError(f"--size: expected 1 pixel or more, received {settings.size}")
     original = settings.images == "original"
     files = SourceFiles(settings.source, _PATTERNS_ORIGINAL if original else _PATTERNS)
     sources = [files.stamp()]

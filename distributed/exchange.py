@@ -14,7 +14,7 @@ from distributed import lost_peers
 from distributed.process_group import ProcessGroup
 from files import UserError, run_command
 
-# JAX ends all processes when one has sent no heartbeat for so long; its default is 100.
+# JAX ends all processes when one has sent no heartbeat for this many seconds (JAX's default: 100).
 _HEARTBEAT_SECONDS = 20
 # Words in the message of an exchange that fails because a process is gone: JAX has no exception class for it.
 _EXCHANGE = re.compile("gloo|nccl|coordination", re.IGNORECASE)

@@ -1,9 +1,9 @@
 """Prints one plain line in place of JAX's page when another process of the group has stopped.
 
 A timeout of our own cannot do that: JAX's coordination service ends this process from compiled code (a page about RPCs
-and a stack of C++ functions on file descriptor 2, then SIGABRT), and Python never gets a turn. So that descriptor leads
-to a small process (this file, run by Python alone) that passes everything on except that page, and prints one line in
-its place. Python's own standard error is not affected.
+and a stack of C++ functions on file descriptor 2, then SIGABRT), and no Python code runs after that. Therefore file
+descriptor 2 is redirected to a small process (this file, run by Python alone). It passes everything on except that
+page, and prints one line in its place. Python's own standard error is not affected.
 """
 
 from __future__ import annotations

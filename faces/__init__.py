@@ -8,8 +8,8 @@
 
 Detectors (docs/faces.md has recall and times):
 
-- ``haar``: OpenCV's cascade, always there; frontal upright faces, no landmarks.
-- ``mtcnn``: finds more and invents less, five landmarks; its weights come with the package ``mtcnn``.
+- ``haar``: OpenCV's cascade, always available; frontal upright faces, no landmarks.
+- ``mtcnn``: finds more faces with fewer false detections, and five landmarks; its weights are in the package ``mtcnn``.
 - ``yunet``: OpenCV's `cv2.FaceDetectorYN`; its file of 230 kB is fetched once into the user's cache folder, or named.
 - ``auto``: ``mtcnn`` where its package is installed, else ``haar``. It never fetches anything.
 
@@ -24,10 +24,20 @@ from typing import Literal, get_args
 
 import images as _images  # noqa: F401 - sets OpenCV's environment before OpenCV is imported  # isort: skip
 from faces.face import Detector, Face
-from faces.framing import angle, crop, is_face_crop, square
+from faces.framing import angle, crop, is_face_crop, pixel_square, square
 from files import UserError
 
-__all__ = ["Detector", "DetectorName", "Face", "angle", "crop", "is_face_crop", "open_detector", "square"]
+__all__ = [
+    "Detector",
+    "DetectorName",
+    "Face",
+    "angle",
+    "crop",
+    "is_face_crop",
+    "open_detector",
+    "pixel_square",
+    "square",
+]
 
 DetectorName = Literal["auto", "haar", "mtcnn", "yunet"]
 

@@ -1,4 +1,4 @@
-"""What a detector returns, how faces are ranked, and how overlapping boxes are merged."""
+"""The Face and Detector types, the ranking of faces, and the merging of overlapping boxes."""
 
 from __future__ import annotations
 
@@ -44,9 +44,15 @@ class Face:
 
 
 class Detector(Protocol):
-    """Finds faces in an image; safe to keep for many images, not to share between threads."""
+    """Finds faces in an image; safe to keep for many images, not to share between threads.
+
+    Attributes:
+        name: as `faces.open_detector` takes it.
+        certain: the score from which a face counts as certain.
+    """
 
     name: str
+    certain: float
 
     def detect(self, image: np.ndarray) -> list[Face]:
         """Finds every face.

@@ -24,8 +24,8 @@ class Frame:
 
 # Medians on pasted faces: python benchmarks/face_detection.py --only framing; docs/faces.md has their spread.
 FRAMES = {"haar": Frame(1.02), "mtcnn": Frame(1.112, 0.019, 0.003)}
-# The same for the square of `landmark_square`. Landmarks mean the same for every detector, so this frame serves where
-# a detector's own boxes were not measured (yunet), and faces that are turned.
+# The same for the square of `landmark_square`. It is used for yunet, whose boxes were not measured, and for turned
+# faces: landmarks do not depend on the detector.
 LANDMARK_FRAME = Frame(1.853, 0.017, 0.019)
 
 # The reference centre lies this share of the way from between the eyes to the mouth: it varies least there.
@@ -60,6 +60,13 @@ def square(face: Face) -> tuple[float, float, float]:
     return center[0] - side / 2, center[1] - side / 2, side
 
 
+def pixel_square(face: Face) -> tuple[int, int, int]:
+    """`square` in whole pixels, as `crop` without a turn cuts it out: x, y, side."""
+    x, y, side = square(face)
+    n = max(1, round(side))
+    return round(x + (side - n) / 2), round(y + (side - n) / 2), n
+
+
 def landmark_square(face: Face) -> tuple[tuple[float, float], float]:
     """Centre and side of a square that turns with the face: the side is the hypotenuse of the distance between the
     eyes and that from between them to the mouth."""
@@ -91,12 +98,8 @@ def crop(image: np.ndarray, face: Face, align: bool = False, size: int | None = 
     Returns:
         uint8 (size, size, C), a copy: it does not keep the image in memory.
     """
-    if align and face.landmarks is not None:
-        pixels = _turned(image, face)
-    else:
-        x, y, side = square(face)
-        n = max(1, round(side))
-        pixels = _cut(image, round(x + (side - n) / 2), round(y + (side - n) / 2), n)
+    turned = align and face.landmarks is not None
+    pixels = _turned(image, face) if turned else _cut(image, *pixel_square(face))
     return pixels if size is None else resize_image(pixels, size)
 
 

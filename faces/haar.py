@@ -25,6 +25,7 @@ class HaarDetector:
     """`Detector` around ``haarcascade_frontalface_default.xml``, which comes with OpenCV."""
 
     name = NAME
+    certain = CERTAIN
 
     def __init__(self) -> None:
         self._cascade = cv2.CascadeClassifier(

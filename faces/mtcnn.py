@@ -22,7 +22,7 @@ CERTAIN = 0.95
 MIN_FACE = 20  # pixels
 CELL = 12  # side of what the first network sees; it looks at every second pixel
 SCALE_STEP = 0.709
-# The finest scale has at most this many pixels: faces of 24 pixels in 12 megapixels are just found.
+# The finest scale has at most this many pixels, so that a 24-pixel face in a 12-megapixel image is still found.
 MAX_PIXELS = 3_100_000
 BAND_PIXELS = 250_000  # the first network goes through a scale in bands of rows, which bounds its memory
 MAX_CANDIDATES = 600  # per scale; the most probable stay
@@ -37,6 +37,7 @@ class MtcnnDetector:
     """`Detector` that needs the package ``mtcnn``; it imports neither TensorFlow nor Keras."""
 
     name = NAME
+    certain = CERTAIN
 
     def __init__(self) -> None:
         self._pnet, self._rnet, self._onet = map(mtcnn_networks.load, ("pnet", "rnet", "onet"))

@@ -16,7 +16,7 @@ import numpy as np
 from files import UserError
 
 # Layers of each network (Zhang et al., 2016): a convolution's kernel comes with its weights, "pool" has the kernel and
-# the padding. All strides are 1, but 2 when pooling. The dense layers are convolutions over the whole map.
+# the padding. The stride is 1 for convolutions and 2 for pooling. The dense layers are convolutions over the whole map.
 LAYERS = {
     "pnet": ("conv", ("pool", 2, "SAME_UPPER"), "conv", "conv"),
     "rnet": ("conv", ("pool", 3, "SAME_UPPER"), "conv", ("pool", 3, "VALID"), "conv", "dense"),

@@ -44,6 +44,7 @@ class YunetDetector:
     """
 
     name = NAME
+    certain = CERTAIN
 
     def __init__(self, file: str | Path | None = None) -> None:
         path = fetch(MODEL, "--detector-file") if file is None else Path(file)

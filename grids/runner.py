@@ -1,4 +1,4 @@
-"""Does the runs of a grid, each in a process of its own.
+"""Executes the runs of a grid, each in a process of its own.
 
 A run is a `train.py` command with its own folder. The folder's lock (`files.only_writer`) makes sure that one process
 at a time does the run, on this machine or another. `result.json` marks it as finished, and it continues from

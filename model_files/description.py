@@ -1,4 +1,4 @@
-"""The description of a network that stands in every model file and export. Needs no Keras."""
+"""The description of a network that is stored in every model file and export. Needs no Keras."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ Info = TypeVar("Info", ExportInfo, ModelInfo)
 
 
 def to_json(info: ExportInfo | ModelInfo) -> str:
-    """A description as one flat JSON object: the network's properties stand beside the others."""
+    """A description as one flat JSON object: the network's properties are on the same level as the others."""
     values = dataclasses.asdict(info)
     return json.dumps({"format_version": FORMAT_VERSION, **values.pop("network"), **values})
 

@@ -27,7 +27,7 @@ import cnn_model
 from command_line import option
 from config import ModelConfig
 from files import UserError, whole_file
-from model_files import published_file
+from model_files import hub, published_file
 from model_files.description import ATTRIBUTE, ModelInfo, NetworkDescription, from_json, to_json
 from model_files.published_file import Layer, SavedModel
 from model_files.safe_hdf5 import open_hdf5
@@ -84,7 +84,7 @@ def read_info(path: str | Path) -> ModelInfo:
     Raises:
         UserError: missing, of another format, damaged, or not safe to read (`safe_hdf5.open_hdf5`).
     """
-    return _read(path)[0]
+    return _read(hub.local_file(path))[0]
 
 
 def build_network(described: NetworkDescription, weights: str | None = None, dropout: float = 0.5) -> keras.Model:
@@ -101,6 +101,7 @@ def load_model(path: str | Path) -> tuple[keras.Model, ModelInfo]:
     Raises:
         UserError: see `read_info`; or arrays that are missing, extra, of another shape, or not finite.
     """
+    path = hub.local_file(path)
     info, saved = _read(path)
     network = build_network(info.network)
     _fill(network, path, saved)
@@ -157,6 +158,7 @@ def load_weights(network: keras.Model, path: str | Path) -> None:
     Raises:
         UserError: see `load_model`.
     """
+    path = hub.local_file(path)
     _fill(network, path, _read(path)[1])
 
 
@@ -166,6 +168,7 @@ def describe(path: str | Path) -> dict[str, str]:
     Raises:
         UserError: see `read_info`.
     """
+    path = hub.local_file(path)
     info, saved = _read(path)
     network = info.network
     code = saved.ignored_code if saved else 0
@@ -246,7 +249,7 @@ def _fill(network: keras.Model, path: str | Path, saved: SavedModel | None) -> N
 def _fill_from_weights_file(network: keras.Model, weights: Path | str, path: str | Path) -> None:
     """Fills the network from Keras 3's own layout; ``path`` is what messages call the file."""
     with open_hdf5(weights, str(path)) as file:
-        # An optimiser's arrays may stand beside the network's.
+        # The file may also hold an optimiser's arrays.
         found = sum(not name.startswith("optimizer/") for name in _datasets(file))
     try:
         with warnings.catch_warnings():  # about missing arrays: an error follows

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from files import UserError
+from model_files import hub
 from model_files.description import ATTRIBUTE, ExportInfo, from_json
 
 _LONGEST_REASON = 400
@@ -29,16 +30,20 @@ class OnnxNetwork:
     """
 
     def __init__(self, path: str | Path, gpu: bool = True):
+        path = hub.local_file(path)
         if not Path(path).is_file():
             raise UserError(f"{path}: no such weights file")
         if importlib.util.find_spec("onnxruntime") is None:
             raise UserError(f"{path}: onnxruntime, which runs it, is not installed here; run: pip install onnxruntime")
         import onnxruntime
 
+        self._arguments = str(Path(path).absolute()), gpu
         usable = onnxruntime.get_available_providers()
         wanted = ("CUDAExecutionProvider", "CPUExecutionProvider") if gpu else ("CPUExecutionProvider",)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; they come back as exceptions too
+        # Threads that wait for the next call at full load take the cores from what runs in between (a video's frames).
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path), options, providers=[name for name in wanted if name in usable]
@@ -47,6 +52,10 @@ class OnnxNetwork:
             reason = " ".join(str(error).split())[:_LONGEST_REASON]
             raise UserError(f"{path}: expected an ONNX file, found one that cannot be read ({reason})") from None
         self.info = self._read_info(path)
+
+    def __reduce__(self) -> tuple:
+        """Pickles the file's path, because ONNX Runtime's sessions cannot be pickled; the file must still be there."""
+        return OnnxNetwork, self._arguments
 
     def _read_info(self, path: str | Path) -> ExportInfo:
         """The description, which must be that of the inputs and outputs."""

@@ -2,8 +2,8 @@
 
 The published files are full Keras 2 models: an Xception or ResNet50, k Dense embeddings, Lambda layers
 holding Python bytecode, a softmax. Only arrays are taken from them, by the order of their layers. The
-configuration beside them is read as JSON, for the input's side and the number of ignored layers; nothing is made
-or run from it.
+configuration beside them is read as JSON, for the input's side and the number of ignored layers; no layer is
+built and no code is run from it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from model_files.safe_hdf5 import INFLATION, open_hdf5
 _BACKBONES = {(3, 3, 3, 32): "xcp", (7, 7, 3, 64): "resnet"}
 # The published files' names: data set and accuracy.
 _PUBLISHED_NAME = re.compile(r"(affectnet|rafdb|fer2013)_(\d{4})\b", re.IGNORECASE)
-_SMALL = 1 << 24  # bytes of text, which may compress by any factor
+_SMALL = 1 << 24  # limit in bytes for text members, which can compress very strongly
 _ARCHIVE_WEIGHTS = "model.weights.h5"
 
 

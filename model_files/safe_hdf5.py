@@ -1,4 +1,4 @@
-"""Opens HDF5 files, after checking that they reach into no other file and declare no more than they can hold.
+"""Opens HDF5 files safely: refuses truncated or damaged ones, links to other files, and arrays larger than the file.
 
 An HDF5 file can point at other files (external links, external storage, virtual data sets) and declare arrays far
 larger than itself. A model file does neither, so all of that is refused before any array is read.
@@ -15,7 +15,7 @@ import h5py
 
 from files import UserError
 
-# How many times its own size a file may declare in arrays: trained numbers compress to no less than half.
+# How many times its own size a file may declare in arrays. Trained weights compress to half at best, so 16 is generous.
 INFLATION = 16
 
 

@@ -26,7 +26,7 @@ _OPTION_TITLES = {
     "num_embeddings": "k, embedding vectors per face",
     "embedding_size": "d, numbers per embedding vector",
 }
-# Options in which the rows of one data set do not differ on purpose.
+# Options that a report never compares.
 _NOT_A_CHOICE = {"dataset", "seed", "run_dir", "data_dir", "debug", "backend"}
 # The total loss adds up other terms in each row, so it cannot be compared; the learning rate is no result.
 _NOT_COMPARED = ("loss", "accuracy", "learning_rate")

@@ -1,4 +1,4 @@
-"""Tables as Markdown, LaTeX and CSV; any text may be in any cell."""
+"""Tables as Markdown, LaTeX and CSV; special characters in cells are escaped."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from reporting.formats import Table, markdown_code, markdown_table, markdown_tex
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    autoescape=True,  # names of rows and messages are anybody's text
+    autoescape=True,  # row names and messages come from users
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,

@@ -19,11 +19,11 @@ import pandas as pd
 
 import config
 from files import UserError, read_json
+from metrics import MEASURES
 from reporting.statistics import bootstrap_interval, mcnemar, mean_and_std, paired_bootstrap, paired_t
 
-# The row of the full loss: the paper's number is this row's.
+# The name of the full loss's row. The paper's number is shown there.
 AD_CORRE = "Ad-Corre"
-MEASURES = ("accuracy", "mean_class_recall", "macro_f1", "ece")
 CORRELATIONS = ("same_class", "different_classes", "between_class_means", "between_embeddings")
 _NUMBER = (int, float)
 # Without these a result cannot be compared with another; every other entry may be absent.

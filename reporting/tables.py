@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 from files import read_json
+from metrics import MEASURES
 from reporting.formats import DAGGER, DOUBLE_DAGGER, Table
 from reporting.rows import AD_CORRE, CORRELATIONS, Record, Row, correlation_record, recall_records, summary_record
 
@@ -23,6 +24,8 @@ _CORRELATION_TITLES = {
     "between_class_means": "Between class means (MD:\u00a0to\u00a0\u22121)",
     "between_embeddings": "Between embeddings (ED:\u00a0to\u00a0\u22121)",
 }
+
+_COLUMNS = [name for name, measure in MEASURES.items() if measure.has_column]
 
 
 def measured_on(rows: Sequence[Row]) -> str:
@@ -90,6 +93,10 @@ def _with_std(mean: float | None, std: float | None) -> str:
     return percent(mean) + ("" if std is None else f" \u00b1 {percent(std)}")
 
 
+def _number_with_std(mean: float | None, std: float | None) -> str:
+    return "" if mean is None else f"{mean:.3f}" + ("" if std is None else f" \u00b1 {std:.3f}")
+
+
 def seeds_text(row: Row) -> str:
     """The finished and the wanted seeds of a row: "2 of 3", "2 of 3, 1 failed"."""
     failed = len(set(row.failures) - set(row.runs))
@@ -122,10 +129,7 @@ def accuracy_table(rows: Sequence[Row]) -> tuple[Table, list[Record]]:
     columns = (
         "Row",
         "Seeds",
-        "Accuracy,\u00a0%",
-        "95% interval",
-        "Mean class recall,\u00a0%",
-        "Macro F1,\u00a0%",
+        *(head for name in _COLUMNS for head in _heads(name)),
         "Paper, accuracy\u00a0%",
     )
     cells = tuple(
@@ -136,15 +140,21 @@ def accuracy_table(rows: Sequence[Row]) -> tuple[Table, list[Record]]:
     return Table("accuracy", title, columns, cells, tuple(_accuracy_notes(rows, paper))), records
 
 
+def _heads(name: str) -> list[str]:
+    measure = MEASURES[name]
+    head = measure.title[0].upper() + measure.title[1:] + (",\u00a0%" if measure.is_share else "")
+    return [head, "95% interval"] if name == "accuracy" else [head]
+
+
 def _accuracy_cells(row: Row, record: Record) -> list[str]:
-    if not row.runs:
-        return [why_empty(row)] * 4
-    return [
-        _with_std(record["accuracy_mean"], record["accuracy_std"]),
-        f"{percent(record['accuracy_low'])} to {percent(record['accuracy_high'])}",
-        _with_std(record["mean_class_recall_mean"], record["mean_class_recall_std"]),
-        _with_std(record["macro_f1_mean"], record["macro_f1_std"]),
-    ]
+    cells = []
+    for name in _COLUMNS:
+        form = _with_std if MEASURES[name].is_share else _number_with_std
+        cells.append(form(record[f"{name}_mean"], record[f"{name}_std"]) if row.runs else why_empty(row))
+        if name == "accuracy":
+            interval = (percent(record["accuracy_low"]), percent(record["accuracy_high"])) if row.runs else ()
+            cells.append(" to ".join(interval) or why_empty(row))
+    return cells
 
 
 def _accuracy_notes(rows: Sequence[Row], paper: Paper) -> list[str]:

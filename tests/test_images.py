@@ -1,7 +1,8 @@
-"""Tests of images: every kind of image file gives the same plain pixels; resizing; the largest face."""
+"""Tests of images: every kind of image file gives the same plain pixels; resizing."""
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
@@ -10,9 +11,10 @@ import cv2
 import numpy as np
 import pytest
 from conftest import run_python
+from PIL import Image, ImageOps
 
 from files import UserError
-from images import decode_image, largest_face, read_image, resize_image
+from images import decode_image, read_image, resize_image
 
 RED, GREEN, BLUE, GRAY = (250, 10, 20), (10, 200, 30), (20, 30, 240), (90, 90, 90)
 
@@ -28,15 +30,9 @@ def png(width, height, depth, color_type, rows):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
-def jpeg(image, orientation=None):
-    """A JPEG of an RGB image, with an EXIF orientation if one is given."""
-    data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
-    if orientation is None:
-        return data
-    # TIFF, big-endian: one directory with one entry, tag 0x0112, type SHORT, one value
-    tiff = b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
-    exif = b"Exif\0\0" + tiff
-    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
+def jpeg(image):
+    """A JPEG of an RGB image."""
+    return cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
 
 
 def quadrants(top_left, top_right, bottom_left, bottom_right, height=16, width=32):
@@ -44,33 +40,6 @@ def quadrants(top_left, top_right, bottom_left, bottom_right, height=16, width=3
     image[: height // 2, : width // 2], image[: height // 2, width // 2 :] = top_left, top_right
     image[height // 2 :, : width // 2], image[height // 2 :, width // 2 :] = bottom_left, bottom_right
     return image
-
-
-def drawn_face(side=120):
-    """A face as plain as the detector takes it: light skin, dark eyes under brows, a nose's shadow, a mouth."""
-    face = np.full((side, side), 110.0, np.float32)
-    s = side / 120
-
-    def at(x, y):
-        return round(x * s), round(y * s)
-
-    cv2.ellipse(face, at(60, 62), at(44, 58), 0, 0, 360, 205, -1)
-    for x in (41, 79):
-        cv2.ellipse(face, at(x, 44), at(14, 9), 0, 0, 360, 120, -1)
-        cv2.ellipse(face, at(x, 46), at(8, 5), 0, 0, 360, 40, -1)
-        cv2.line(face, at(x - 13, 34), at(x + 13, 34), 70, round(5 * s))
-    cv2.line(face, at(60, 44), at(60, 72), 225, round(9 * s))
-    cv2.ellipse(face, at(60, 76), at(12, 5), 0, 0, 360, 150, -1)
-    cv2.ellipse(face, at(60, 95), at(20, 6), 0, 0, 360, 100, -1)
-    return cv2.GaussianBlur(face, (0, 0), 2.5 * s).astype(np.uint8)
-
-
-def scene(faces, height=480, width=640):
-    """Gray faces at (x, y, side) on a plain background, RGB."""
-    image = np.full((height, width), 110, np.uint8)
-    for x, y, side in faces:
-        image[y : y + side, x : x + side] = drawn_face(side)
-    return np.repeat(image[..., None], 3, axis=2)
 
 
 # --- decode_image ---------------------------------------------------------------------------------------------------
@@ -111,16 +80,58 @@ def test_gray_with_transparency():
     assert image.tolist() == [[[200, 200, 200], [128, 128, 128]]]
 
 
-def test_exif_turns_a_jpeg_upright():
-    for orientation, upright in (
-        (3, (GRAY, BLUE, GREEN, RED)),  # upside down
-        (6, (BLUE, RED, GRAY, GREEN)),  # camera turned left: the stored left column is the upper edge
-    ):
-        image = decode_image(jpeg(quadrants(RED, GREEN, BLUE, GRAY), orientation), "turned.jpg")
-        height, width, _ = image.shape
-        assert (height, width) == ((32, 16) if orientation in (6, 8) else (16, 32))
-        centres = [image[y, x] for y in (height // 4, 3 * height // 4) for x in (width // 4, 3 * width // 4)]
-        assert np.abs(np.array(centres, int) - upright).max() < 12
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_orientation_tag_turns_every_format_upright(kind, orientation):
+    stored = Image.fromarray(quadrants(RED, GREEN, BLUE, GRAY))
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    file = io.BytesIO()
+    stored.save(file, kind, exif=tags, **({"lossless": True} if kind == "WEBP" else {"quality": 95}))
+    found = decode_image(file.getvalue(), "turned").astype(int)
+    tags_of_file = Image.open(file)
+    assert tags_of_file.getexif()[0x0112] == orientation
+    expected = np.asarray(ImageOps.exif_transpose(tags_of_file).convert("RGB"))
+    assert found.shape == expected.shape
+    centers = np.s_[4::8, 4::8]  # away from the edges, where JPEG mixes colours
+    assert np.abs(found[centers] - expected[centers]).max() < 12
+
+
+def test_orientation_turns_transparent_and_gray_images_too():
+    for mode in ("RGBA", "L"):
+        tags, file = Image.Exif(), io.BytesIO()
+        tags[0x0112] = 6
+        Image.fromarray(quadrants(RED, GREEN, BLUE, GRAY)).convert(mode).save(file, "PNG", exif=tags)
+        image = decode_image(file.getvalue(), "turned.png")
+        assert image.shape == (32, 16, 3 if mode == "RGBA" else 1) and image.flags.c_contiguous
+
+
+def test_damaged_tags_cost_no_image():
+    whole = png(2, 1, 8, 0, [b"\1\2"])
+    for exif in (b"", b"MM", b"MM\0*\0\0\0\xff", b"\xff" * 40):
+        chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
+        assert decode_image(whole[:33] + chunk + whole[33:], "x.png").tolist() == [[[1], [2]]]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_jpeg_without_data_for_its_lower_rows_is_refused(share):
+    """The decoder fills them with one colour, and reports nothing that can be asked for."""
+    noise = np.random.default_rng(0).integers(0, 256, (160, 120, 3), np.uint8)
+    whole = jpeg(noise)
+    decode_image(whole, "whole.jpg")
+    with pytest.raises(UserError, match=r"hole\.jpg: .*damaged"):
+        decode_image(whole[: int(len(whole) * share)] + b"\xff\xd9", "hole.jpg")
+
+
+def test_whole_jpeg_with_plain_lower_rows_is_no_damaged_one(capfd):
+    image = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
+    image[50:] = 255
+    for flags in ([], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1], [cv2.IMWRITE_JPEG_RST_INTERVAL, 2]):
+        for pixels in (image, image[..., 0]):
+            data = cv2.imencode(".jpg", pixels, flags)[1].tobytes()
+            for more in (b"", b"\0" * 50, data):  # a telephone appends a second image or a video
+                assert decode_image(data + more, "plain.jpg").shape[:2] == (90, 70)
+    assert capfd.readouterr().err == ""
 
 
 def test_gray_jpeg_is_gray():
@@ -234,49 +245,3 @@ def test_resize_shapes():
     ):
         image = np.full(shape, 9, np.uint8)
         assert np.array_equal(resize_image(image, 48), np.full((48, 48, shape[2]), 9))
-
-
-# --- largest_face ---------------------------------------------------------------------------------------------------
-
-
-def overlap(crop, image, x, y, side):
-    """Intersection over union of a crop (a view into ``image``) with the square at (x, y)."""
-    offset = (crop.__array_interface__["data"][0] - image.__array_interface__["data"][0]) // 3
-    top, left = divmod(offset, image.shape[1])
-    bottom, right = top + crop.shape[0], left + crop.shape[1]
-    shared = max(0, min(right, x + side) - max(left, x)) * max(0, min(bottom, y + side) - max(top, y))
-    return shared / (crop.shape[0] * crop.shape[1] + side * side - shared)
-
-
-def test_the_largest_face_is_cropped():
-    image = scene([(60, 40, 90), (330, 170, 180)])
-    crop = largest_face(image)
-    assert overlap(crop, image, 330, 170, 180) > 0.5
-    assert abs(crop.shape[0] - crop.shape[1]) <= 1
-
-
-def test_a_face_in_a_large_image_is_found_at_its_place():
-    image = scene([(1500, 900, 500)], height=1800, width=2600)
-    assert overlap(largest_face(image), image, 1500, 900, 500) > 0.5
-
-
-def test_gray_and_colour_are_cropped_alike():
-    image = scene([(330, 170, 180)])
-    assert np.array_equal(largest_face(image[..., :1].copy()), largest_face(image)[..., :1])
-
-
-def test_a_face_crop_is_returned_whole():
-    """The face covers three quarters of the shorter side."""
-    image = scene([(40, 30, 180)], height=240, width=300)
-    assert largest_face(scene([(40, 30, 180)])).shape[0] < 240, "the detector sees this face"
-    assert largest_face(image) is image
-
-
-def test_an_image_without_a_face_is_returned_whole():
-    for shape in (
-        (480, 640, 3),
-        (95, 4000, 3),
-        (100, 9000, 1),
-    ):
-        image = np.full(shape, 110, np.uint8)
-        assert largest_face(image) is image

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import cv2
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import prepare_data
 from data_helper import open_split
 from datasets import CLASS_NAMES
 from datasets.shared.split_writer import SplitWriter
+from files import UserError
 
 
 @pytest.fixture
@@ -145,3 +148,20 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     done = run_python(ROOT / "prepare_data.py", "fer2013", "--source", tmp_path / "nowhere", "--data-dir", tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {tmp_path}/nowhere: no such file or folder") and done.stderr.count("\n") == 1
+
+
+def test_a_number_out_of_its_range_is_refused_before_anything_is_read(tmp_path, run):
+    for data_set, option, value in (
+        ("affectnet", "--val-share", "1.0"),
+        ("affectnet", "--margin", "inf"),
+        ("affectnet", "--workers", "0"),
+        ("published", "--size", "0"),
+        ("rafdb", "--val-share", "-0.1"),
+        ("rafdb", "--size", "5000"),
+        ("synthetic", "--num-val", "0"),
+        ("synthetic", "--seed", "-1"),
+    ):
+        source = () if data_set == "synthetic" else ("--source", tmp_path / "nowhere")
+        with pytest.raises(UserError, match=f"{option}: expected .*, received {re.escape(value.removesuffix('.0'))}"):
+            run(data_set, *source, "--data-dir", tmp_path, option, value)
+    assert not list(tmp_path.iterdir())

@@ -1,1 +1,1 @@
-"""What the readers share: archives, annotations, decoding, writing, duplicates, the drawn faces."""
+"""Code that the data sets share: archives, annotations, decoding, writing, duplicates, the drawn faces."""

@@ -26,7 +26,7 @@ NOT_EXPRESSIONS = {8: "none", 9: "uncertain", 10: "non-face"}
 _CODES = {str(code): code for code in range(11)}
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _ANNOTATION_SUFFIX = "_exp.npy"
-_READERS, _AT_A_TIME = 16, 500  # a network disk is slow per file, and no slower for many files at once
+_READERS, _AT_A_TIME = 16, 500  # network disks have a high delay per file, but serve many files in parallel
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 

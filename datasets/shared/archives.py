@@ -21,7 +21,7 @@ import numpy as np
 
 from files import UserError, sha256
 
-EDGE = 1 << 20  # bytes of an archive's beginning and end that its stamp covers
+EDGE = 1 << 20  # an archive's stamp hashes this many bytes at its start and at its end
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
 

@@ -19,7 +19,7 @@ class DataSet:
         options: the dataclass of its preparation's options.
         prepare: reads the release that the options name and writes the prepared splits; split -> its `meta.json`.
         paper: the publication to cite; empty for a data set of this project.
-        request: where to get the release; empty for a data set that is drawn.
+        request: where to get the release; empty for a generated data set.
         official_counts: `meta.json` of a prepared split -> part of the official release (``train``, ``val``,
             ``test``) -> images per class, in the order of `CLASS_NAMES`, of all classes that the release has. A part
             ``train`` includes what was held out of it as ``val``. Empty for a data set without official counts.
@@ -38,7 +38,7 @@ class DataSet:
 
     @property
     def has_source(self) -> bool:
-        """False for a data set that is drawn, not read."""
+        """False for a generated data set, which reads no release."""
         return any(field.name == "source" for field in dataclasses.fields(self.options))
 
     @property

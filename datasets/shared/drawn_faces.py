@@ -17,7 +17,7 @@ from tqdm import tqdm
 from datasets.shared.expressions import ANGER, CONTEMPT, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
 from files import UserError
 
-Colour = tuple[float, float, float]  # RGB, 0..255; an array of three does as well
+Colour = tuple[float, float, float]  # RGB, 0..255; an array of 3 numbers also works
 SUPERSAMPLING = 4
 UNIT = 0.42  # one face unit, share of the image's side
 SKINS: tuple[Colour, ...] = ((236, 204, 182), (226, 188, 158), (204, 156, 120), (160, 112, 82), (118, 80, 60))

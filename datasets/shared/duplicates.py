@@ -26,7 +26,7 @@ from datasets.shared.split_writer import SplitWriter
 from files import UserError, read_json
 
 DROPPED = "dropped_duplicates"  # what was dropped, in the options of a `meta.json`
-MAX_DISTANCE = 8  # there half of FER-2013's near pairs are chance, and the search compares nearly all with all
+MAX_DISTANCE = 8  # at 8 half of FER-2013's near pairs are coincidences, and nearly every pair has to be compared
 
 _BLOCK = 256  # images hashed at a time
 _ONES = np.unpackbits(np.arange(1 << 16, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1).sum(1, np.uint8)

@@ -14,11 +14,12 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from tqdm import tqdm
 
+from command_line import Range
 from data_helper import FORMAT_VERSION, SPLITS, open_split
 from datasets.shared.archives import SourceFiles
 from datasets.shared.decoding import ImageFile, Unreadable, decode_images
@@ -46,7 +47,7 @@ class PrepareOptions(ReleaseOptions):
 
     strict: bool = False
     """Stop at the first image that cannot be read, instead of listing and skipping it."""
-    workers: int | None = None
+    workers: Annotated[int | None, Range(1, 1_024)] = None
     """Threads that decode; None is one per core."""
 
 
@@ -145,8 +146,6 @@ def write_images(
         UserError: with ``strict`` an image that cannot be read, otherwise a split of which none can; or
             another process is writing this data set.
     """
-    if workers is not None and workers < 1:
-        raise UserError(f"workers: expected 1 or more, received {workers}")
     images: dict[str, list[ImageFile]] = {split: [] for split in SPLITS}
     for image in release.images:
         images[image.split].append(image)

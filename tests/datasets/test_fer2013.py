@@ -298,6 +298,7 @@ def test_a_csv_that_is_wrong_somewhere(tmp_path, check_refused):
             "columns 'emotion', 'pixels' and 'Usage', found 'Usage', 'Image name'",
         ),
         (table() + "3,1 2 3,Training\n", "line 44: expected 2304 pixels .*found 3"),
+        (table() + f"3,{row_pixels(0, 0)} 0,Training\n", "line 44: expected 2304 pixels .*found 2305"),
         (table() + f"3,{row_pixels('x7', 0)},Training\n", "line 44: .*whole numbers 0..255, found 'x7'"),
         (table() + f"3,{row_pixels(0, 256)},Training\n", "line 44: .*whole numbers 0..255, found '256'"),
         (table() + f"3,{row_pixels(0, 0)},Validation\n", "line 44: expected Usage .*found 'Validation'"),

@@ -235,13 +235,6 @@ def test_two_releases_in_one_folder_are_refused(tmp_path):
         prepare(tmp_path / "in", tmp_path)
 
 
-def test_options_out_of_range(tmp_path):
-    source = write_release(tmp_path / "basic")
-    for options in ({"size": 0}, {"val_share": 1.0}):
-        with pytest.raises(UserError, match=f"received {next(iter(options.values()))}"):
-            prepare(source, tmp_path, **options)
-
-
 def test_windows_line_ends_and_a_mark_at_the_start(tmp_path):
     source = write_release(tmp_path / "basic")
     text = (source / LIST).read_text()

@@ -257,11 +257,6 @@ def test_two_preparations_at_once_are_refused(tmp_path):
         write_images(tmp_path, "set", wanted)
 
 
-def test_workers_must_be_there(tmp_path):
-    with pytest.raises(UserError, match="workers: expected 1 or more, received 0"):
-        write_images(tmp_path, "set", release(write_source(tmp_path / "in")), workers=0)
-
-
 def test_find_prepared_knows_the_same_preparation(tmp_path):
     source = write_source(tmp_path / "in", broken=(1,))
     wanted = release(source, options={"seed": 3, "found": {"later": 1}})

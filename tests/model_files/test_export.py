@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import pickle
 import shutil
 import sys
 import time
@@ -241,6 +242,16 @@ def test_recognition_through_onnx_is_that_of_keras(tiny_weights, exported, tmp_p
             np.testing.assert_allclose(found, expected, atol=1e-5)
     cv2.imwrite(str(tmp_path / "face.png"), faces[0])
     assert through_onnx.recognize_fer(tmp_path / "face.png").label == ours.recognize_fer(tmp_path / "face.png").label
+
+
+@needs_onnx
+def test_onnx_model_survives_pickling_and_explains_nothing(exported):
+    model = TestModels(exported("onnx"))
+    pixels = np.random.default_rng(1).integers(0, 256, (24, 24, 3), np.uint8)
+    found = pickle.loads(pickle.dumps(model)).predict(pixels)
+    np.testing.assert_array_equal(found[0], model.predict(pixels)[0])
+    with pytest.raises(UserError, match=r"\.onnx .* weights file"):
+        model.explain(model.recognize(pixels, detect_face=False)[0].faces)
 
 
 @needs_onnx
