@@ -100,8 +100,9 @@ def _claimed(folder: Path, group: ProcessGroup) -> Iterator[None]:
                 yield
             except UserError:
                 refused = group.is_rank0 and not (folder / UNTRAINED).exists()
-                for path in set(folder.glob("*")) - before if refused else ():
-                    path.unlink()
+                with contextlib.suppress(OSError):
+                    for path in set(folder.glob("*")) - before if refused else ():
+                        path.unlink()
                 raise
     finally:
         if refused and made:

@@ -106,7 +106,8 @@ def set_up(seed: int | None = None, precision: str | None = None, gpu: bool = Tr
     import keras
 
     if seed is not None:
-        keras.utils.set_random_seed(seed)
+        with notices_hidden():  # it imports TensorFlow, where that is installed, on every backend
+            keras.utils.set_random_seed(seed)
     if precision is not None:
         keras.config.set_dtype_policy(precision)
     if keras.backend.backend() == "tensorflow":
