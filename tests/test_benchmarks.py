@@ -54,6 +54,7 @@ assert not [name for name in sys.modules if name.startswith("tensorflow.")]
 """
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_measures_every_row(tmp_path, monkeypatch):
     """FLOPs by hand: 3 x 3 x 3 x 8 products at 16 x 16 places, 8 x 1,792 and 1,792 x 7 in the head."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
@@ -254,6 +255,7 @@ def test_large_files_are_read_without_the_map(tmp_path, monkeypatch):
 # --- step.py --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_steps_profile_names_its_kernels():
     kernels = step.profile("mini_xcp", 16, 8, steps=1)
     assert any("Conv2D" in kernel for kernel in kernels) and not {"Process", "Run"} & set(kernels)

@@ -116,6 +116,7 @@ def test_every_option_of_a_training_has_a_description():
     assert not missing
 
 
+@pytest.mark.slow
 def test_the_help_of_a_grid_says_where_the_options_of_a_training_are():
     for command in ("run", "list", "report"):
         shown = help_of("reproduce.py", command)

@@ -105,6 +105,7 @@ def test_the_loss_column_is_the_weighted_sum_of_the_terms(whole_run):
         assert row["loss"] == pytest.approx(50 / 7 * row["ce"] + row["fd"] + row["md"] + row["ed"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(data_dir, whole_run, tmp_path):
     run_dir = tmp_path / "run"
     process = subprocess.Popen(
@@ -167,6 +168,7 @@ def test_a_folder_keeps_to_one_run(data_dir, whole_run):
         experiment.train_and_evaluate(settings(data_dir, whole_run))
 
 
+@pytest.mark.slow
 def test_train_model_starts_from_a_file_and_writes_into_a_folder(data_dir, whole_run, tmp_path):
     model = TrainModel(DatasetName.synthetic, DatasetType.train, settings(data_dir, tmp_path / "other"))
     weights, folder = whole_run / "best.weights.h5", tmp_path / "fine"
@@ -240,6 +242,7 @@ def test_an_unprepared_data_set_names_the_command(tmp_path):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_options_train(data_dir, tmp_path):
     """Half precision, balanced classes, smoothed labels, no MD, accumulated gradients."""
     changes = {
@@ -304,6 +307,7 @@ def test_a_run_says_what_its_loss_is_and_ends_with_what_comes_next(whole_run, da
     assert capfd.readouterr().out.endswith("\n".join(lines) + "\n")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_applies_its_left_over_gradients_to_the_same_weights(data_dir, tmp_path, monkeypatch, capsys):
     """8 steps, 3 per update: 2 are left over."""
     options = {"optimizer": config.OptimizerConfig(accumulate=3, average=0.5)}
@@ -408,6 +412,7 @@ def voted_data_dir(data_dir, tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_soft_labels_train_and_a_stopped_run_goes_on(voted_data_dir, tmp_path, capsys, monkeypatch):
     run_dir, loss = tmp_path / "run", config.LossConfig(label_smoothing=0.0)
     soft = settings(voted_data_dir, run_dir, epochs=2, soft_labels=True, loss=loss)
@@ -496,6 +501,7 @@ def test_mixup_blends_images_and_targets(data_dir):
     assert "shares" not in model(images, training=False)
 
 
+@pytest.mark.slow
 def test_a_teacher_blends_what_it_says_into_the_targets(whole_run, data_dir, tmp_path):
     """Target = 0.75 of the label and 0.25 of the mean of the teacher's probabilities on image and mirror image."""
     from data_helper import open_split

@@ -19,7 +19,6 @@ PAGE = ROOT / "docs" / "extending.md"
 EXAMPLE = re.compile(r"^```(?:python|yaml)\n# (\S+): ([^\n]+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PLACE = re.compile(r"""(above|below|instead of) (["'])(.+)\2""")
 
-FOLDERS = ("datasets", "distributed", "grids", "model_files", "reporting")
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +38,7 @@ def insert(text: str, place: str, code: str) -> str:
 def project(tmp_path_factory):
     """A copy of the project with every example applied."""
     root = tmp_path_factory.mktemp("extended")
-    for path in (*ROOT.glob("*.py"), *(ROOT / folder for folder in FOLDERS)):
+    for path in (*ROOT.glob("*.py"), *(init.parent for init in ROOT.glob("*/__init__.py"))):
         if path.is_dir():
             shutil.copytree(path, root / path.name, ignore=shutil.ignore_patterns("__pycache__"))
         else:

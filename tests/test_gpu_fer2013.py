@@ -21,6 +21,8 @@ from datasets.synthetic import PrepareSyntheticConfig, write_synthetic_splits
 from files import UserError, run_command
 from model_files import model_file
 
+pytestmark = pytest.mark.slow
+
 STEPS = 5
 # 64 pictures in batches of 16: 4 steps an epoch.
 TOY = ["--dataset", "synthetic", "--arch", "mini_xcp", "--size", "24", "--batch-size", "16", "--precision", "float32"]
