@@ -242,7 +242,7 @@ class TrainOptions(TrainConfig, RecipeOption):
           draws synthetic faces and trains mini_xcp on them for 12 epochs: a
           minute on two cores
       python train.py --dataset fer2013 --epochs 40 --run-dir runs/first
-          FER-2013, once prepare_data.py has prepared it: half an hour on two
+          FER-2013, once prepare_data.py has prepared it: 20 minutes on two
           cores; the same command continues a run that was stopped
       python train.py --recipe published --dataset affectnet --backend jax
           the published set-up (Xception from ImageNet at 224 px, Adam, batch
