@@ -38,7 +38,6 @@ class DatasetType(str, Enum):
         return {"train": "train", "eval": "val", "test": "test"}[self.value.removesuffix("_7")]
 
 
-Split = Literal["train", "val", "test"]
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 Backend = Literal["tensorflow", "jax", "torch"]
 

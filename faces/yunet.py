@@ -27,8 +27,8 @@ MODEL = ModelFile(
 
 MIN_SCORE = 0.7
 OVERLAP = 0.4
-# The finest scale has at most this many pixels, and each next one a third of the side, until a face that fills the
-# image is about as large as the network knows them.
+# The finest scale has at most this many pixels. Each further scale has a third of the side of the one before, down to
+# the scale at which a face that fills the image has the size that the network was trained on.
 MAX_PIXELS = 3_100_000
 SCALE_STEP, COARSE_SIDE = 1 / 3, 320
 

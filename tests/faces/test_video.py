@@ -429,7 +429,7 @@ def test_options_that_do_not_fit_are_refused(args, named, clip, tmp_path, monkey
 
 
 def test_a_camera_without_a_screen_needs_something_to_write(clip, tiny_weights, tmp_path, monkeypatch, capsys):
-    """A clip stands in for the camera; Ctrl-C is its ordinary end."""
+    """A clip replaces the camera; Ctrl-C ends it as usual."""
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
