@@ -18,7 +18,7 @@ from tqdm import tqdm
 import runtime
 from command_line import Range
 from config import Backend
-from faces import Detector, DetectorName, crop, open_detector, pixel_square
+from faces import Detector, DetectorName, crop, pixel_square
 from files import UserError, whole_file
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def recognize_video(
     Args:
         model: recognises the faces.
         video: a path, or an open clip or camera (`faces.video`), which is closed at the end.
-        detector: None opens "auto".
+        detector: None is the model's.
         output: clip to write, with boxes, labels and bars drawn.
         csv: table to write, one row per frame and face.
         timeline: PNG to write, one band per person.
@@ -149,7 +149,7 @@ def recognize_video(
     if output is not None:
         check_output(output)
     video = open_clip(video) if isinstance(video, (str, Path)) else video
-    detector = detector or open_detector()
+    detector = detector or model.detector
     tracker = Tracker(detector.detect, detector.certain, detect_every)
     sums = Timeline(model.class_names)
     frames, start, interrupted = 0, time.monotonic(), False
@@ -306,14 +306,18 @@ def video(settings: VideoConfig) -> None:
         is_shown = _may_show(settings)
         if not is_onnx(settings.weights):
             runtime.choose_backend(settings.backend)
-        model = TestModels(settings.weights, GPU=is_onnx(settings.weights) or runtime.has_gpu())
-        detector = open_detector(settings.detector, settings.detector_file)
+        model = TestModels(
+            settings.weights,
+            GPU=is_onnx(settings.weights) or runtime.has_gpu(),
+            detector=settings.detector,
+            detector_file=settings.detector_file,
+        )
         window = Window(f"{source.name} (q ends)") if is_shown else None
         try:
             result = recognize_video(
                 model,
                 source,
-                detector,
+                model.detector,
                 output=settings.output,
                 csv=settings.csv,
                 timeline=settings.timeline,

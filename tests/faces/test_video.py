@@ -18,6 +18,7 @@ import pytest
 from conftest import ROOT, run_python
 from PIL import Image
 
+import faces
 import test as test_module
 from faces import drawing, video
 from faces.face import Face
@@ -25,7 +26,6 @@ from faces.timeline import BINS, MAX_PEOPLE, Timeline
 from files import UserError
 from images import read_image
 from plots import COLORS
-from recognition import video_command
 from recognition.video_command import recognize_video
 
 RED, BLUE = (200, 30, 40), (30, 60, 210)
@@ -445,7 +445,7 @@ def test_a_camera_without_a_screen_needs_something_to_write(clip, tiny_weights, 
         raise KeyboardInterrupt
 
     calls = []
-    monkeypatch.setattr(video_command, "open_detector", lambda *_: FakeDetector())
+    monkeypatch.setattr(faces, "open_detector", lambda *_: FakeDetector())
     predict = test_module.TestModels.predict
     monkeypatch.setattr(
         test_module.TestModels,
