@@ -88,25 +88,29 @@ class Batches(keras.utils.PyDataset):
     @property
     def steps(self) -> int:
         """Batches of a whole epoch."""
-        full, rest = divmod(len(self.split), self.batch_size)
-        return full + (not self.training and rest > 0)
+        return self._full_steps + self._has_short_batch
 
     @property
     def _full_steps(self) -> int:
         return len(self.split) // self.batch_size
 
+    @property
+    def _has_short_batch(self) -> bool:
+        return not self.training and len(self.split) % self.batch_size > 0
+
     def __len__(self) -> int:
         """Items of this epoch."""
-        full = self._full_steps
-        calls = -(-max(full - self.first_step, 0) // self.steps_per_call)
-        return calls + self.steps - full  # a short last batch has an item of its own
+        return self._has_short_batch + -(-(self._full_steps - self.first_step) // self.steps_per_call)
 
     def steps_of(self, index: int) -> range:
-        """The steps of this epoch that item ``index`` holds."""
-        full = self._full_steps
-        first = min(self.first_step + index * self.steps_per_call, full)
-        last = min(first + self.steps_per_call, full)
-        return range(first, last) if first < full else range(full, self.steps)
+        """The steps of this epoch that item ``index`` holds.
+
+        A short batch has an item of its own, the first: TensorFlow takes the shapes from there.
+        """
+        if self._has_short_batch and index == 0:
+            return range(self._full_steps, self.steps)
+        first = self.first_step + (index - self._has_short_batch) * self.steps_per_call
+        return range(first, min(first + self.steps_per_call, self._full_steps))
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Item ``index`` of this epoch.

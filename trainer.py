@@ -105,7 +105,8 @@ class AdCorreTrainer(keras.Model):
         return {**self.network(pixels, training=training), "shares": shares}
 
     def train_step(self, *args):
-        *state, (inputs, targets) = args
+        *state, data = args
+        inputs, targets, _ = keras.utils.unpack_x_y_sample_weight(data)
         if len(inputs.shape) == 4 and inputs.shape[0] is None and self.batch_size:
             inputs, targets = (ops.reshape(x, (self.batch_size, *x.shape[1:])) for x in (inputs, targets))
         return self._each_step(super().train_step, *state, (inputs, targets))
@@ -115,7 +116,8 @@ class AdCorreTrainer(keras.Model):
 
     def _each_step(self, step, *args):
         """Takes the steps of one call in one compiled loop. ``args`` are the data, on JAX the state and the data."""
-        *state, (rows, targets) = args
+        *state, data = args
+        rows, targets, _ = keras.utils.unpack_x_y_sample_weight(data)
         if len(rows.shape) != 2:
             return step(*args)
         step = runtime.compiled_alike(step)
