@@ -265,7 +265,17 @@ FIRST_OPTIONS = (
 def help_sections() -> dict[str, list[str]]:
     """The sections of ``train.py --help``: title to names of options."""
     whole = TrainConfig()
-    machine = ("precision", "backend", "resident", "save_seconds", "devices", "processes", "process_id", "coordinator", "debug")
+    machine = (
+        "precision",
+        "backend",
+        "resident",
+        "save_seconds",
+        "devices",
+        "processes",
+        "process_id",
+        "coordinator",
+        "debug",
+    )
     nested = {field.name for field in dataclasses.fields(whole) if dataclasses.is_dataclass(getattr(whole, field.name))}
     own = [field.name for field in dataclasses.fields(whole) if field.name not in (*nested, *machine)]
     sections = {
@@ -381,4 +391,14 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str =
 
 
 # Options that do not change the result. Runs that differ only in these are the same run.
-PLACES = ("run_dir", "data_dir", "debug", "resident", "save_seconds", "devices", "processes", "process_id", "coordinator")
+PLACES = (
+    "run_dir",
+    "data_dir",
+    "debug",
+    "resident",
+    "save_seconds",
+    "devices",
+    "processes",
+    "process_id",
+    "coordinator",
+)

@@ -26,13 +26,11 @@ def make_optimizer(config: OptimizerConfig, steps_per_epoch: int, epochs: int) -
         rate = Cosine(config.learning_rate, config.warmup_epochs * steps_per_epoch)
     elif config.schedule == "inverse_time":
         rate = keras.optimizers.schedules.InverseTimeDecay(config.learning_rate, decay_steps=1, decay_rate=config.decay)
-    accumulate = config.accumulate if config.accumulate > 1 else None
+    shared = {"gradient_accumulation_steps": config.accumulate if config.accumulate > 1 else None}
     if config.optimizer == "adam":
-        optimizer = keras.optimizers.Adam(rate, gradient_accumulation_steps=accumulate)
+        optimizer = keras.optimizers.Adam(rate, **shared)
     else:
-        optimizer = keras.optimizers.AdamW(
-            rate, weight_decay=config.weight_decay, gradient_accumulation_steps=accumulate
-        )
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, **shared)
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     if isinstance(rate, Cosine):
         # A variable of the optimiser: part of the state, and no constant of the compiled step.

@@ -85,5 +85,3 @@ def _four_digits(value: float) -> str:
 def _bar_text(logs: dict[str, float]) -> str:
     terms = [f"{name} {value:.3g}" for name, value in logs.items() if name not in ("loss", "accuracy")]
     return f"loss {_four_digits(logs['loss'])}, {logs['accuracy']:.1%} ({' '.join(terms)})"
-
-

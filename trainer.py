@@ -11,7 +11,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -93,7 +92,7 @@ class AdCorreTrainer(keras.Model):
         return [*own, *self.optimizer.variables, *self.metrics_variables]
 
     def call(self, pixels, training=False):
-        if len(pixels.shape) == 1:
+        if self.images and len(pixels.shape) == 1:
             pixels = exchange.split_batch(ops.take(self.images["train" if training else "test"], pixels, axis=0))
         if training and self.average is not None:
             pixels = self.average(pixels)

@@ -15,6 +15,7 @@ from keras import layers
 import augmentation
 import cnn_model
 import custom_loss
+import optimization
 import runtime
 import trainer as training
 from config import AugmentConfig, OptimizerConfig
@@ -56,7 +57,7 @@ def make_trainer(dropout: float, augment: bool) -> training.AdCorreTrainer:
         augmentation.Augmentation(AugmentConfig(augment=augment), seed=1),
     )
     config = OptimizerConfig(learning_rate=RATE, schedule="constant", weight_decay=DECAY)
-    model.compile(training.make_optimizer(config, STEPS, 1), jit_compile=runtime.jit_compile())
+    model.compile(optimization.make_optimizer(config, STEPS, 1), jit_compile=runtime.jit_compile())
     model.build((None, SIDE, SIDE, 1))
     model.optimizer.build(model.trainable_variables)
     rng = np.random.default_rng(2)

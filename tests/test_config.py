@@ -39,6 +39,7 @@ UNUSUAL = TrainConfig(
     teacher="a.weights.h5",
     teacher_share=0.37,
     epochs=3,
+    minutes=2.5,
     batch_size=7,
     seed=5,
     balanced=True,
@@ -46,6 +47,8 @@ UNUSUAL = TrainConfig(
     select_on="test",
     precision="mixed_bfloat16",
     backend="jax",
+    resident="no",
+    save_seconds=31.0,
     devices=2,
     processes=6,
     process_id=4,
@@ -65,7 +68,7 @@ UNUSUAL_ARGS = shlex.split("""
     --optimizer adam --learning-rate 0.13 --schedule constant --warmup-epochs 0.57 --decay 0.29
     --weight-decay 0.19 --accumulate 4 --no-augment --no-flip --rotation 1 --shift 0.21 --zoom 0.31 --erase 0.41 --debug
     --mixup 0.51 --teacher a.weights.h5 --teacher-share 0.37
-    --devices 2 --processes 6 --process-id 4 --coordinator there:29500
+    --minutes 2.5 --resident no --save-seconds 31 --devices 2 --processes 6 --process-id 4 --coordinator there:29500
 """)
 
 

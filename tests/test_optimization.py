@@ -46,7 +46,9 @@ def test_inverse_time_is_the_published_decay():
 
 
 def test_weight_decay_spares_biases_and_batch_norm():
-    optimizer = optimization.make_optimizer(OptimizerConfig(learning_rate=0.1, weight_decay=0.5, schedule="constant"), 1, 1)
+    optimizer = optimization.make_optimizer(
+        OptimizerConfig(learning_rate=0.1, weight_decay=0.5, schedule="constant"), 1, 1
+    )
     names = ("kernel", "bias", "gamma", "beta")
     variables = [keras.Variable(np.ones(2, "float32"), name=name) for name in names]
     optimizer.build(variables)
@@ -182,7 +184,9 @@ class Weights(keras.callbacks.Callback):
 
 def test_a_short_run_is_measured_as_well_with_the_average_as_without():
     """Statistics and weights that lag far behind would leave the averaged network at chance."""
-    model = small_trainer(config=OptimizerConfig(learning_rate=3e-3, warmup_epochs=0, schedule="constant"), average=0.999)
+    model = small_trainer(
+        config=OptimizerConfig(learning_rate=3e-3, warmup_epochs=0, schedule="constant"), average=0.999
+    )
     labels = np.arange(70, dtype=np.int32) % 7
     images = np.repeat(np.repeat(np.random.default_rng(0).integers(0, 256, (7, 6, 6, 1), np.uint8), 4, 1), 4, 2)[labels]
     model.fit(images, labels, batch_size=14, epochs=12, verbose=0)

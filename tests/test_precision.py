@@ -17,6 +17,7 @@ import cnn_model
 import config
 import custom_loss
 import experiment
+import optimization
 import runtime
 import trainer as training
 
@@ -51,7 +52,7 @@ def make_trainer(policy: str, dropout: float = 0.5, jit_compile: bool = False) -
         custom_loss.AdCorreLoss(7, history=20),
         augmentation.Augmentation(config.AugmentConfig(), seed=0),
     )
-    model.compile(training.make_optimizer(config.OptimizerConfig(warmup_epochs=0), 10, 1), jit_compile=jit_compile)
+    model.compile(optimization.make_optimizer(config.OptimizerConfig(warmup_epochs=0), 10, 1), jit_compile=jit_compile)
     return model
 
 

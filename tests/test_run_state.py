@@ -93,8 +93,6 @@ def test_a_failed_save_keeps_the_state_before(saved, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history.csv", "state.h5"]
 
 
-
-
 class Killed(BaseException):
     """Stands for the end of the process."""
 
@@ -128,9 +126,7 @@ def test_a_run_that_is_stopped_within_an_epoch_goes_on_to_the_same_bits(tmp_path
         keras.utils.set_random_seed(3)
         resident = bool(steps_per_call)
         model = small_trainer(average=0.9, images=[s.images for s in splits] if resident else ())
-        train, val = (
-            Batches(split, 14, seed=3, training=split is splits[0], resident=resident) for split in splits
-        )
+        train, val = (Batches(split, 14, seed=3, training=split is splits[0], resident=resident) for split in splits)
         for batches in (train, val):
             batches.steps_per_call = steps_per_call or 1
         return trainer.Engine(model, train, val)

@@ -110,9 +110,7 @@ def test_measuring_the_speed_changes_nothing(splits):
         assert len(engine.train) == (7 if not steps_per_call else -(-7 // engine.train.steps_per_call))
 
 
-@pytest.mark.parametrize(
-    ("step_seconds", "expected"), [(5.0, [1, 1]), (0.3, [3, 3]), (1e-4, [7, 3])]
-)
+@pytest.mark.parametrize(("step_seconds", "expected"), [(5.0, [1, 1]), (0.3, [3, 3]), (1e-4, [7, 3])])
 def test_a_call_takes_about_a_second_and_never_more_than_an_epoch(splits, step_seconds, expected):
     engine = make_engine(splits, 1)
     engine.choose_steps_per_call(step_seconds)

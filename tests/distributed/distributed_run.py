@@ -63,6 +63,7 @@ def collectives(devices: int) -> list[tuple[str, list[str], str]]:
     import augmentation
     import cnn_model
     import custom_loss
+    import optimization
     import trainer
     from distributed.process_group import ProcessGroup
 
@@ -84,7 +85,7 @@ def collectives(devices: int) -> list[tuple[str, list[str], str]]:
             custom_loss.AdCorreLoss(CLASSES, history=50),
             augmentation.Augmentation(config.AugmentConfig(), seed=0),
         )
-        model.compile(trainer.make_optimizer(config.OptimizerConfig(), 5, 4), jit_compile=True)
+        model.compile(optimization.make_optimizer(config.OptimizerConfig(), 5, 4), jit_compile=True)
         model.build((None, 16, 16, 1))
         model.optimizer.build(model.trainable_variables)
         from keras.src.backend.jax import trainer as keras_trainer
