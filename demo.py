@@ -49,6 +49,7 @@ class DemoConfig:
     weights: str | None = None
     """Model file that is offered first: .h5, .keras, .onnx or hf://owner/repository/file."""
     backend: Backend = "tensorflow"
+    """What Keras computes with; an .onnx file needs no Keras."""
     debug: bool = False
     """Show tracebacks."""
 

@@ -30,7 +30,8 @@ class RecognizeConfig:
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Image files, folders (without their subfolders), or patterns in quotes ('photos/**/*.jpg')."""
     weights: str | None = None
-    """Model file, as for evaluate, or an exported .onnx; None is trained_models/fer2013_mini_xcp.weights.h5."""
+    """Model file, as for evaluate, hf://owner/repo/file.weights.h5, or an exported .onnx; None is
+    trained_models/fer2013_mini_xcp.weights.h5."""
     json: bool = False
     """Print one JSON object per face instead of a table."""
     save: str | None = None
@@ -50,6 +51,7 @@ class RecognizeConfig:
     batch_size: Annotated[int, Range(1, 1_000_000)] = 64
     """Faces per step of the network."""
     backend: Backend = "tensorflow"
+    """What Keras computes with; an .onnx file needs no Keras."""
     debug: bool = False
     """Show tracebacks."""
 
