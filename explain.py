@@ -32,7 +32,7 @@ class Explanation:
         logits: float32 (N,), the label's logit.
         parts: float32 (N, k), each vector's part of it: the k parts and the label's bias add up to the logit.
         signed_maps: float32 (N, k, h, w), the vectors' maps before the ReLU, at the feature map's size: positive
-            where the face speaks for the label, negative where it speaks against it, in logits. Their sum over the
+            where the face supports the label, negative where it counts against it, in logits. Their sum over the
             vectors is the label's map before the ReLU.
     """
 
@@ -118,7 +118,7 @@ def maps(
     all maps, on every backend.
 
     A part depends on the direction of z_l only. So a map before the ReLU adds up to ``-(dpart_l / dz_l) . c_l`` over
-    the positions, 0 without a bias c_l: it says where a face speaks more for the label than its mean position does.
+    the positions, 0 without a bias c_l: it says where a face supports the label more than its mean position does.
 
     Args:
         network: what `cnn_model.build_model` made (or a network with a head of these layers and names).

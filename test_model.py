@@ -221,7 +221,7 @@ class TestModels:
         return Recognition(label, named, embeddings.copy(), **face)
 
     def explain(self, found: Recognition | Iterable[Recognition]) -> Explanation:
-        """Which parts of the faces speak for their labels (`explain.maps`).
+        """Which parts of the faces support their labels (`explain.maps`).
 
         Args:
             found: one face or several, of this model.

@@ -37,7 +37,7 @@ class RecognizeConfig:
     save: str | None = None
     """Folder for copies of the images with boxes and labels."""
     explain: str | None = None
-    """PNG to write that shows which parts of the face speak for its label; a folder for several images."""
+    """PNG to write that shows which parts of the face support its label; a folder for several images."""
     require_face: bool = False
     """End with exit code 2 when an image has no face."""
     detect_face: bool = True
