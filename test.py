@@ -38,8 +38,7 @@ class EvaluateConfig:
     flip: bool = False
     """Average the probabilities of each image and its mirror image (test-time augmentation)."""
     explain: bool = False
-    """Also draw explain.png, the mean Grad-CAM map of each predicted class and embedding vector, and measure how much
-    the vectors' maps overlap. With --flip the labels are the averaged ones, and the maps those of the images."""
+    """Add explain.png: mean Grad-CAM (of the images, not flipped) by class and vector; and the maps' mean overlap."""
     batch_size: Annotated[int, Range(1, 1_000_000)] = 256
     """Images per batch; the result depends on it by rounding only."""
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0
@@ -71,8 +70,7 @@ class ExportConfig:
     """
 
     weights: str | None = None
-    """Model file or hf://owner/repo/file.weights.h5, as for evaluate; None is
-    trained_models/fer2013_mini_xcp.weights.h5."""
+    """Model file or hf://owner/repo/file.weights.h5; None is the model that comes with the project."""
     format: Literal["onnx", "tflite", "saved_model"] = "onnx"
     """onnx (ONNX Runtime), tflite (LiteRT, phones) or saved_model (TensorFlow Serving)."""
     output: str | None = None

@@ -30,8 +30,7 @@ class RecognizeConfig:
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Image files, folders (without their subfolders), or patterns in quotes ('photos/**/*.jpg')."""
     weights: str | None = None
-    """Model file, as for evaluate, hf://owner/repo/file.weights.h5, or an exported .onnx; None is
-    trained_models/fer2013_mini_xcp.weights.h5."""
+    """Model file, hf://owner/repo/file.weights.h5 or exported .onnx; None is the model that comes with the project."""
     json: bool = False
     """Print one JSON object per face instead of a table."""
     save: str | None = None
