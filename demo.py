@@ -49,6 +49,7 @@ class DemoConfig:
     weights: str | None = None
     """Model file that is offered first: .h5, .keras, .onnx or hf://owner/repository/file."""
     backend: Backend = "tensorflow"
+    """What Keras computes with; an .onnx file needs no Keras."""
     debug: bool = False
     """Show tracebacks."""
 
@@ -151,7 +152,7 @@ def _face_html(number: int, face: Recognition) -> str:
 
 
 def explanation_html(model: TestModels, found: Sequence[Recognition]) -> str:
-    """Which parts of the faces speak for their labels; for an exported model why that cannot be shown."""
+    """Which parts of the faces support their labels; for an exported model why that cannot be shown."""
     try:
         model.check_explains()
     except UserError:
@@ -166,8 +167,9 @@ def explanation_html(model: TestModels, found: Sequence[Recognition]) -> str:
         )
     first = "" if len(found) <= MOST_EXPLAINED else f" The first {MOST_EXPLAINED} of {len(found)} faces are shown."
     text = (
-        "Bright regions speak for the label (Grad-CAM). The network describes a face by several embedding vectors; "
-        f"each has its own map and its own part of the label's logit.{first}"
+        "Yellow regions support the label most (Grad-CAM). The network describes a face by several embedding "
+        "vectors. Each vector has its own map. The bars show how much each vector adds to the label's score, "
+        f"the logit.{first}"
     )
     return f'<div class="why"><h3>Why this label?</h3><p>{text}</p>{"".join(figures)}</div>'
 
@@ -337,7 +339,7 @@ _HEAD = f"""
 <header class="head">
 <h1>{TITLE}</h1>
 <p>Choose a photograph or use the webcam. The page marks each face, names its expression and shows which parts of the
-face speak for it. Images are processed on the computer that serves this page. They are not kept.
+face support that name. Images are processed on the computer that serves this page. They are not kept.
 A model names the look of a face. It does not know what a person feels.</p>
 </header>
 """

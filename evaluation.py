@@ -16,6 +16,9 @@ from data_helper import PreparedSplit
 from distributed import exchange
 from distributed.process_group import GROUP_OF_ONE, ProcessGroup
 from files import UserError, sha256, whole_file, write_json
+from model_files import hub
+
+_MOST_MAPPED = 64  # images whose feature maps are in memory in float64
 
 
 def predict(
@@ -81,6 +84,7 @@ def evaluate(
     batch_size: int = 256,
     seed: int = 0,
     flip: bool = False,
+    with_maps: bool = False,
     extra: Mapping[str, Any] | None = None,
     group: ProcessGroup = GROUP_OF_ONE,
 ) -> dict[str, Any]:
@@ -94,18 +98,23 @@ def evaluate(
         batch_size: images per batch.
         seed: of the bootstrap intervals and of the t-SNE figure.
         flip: see `predict`.
+        with_maps: also explain the predicted labels: ``explain.png`` (`mean_maps.MeanMaps.save_figure`) and the entry
+            ``explain``. The maps are those of the images as they are, never of mirror images.
         extra: more JSON-ready entries of the result, such as ``weights`` and ``selected_on``.
         group: see `predict`; only rank 0 writes the report, the others return an empty result.
 
     Returns:
         What ``result.json`` holds: ``dataset``, ``split``, all that `metrics.score` returns, ``correlations``
         (`metrics.correlations`), ``class_names``, ``flip``, ``parameters``, ``seed``, ``commit`` (of this code;
-        ``-dirty`` when tracked files differ from it, None outside git) and the extra entries. ``predictions.npz``
+        ``-dirty`` when tracked files differ from it, None outside git) and the extra entries. ``explain`` holds
+        ``overlap`` and ``interval`` (`mean_maps.MeanMaps.mean_overlap`; None where k = 1), ``n``, the images that have
+        an overlap, and ``num_embeddings``, k. ``predictions.npz``
         holds ``labels`` int64 (N,), ``probabilities`` float32 (N, C), ``class_names`` (C,), and of the images in the
         t-SNE figure ``tsne_rows`` int64 (M,) and ``tsne_places`` float32 (M, 2), both empty where there is none.
 
     Raises:
-        UserError: the network has another number of classes than the split; or see `predict`.
+        UserError: the network has another number of classes than the split, or cannot be explained (`explain.check`);
+            or see `predict`.
     """
     # scikit-learn and Matplotlib take half a second to import, and `predict` alone needs neither.
     import metrics
@@ -117,6 +126,10 @@ def evaluate(
             f"{split.name}: expected a network of its {split.num_classes} classes ({', '.join(split.class_names)}), "
             f"received one of {num_classes}; choose weights trained on such a data set, or another --dataset"
         )
+    if with_maps:
+        import explain
+
+        explain.check(network)
     folder = Path(folder)
     probabilities, embeddings = predict(network, split.images, batch_size, flip, group=group)
     if not group.is_rank0:
@@ -135,11 +148,15 @@ def evaluate(
     title = f"{datasets.title(split.meta['dataset'])}, {split.meta['split']}, n = {len(split.labels):,}"
     title += f", accuracy {scores['accuracy']:.2%}"
     plots.save_figures(folder, title, split.labels, probabilities, split.class_names, scores, tsne_rows, tsne_places)
+    # Without maps, a figure of an earlier evaluation in this folder would not belong to the result.
+    (folder / "explain.png").unlink(missing_ok=True)
+    explained = _explained(network, split, probabilities, folder, title, seed, batch_size) if with_maps else {}
     result = {
         "dataset": split.meta["dataset"],
         "split": split.meta["split"],
         **scores,
         "correlations": metrics.correlations(split.labels, embeddings, split.num_classes),
+        **explained,
         "class_names": list(split.class_names),
         "flip": flip,
         "parameters": network.count_params(),
@@ -151,20 +168,45 @@ def evaluate(
     return result
 
 
+def _explained(
+    network: keras.Model,
+    split: PreparedSplit,
+    probabilities: np.ndarray,
+    folder: Path,
+    title: str,
+    seed: int,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Draws ``explain.png``; the entry ``explain`` of the result."""
+    import explain
+    import mean_maps
+
+    batches = explain.batches(network, split.images, probabilities.argmax(axis=1), min(batch_size, _MOST_MAPPED))
+    maps = mean_maps.average(batches, split.num_classes)
+    overlap = maps.mean_overlap(seed)
+    shown = "Mean Grad-CAM by predicted expression" + (f", overlap {overlap[0]:.3f}" if overlap else "")
+    maps.save_figure(folder / "explain.png", split.class_names, f"{title}\n{shown}")
+    mean, interval = overlap or (None, None)
+    count = int((~np.isnan(maps.overlaps)).sum())
+    num_embeddings = maps.vector_maps.shape[1]
+    return {"explain": {"overlap": mean, "interval": interval, "n": count, "num_embeddings": num_embeddings}}
+
+
 def default_folder(weights: str | Path, split: PreparedSplit, flip: bool, seed: int) -> Path:
     """The folder of an evaluation: ``runs/evaluate-<run>-<weights>-<dataset>-<split>[-flip]-<8 hex>``.
 
     The name tells evaluations apart: the digits depend on the bytes of the weights and of the split, and on the seed.
 
     Args:
-        weights: the model file; the name of its folder is ``<run>``.
+        weights: the model file, or ``hf://owner/repository/file``; the name of its folder is ``<run>``.
         split: the split to measure.
         flip: whether mirror images are averaged.
         seed: of the bootstrap intervals and the t-SNE figure.
     """
-    weights = Path(weights)
-    digest = hashlib.sha256(f"{sha256(weights)} {split.digest} {seed}".encode()).hexdigest()
-    names = [weights.resolve().parent.name, weights.stem.removesuffix(".weights"), *split.name.split("/")]
+    digest = hashlib.sha256(f"{sha256(hub.local_file(weights))} {split.digest} {seed}".encode()).hexdigest()
+    # The Hub's cache has a folder of its own making around the file.
+    place = Path(weights) if hub.is_address(weights) else Path(weights).resolve()
+    names = [place.parent.name, Path(weights).stem.removesuffix(".weights"), *split.name.split("/")]
     return Path("runs") / "-".join(["evaluate", *filter(None, names), *["flip"] * flip, digest[:8]])
 
 
@@ -215,6 +257,19 @@ def _measure_lines(result: Mapping[str, Any]) -> list[str]:
             line = f"{measure.title:<26}" + format(result[name], "7.2%" if measure.is_share else "7.3f")
             interval = result.get("intervals", {}).get(name)
             lines.append(line + ("   95% interval {:.2%} to {:.2%}".format(*interval) if interval else ""))
+    return lines + _explain_lines(result)
+
+
+def _explain_lines(result: Mapping[str, Any]) -> list[str]:
+    explained = result.get("explain")
+    if not explained:
+        return []
+    if explained["overlap"] is None:
+        return ["The figure explain.png has no overlap of maps, because there are no two maps to compare."]
+    line = f"{'overlap of vector maps':<26}{explained['overlap']:7.3f}"
+    lines = [line + "   95% interval {:.3f} to {:.3f}".format(*explained["interval"])]
+    if result.get("flip"):
+        lines.append("The maps are those of the images, not of their mirror images.")
     return lines
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -18,6 +18,7 @@ from files import UserError
 _EPSILON = 1e-12  # as in `cnn_model.UnitVectors`
 _HEAD = ("pool", "embedding_dense", "embeddings", "logits")
 _VECTORS_PER_ROW = 7
+_ROWS_AT_ONCE = 1024  # of a memory map that are in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Explanation:
         logits: float32 (N,), the label's logit.
         parts: float32 (N, k), each vector's part of it: the k parts and the label's bias add up to the logit.
         signed_maps: float32 (N, k, h, w), the vectors' maps before the ReLU, at the feature map's size: positive
-            where the face speaks for the label, negative where it speaks against it, in logits. Their sum over the
+            where the face supports the label, negative where it counts against it, in logits. Their sum over the
             vectors is the label's map before the ReLU.
     """
 
@@ -44,6 +45,10 @@ class Explanation:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, rows: slice) -> Explanation:
+        """The explanation of some of the faces."""
+        return Explanation(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
 
     @property
     def label_maps(self) -> np.ndarray:
@@ -87,13 +92,14 @@ class Explanation:
     def save_mean_figure(self, path: str | Path, class_names: Sequence[str]) -> None:
         """Draws, for each class, the mean face, the mean label map and the mean maps of the k vectors.
 
-        The strongest mean map of the figure has the full colour; all others are on its scale.
-
         Args:
             path: the PNG to write.
-            class_names: C names; one row per class that occurs in `labels`.
+            class_names: C names; one row per class that occurs in `labels` (`mean_maps.MeanMaps.save_figure`).
         """
-        _draw_means(path, self, class_names)
+        import mean_maps
+
+        parts = (self[start : start + _ROWS_AT_ONCE] for start in range(0, len(self), _ROWS_AT_ONCE))
+        mean_maps.average(parts, len(class_names)).save_figure(path, class_names)
 
 
 def maps(
@@ -112,7 +118,7 @@ def maps(
     all maps, on every backend.
 
     A part depends on the direction of z_l only. So a map before the ReLU adds up to ``-(dpart_l / dz_l) . c_l`` over
-    the positions, 0 without a bias c_l: it says where a face speaks more for the label than its mean position does.
+    the positions, 0 without a bias c_l: it says where a face supports the label more than its mean position does.
 
     Args:
         network: what `cnn_model.build_model` made (or a network with a head of these layers and names).
@@ -123,20 +129,39 @@ def maps(
     Raises:
         UserError: images or labels of another form, or a network without this head.
     """
+    found = list(batches(network, images, labels, batch_size))
+    columns = ([getattr(batch, field.name) for batch in found] for field in dataclasses.fields(Explanation)[1:])
+    return Explanation(images, *(np.concatenate(column) for column in columns))
+
+
+def batches(
+    network: keras.Model, images: np.ndarray, labels: np.ndarray | None = None, batch_size: int = 64
+) -> Iterator[Explanation]:
+    """`maps` batch by batch, in order: for more images than the maps of which fit in memory.
+
+    The arguments and errors are those of `maps`.
+    """
     head = _Head(network)
     images = _checked_images(images)
     labels = _checked_labels(labels, len(images), head.num_classes)
     batch_size = min(batch_size, len(images))
     features_of = _forward(network, compiled=len(images) > batch_size or not runtime.eager_is_cheap())
-    found: list[tuple[np.ndarray, ...]] = []
     for start in range(0, len(images), batch_size):
         batch = np.asarray(images[start : start + batch_size])
         rows = len(batch)
         # The short last batch is filled up: a second shape would be compiled a second time.
-        batch = np.concatenate([batch, np.repeat(batch[-1:], batch_size - rows, axis=0)])
-        features = features_of(batch)[:rows]
-        found.append(head.explain(features, None if labels is None else labels[start : start + rows]))
-    return Explanation(images, *(np.concatenate(column) for column in zip(*found, strict=True)))
+        filled = np.concatenate([batch, np.repeat(batch[-1:], batch_size - rows, axis=0)])
+        features = features_of(filled)[:rows]
+        yield Explanation(batch, *head.explain(features, None if labels is None else labels[start : start + rows]))
+
+
+def check(network: keras.Model) -> None:
+    """Refuses a network without the head that `maps` needs.
+
+    Raises:
+        UserError: names the layers that are missing.
+    """
+    _Head(network)
 
 
 def positive_part(signed: np.ndarray) -> np.ndarray:
@@ -316,37 +341,6 @@ def _draw_parts(axes, explanation: Explanation, index: int) -> None:
     axes.set(xlabel="Vector", title=f"Logit {logit:.2f} by vector (bias {logit - parts.sum():+.2f})")
     axes.title.set_fontsize(8)
     axes.grid(True, axis="y")
-
-
-def _draw_means(target: str | Path, explanation: Explanation, class_names: Sequence[str]) -> None:
-    import plots
-
-    groups = {code: np.flatnonzero(explanation.labels == code) for code in range(len(class_names))}
-    groups = {code: rows for code, rows in groups.items() if len(rows)}
-    drawn = np.concatenate([explanation.label_maps[:, None], explanation.vector_maps], axis=1)
-    means = {code: explanation.full_size(drawn[rows].mean(axis=0)) for code, rows in groups.items()}
-    strongest = max(maps_khw.max() for maps_khw in means.values()) or 1
-    columns = drawn.shape[1] + 1
-    with plots.new_figure(target, 0.8 + 0.95 * columns, 0.25 + 0.95 * len(groups)) as figure:
-        panels = figure.subplots(len(groups), columns, squeeze=False)
-        for row, (code, rows) in zip(panels, groups.items(), strict=True):
-            face = _mean_face(explanation.images, rows)
-            _show(row[0], face, None)
-            name = f"{class_names[code]}\nn = {len(rows):,}"
-            row[0].text(-0.08, 0.5, name, transform=row[0].transAxes, ha="right", va="center")
-            for axes, map_hw in zip(row[1:], means[code], strict=True):
-                _show(axes, face, map_hw / strongest)
-        titles = ["Mean face", "Label", *(f"Vector {number}" for number in range(1, columns - 1))]
-        for axes, title in zip(panels[0], titles, strict=True):
-            axes.set_title(title)
-
-
-def _mean_face(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The mean of some images, stretched to the full range: uint8 (H, W, C)."""
-    # A part of the rows in memory at a time.
-    total = sum(images[part].sum(axis=0, dtype=np.int64) for part in np.array_split(rows, -(-len(rows) // 1024)))
-    darkest, brightest = total.min(), total.max()
-    return ((total - darkest) / max(brightest - darkest, 1) * 255).round().astype(np.uint8)
 
 
 def _show(axes, face: np.ndarray, map_hw: np.ndarray | None, title: str = "", fontsize: float = 9) -> None:

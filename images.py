@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import re
 import struct
+import tempfile
+import threading
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # OpenCV reads both when it is first imported: an image of more pixels is refused before it takes the
@@ -24,6 +29,11 @@ MID_GRAY = 128
 
 _JPEG = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112  # EXIF's tag
+# What libjpeg and libpng write about a damaged file, and OpenCV does not catch.
+_COMPLAINT = re.compile(
+    rb"(?:Corrupt JPEG data|Premature end of JPEG|Inconsistent progression|Invalid SOS|Unknown Adobe color|"
+    rb"Warning: unknown JFIF|libpng (?:error|warning)).*\r?\n?"
+)
 # What EXIF's orientations need: t transposes, then y mirrors top and bottom, and x left and right.
 _TURNS = {2: "x", 3: "yx", 4: "y", 5: "t", 6: "tx", 7: "tyx", 8: "ty"}
 
@@ -42,27 +52,28 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         uint8 (H, W, 1) for a gray file, (H, W, 3) RGB for a colour file.
 
     Raises:
-        UserError: empty, no image, cut off (also a JPEG whose lower rows have no data), more than `MAX_PIXELS`
-            pixels, or neither 8 nor 16 bits per channel.
+        UserError: empty, no image, cut off (also a JPEG that has an end mark, but too little data before it), more
+            than `MAX_PIXELS` pixels, or neither 8 nor 16 bits per channel.
     """
     if not data:
         raise UserError(f"{name}: the file is empty; expected an image")
-    try:
-        pixels = _decode(data)
-    except cv2.error as error:
-        if "MAX_IMAGE" in error.err:
-            raise UserError(
-                f"{name}: the image is too large; expected at most {MAX_PIXELS:,} pixels, and no side of more than "
-                "1,048,576; make it smaller first"
-            ) from None
-        pixels = None
+    with _complaints.hidden() as complained:
+        try:
+            pixels = _decode(data)
+        except cv2.error as error:
+            if "MAX_IMAGE" in error.err:
+                raise UserError(
+                    f"{name}: the image is too large; expected at most {MAX_PIXELS:,} pixels, and no side of more than "
+                    "1,048,576; make it smaller first"
+                ) from None
+            pixels = None
     if pixels is None:
         raise UserError(
             f"{name}: expected a whole JPEG, PNG, BMP, TIFF, WebP or GIF image, found {len(data):,} bytes that "
             f"begin with {data[:8]!r} and cannot be decoded"
         )
-    if _lacks_rows(data, pixels):
-        raise UserError(f"{name}: the JPEG is damaged: the data of its lower rows is missing; get the whole file")
+    if complained() and _ends_early(data):
+        raise UserError(f"{name}: the JPEG is damaged: a part of its data is missing; get the whole file")
     if pixels.dtype == np.uint16:
         pixels = cv2.convertScaleAbs(pixels, alpha=1 / 257)
     pixels = pixels.reshape(*pixels.shape[:2], -1)  # (H, W, C), also for gray
@@ -83,33 +94,106 @@ def _decode(data: bytes) -> np.ndarray | None:
     return cv2.imdecode(np.frombuffer(data, np.uint8), flag)
 
 
-def _lacks_rows(data: bytes, pixels: np.ndarray) -> bool:
-    """Whether a JPEG's data ends early: the decoder fills the rest with one colour and reports nothing.
+def _ends_early(data: bytes) -> bool:
+    """Whether a JPEG's last scan has too little data: the decoder fills the rest, and reports no error.
 
     Then more data before the end mark changes the image; otherwise a decoder passes over it.
     """
     end = data.rfind(b"\xff\xd9")
-    edges = pixels[-1], pixels[0], pixels[:, -1], pixels[:, 0]  # the last row, wherever EXIF turned it
-    if not data.startswith(_JPEG) or end < 0 or not any((edge == edge[-1]).all() for edge in edges):
+    if not data.startswith(_JPEG) or end < 0:
         return False
     noise = np.random.default_rng(0).integers(0, 255, 4096, np.uint8).tobytes()  # 255 would begin a mark
     try:
-        expected = _coarse(data)
+        expected = _pillow_pixels(data)
     except OSError:  # a kind of JPEG that only OpenCV reads
         return False
     try:
-        return _coarse(data[:end] + noise + data[end:]) != expected
+        return _pillow_pixels(data[:end] + noise + data[end:]) != expected
     except OSError:
         return True
 
 
-def _coarse(jpeg: bytes) -> bytes:
-    """The gray pixels of a JPEG at about an eighth of its size; unlike OpenCV, Pillow prints nothing about the data."""
+def _pillow_pixels(jpeg: bytes) -> bytes:
+    """The pixels of a JPEG; unlike OpenCV, Pillow prints nothing about the data."""
     from PIL import Image
 
-    image = Image.open(io.BytesIO(jpeg))
-    image.draft("L", (image.width // 8, image.height // 8))
-    return image.tobytes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of many pixels: OpenCV's limit is the one that counts
+        return Image.open(io.BytesIO(jpeg)).tobytes()
+
+
+class _Complaints:
+    """Keeps the decoders' complaints off the screen: they write them to file descriptor 2.
+
+    The descriptor belongs to the whole process. So threads that decode at the same time share one redirection, and
+    what anything else writes meanwhile is passed on.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._file: io.FileIO | None = None
+        self._screen = -1  # the descriptor that 2 was, while any thread decodes
+        self._threads = 0
+        self._read = 0  # bytes of the file
+        self._count = 0  # complaints so far
+
+    @contextlib.contextmanager
+    def hidden(self) -> Iterator[Callable[[], bool]]:
+        """Yields a function that says, after the block, whether a decoder may have complained in it.
+
+        True may be due to another thread. It is also True where the process has no file descriptor 2, and on Windows,
+        where nothing is hidden.
+        """
+        with self._lock:
+            is_on = self._begin()
+            before = self._count
+        after = before + 1
+        try:
+            yield lambda: after > before
+        finally:
+            if is_on:
+                with self._lock:
+                    after = self._end()
+
+    def _begin(self) -> bool:
+        if not hasattr(os, "pread"):  # Windows
+            return False
+        if self._threads:
+            self._pass_on()
+        else:
+            try:
+                self._screen = os.dup(2)
+            except OSError:
+                return False
+            self._file = self._file or tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - open as long as we are
+            os.dup2(self._file.fileno(), 2)
+        self._threads += 1
+        return True
+
+    def _end(self) -> int:
+        self._threads -= 1
+        if not self._threads:
+            os.dup2(self._screen, 2)
+        self._pass_on()
+        if not self._threads:
+            os.close(self._screen)
+            if self._read:
+                self._file.seek(0)
+                self._file.truncate()
+                self._read = 0
+        return self._count
+
+    def _pass_on(self) -> None:
+        # Reading must not move the position, because other threads write there.
+        while written := os.pread(self._file.fileno(), 1_000_000, self._read):
+            self._read += len(written)
+            others, found = _COMPLAINT.subn(b"", written)
+            self._count += found
+            if others:
+                os.write(self._screen, others)
+
+
+_complaints = _Complaints()
 
 
 def _upright(pixels: np.ndarray, data: bytes) -> np.ndarray:

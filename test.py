@@ -26,19 +26,25 @@ class EvaluateConfig:
     """Measures a weights file on a prepared split and writes result.json, predictions and figures."""
 
     weights: str
-    """Model file to measure: ours, a published .h5, or one of keras.Model.save."""
+    """Model file to measure: ours, a published .h5, one of keras.Model.save, or hf://owner/repo/file.weights.h5."""
     dataset: DatasetName = DatasetName.fer2013
+    """Prepared data set to measure on."""
     split: Split = "val"
+    """Its split to measure on."""
     data_dir: str = "data"
     """Folder of the prepared data sets."""
     run_dir: str | None = None
     """Where the report goes; None is runs/evaluate-<run>-<weights>-<dataset>-<split>-<8 hex digits>."""
     flip: bool = False
     """Average the probabilities of each image and its mirror image (test-time augmentation)."""
+    explain: bool = False
+    """Add explain.png: mean Grad-CAM (of the images, not flipped) by class and vector; and the maps' mean overlap."""
     batch_size: Annotated[int, Range(1, 1_000_000)] = 256
+    """Images per batch; the result depends on it by rounding only."""
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0
     """Seed of the bootstrap intervals and of the t-SNE figure."""
     backend: Backend = "tensorflow"
+    """What Keras computes with; the results are the same to rounding."""
     debug: bool = False
     """Show tracebacks."""
 
@@ -64,7 +70,7 @@ class ExportConfig:
     """
 
     weights: str | None = None
-    """Model file, as for evaluate; None is trained_models/fer2013_mini_xcp.weights.h5."""
+    """Model file or hf://owner/repo/file.weights.h5; None is the model that comes with the project."""
     format: Literal["onnx", "tflite", "saved_model"] = "onnx"
     """onnx (ONNX Runtime), tflite (LiteRT, phones) or saved_model (TensorFlow Serving)."""
     output: str | None = None
@@ -79,10 +85,11 @@ class DescribeConfig:
     """Describes a model file, and names code in it that was ignored."""
 
     file: Annotated[str, tyro.conf.Positional]
-    """Model file: ours, a published one, or one of keras.Model.save."""
+    """Model file: ours, a published one, one of keras.Model.save, or hf://owner/repo/file.weights.h5."""
     json: bool = False
     """Print one JSON object instead of lines."""
     backend: Backend = "tensorflow"
+    """What Keras reads the file with; the facts are the same."""
     debug: bool = False
     """Show tracebacks."""
 
@@ -113,6 +120,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         batch_size=settings.batch_size,
         seed=settings.seed,
         flip=settings.flip,
+        with_maps=settings.explain,
         extra={
             "weights": str(settings.weights),
             "trained_on": info.dataset,

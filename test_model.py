@@ -32,7 +32,8 @@ class TestModels:
     Args:
         h5_address: a model file: one that `train.py` wrote, a published one (``AffectNet_6336.h5``), or a ``.keras``
             or ``.h5`` file that `keras.Model.save` wrote of a network of ours; or an ``.onnx`` file that
-            `python test.py export` wrote, which ONNX Runtime runs without Keras. None is the model that comes with the
+            `python test.py export` wrote, which ONNX Runtime runs without Keras. ``hf://owner/repo/file.weights.h5``
+            fetches a file from the Hugging Face Hub once (`model_files.hub`). None is the model that comes with the
             project. Nothing in the file is executed.
         GPU: True uses a GPU where there is one; False uses the CPU.
         detector: what finds the faces: ``auto``, ``haar``, ``mtcnn`` or ``yunet`` (docs/faces.md).
@@ -220,7 +221,7 @@ class TestModels:
         return Recognition(label, named, embeddings.copy(), **face)
 
     def explain(self, found: Recognition | Iterable[Recognition]) -> Explanation:
-        """Which parts of the faces speak for their labels (`explain.maps`).
+        """Which parts of the faces support their labels (`explain.maps`).
 
         Args:
             found: one face or several, of this model.

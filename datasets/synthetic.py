@@ -24,11 +24,15 @@ class PrepareSyntheticConfig:
     num_classes: Literal[7, 8] = 7
     """8 adds contempt."""
     num_train: Annotated[int, Range(1, 10_000_000)] = 3500
+    """Images of train."""
     num_val: Annotated[int, Range(1, 10_000_000)] = 700
+    """Images of val."""
     num_test: Annotated[int, Range(1, 10_000_000)] = 700
+    """Images of test."""
     size: Annotated[int, Range(1, 4_096)] = 48
     """Side of the images in pixels."""
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0
+    """Seed of the drawing; two seeds share no face."""
     debug: bool = False
     """Show tracebacks."""
 

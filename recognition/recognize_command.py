@@ -30,13 +30,13 @@ class RecognizeConfig:
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Image files, folders (without their subfolders), or patterns in quotes ('photos/**/*.jpg')."""
     weights: str | None = None
-    """Model file, as for evaluate, or an exported .onnx; None is trained_models/fer2013_mini_xcp.weights.h5."""
+    """Model file, hf://owner/repo/file.weights.h5 or exported .onnx; None is the model that comes with the project."""
     json: bool = False
     """Print one JSON object per face instead of a table."""
     save: str | None = None
     """Folder for copies of the images with boxes and labels."""
     explain: str | None = None
-    """PNG to write that shows which parts of the face speak for its label; a folder for several images."""
+    """PNG to write that shows which parts of the face support its label; a folder for several images."""
     require_face: bool = False
     """End with exit code 2 when an image has no face."""
     detect_face: bool = True
@@ -50,6 +50,7 @@ class RecognizeConfig:
     batch_size: Annotated[int, Range(1, 1_000_000)] = 64
     """Faces per step of the network."""
     backend: Backend = "tensorflow"
+    """What Keras computes with; an .onnx file needs no Keras."""
     debug: bool = False
     """Show tracebacks."""
 

@@ -45,7 +45,7 @@ class VideoConfig:
     timeline: str | None = None
     """PNG to write, one band per person, coloured by expression."""
     weights: str | None = None
-    """Model file, or an exported .onnx; None is trained_models/fer2013_mini_xcp.weights.h5."""
+    """Model file, hf://owner/repo/file.weights.h5 or exported .onnx; None is the model that comes with the project."""
     detector: DetectorName = "auto"
     """auto is mtcnn where its package is installed, else haar."""
     detector_file: str | None = None
@@ -59,6 +59,7 @@ class VideoConfig:
     show: bool = False
     """Show a clip in a window too."""
     backend: Backend = "tensorflow"
+    """What Keras computes with; an .onnx file needs no Keras."""
     debug: bool = False
     """Show tracebacks."""
 

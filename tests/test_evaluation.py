@@ -194,6 +194,70 @@ def test_evaluate_passes_its_seed_on(network, tmp_path, monkeypatch):
     assert drawn_with == [0, 1]
 
 
+@pytest.fixture(scope="module")
+def explained_network():
+    """A small network of three classes that can be explained."""
+    from cnn_model import build_model
+
+    keras.utils.set_random_seed(1)
+    return build_model("mini_xcp", num_classes=3, num_embeddings=2, embedding_size=8, input_size=24)
+
+
+def noisy(n=11):
+    pixels = np.random.default_rng(0).integers(0, 256, (n, 24, 24, 1), np.uint8)
+    meta = {"dataset": "toy", "split": "val", "class_names": list(NAMES)}
+    return PreparedSplit(pixels, np.arange(n) % 3, meta)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_maps_explain_the_predicted_labels(explained_network, tmp_path, monkeypatch, flip):
+    import explain
+
+    monkeypatch.setattr(plots, "save_figures", lambda *args: None)
+    split = noisy()
+    plain = evaluation.evaluate(explained_network, split, tmp_path, flip=flip)
+    assert "explain" not in plain and not (tmp_path / "explain.png").exists()
+    assert "overlap" not in evaluation.format_table(plain)
+
+    asked = []
+    batches = explain.batches
+    monkeypatch.setattr(explain, "batches", lambda *args: asked.append(args) or batches(*args))
+    result = evaluation.evaluate(explained_network, split, tmp_path, batch_size=4, flip=flip, with_maps=True)
+    probabilities, _ = evaluation.predict(explained_network, split.images, flip=flip)
+    ((_, images, labels, batch_size),) = asked
+    assert images is split.images and batch_size == 4
+    np.testing.assert_array_equal(labels, probabilities.argmax(axis=1))
+    expected = explain.overlap(explain.maps(explained_network, split.images, labels).vector_maps)
+    found = result["explain"]
+    assert found["overlap"] == pytest.approx(np.nanmean(expected), abs=1e-6)
+    assert found["interval"][0] < found["overlap"] < found["interval"][1]
+    assert (found["n"], found["num_embeddings"]) == (11, 2)
+    assert json.loads((tmp_path / "result.json").read_text())["explain"] == found
+    table = evaluation.format_table(result)
+    assert f"{found['overlap']:.3f}   95% interval {found['interval'][0]:.3f}" in table
+    assert ("not of their mirror images" in table) == flip
+    assert (tmp_path / "explain.png").stat().st_size > 0
+
+    evaluation.evaluate(explained_network, split, tmp_path, flip=flip)
+    assert not (tmp_path / "explain.png").exists()  # it would not belong to the new result
+
+
+def test_one_vector_has_a_figure_and_no_overlap(tmp_path, monkeypatch):
+    from cnn_model import build_model
+
+    monkeypatch.setattr(plots, "save_figures", lambda *args: None)
+    network = build_model("mini_xcp", num_classes=3, num_embeddings=1, embedding_size=8, input_size=24)
+    result = evaluation.evaluate(network, noisy(), tmp_path, with_maps=True)
+    assert (result["explain"]["overlap"], result["explain"]["interval"], result["explain"]["n"]) == (None, None, 0)
+    assert "no overlap" in evaluation.format_table(result) and (tmp_path / "explain.png").exists()
+
+
+def test_a_network_that_cannot_be_explained_is_refused_before_it_runs(network, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "predict", lambda *args, **options: pytest.fail("predicted"))
+    with pytest.raises(UserError, match="embedding_dense"):
+        evaluation.evaluate(network, prepared(VALUES, LABELS), tmp_path, with_maps=True)
+
+
 def test_evaluate_refuses_a_network_of_other_classes(network, tmp_path):
     split = prepared(VALUES, LABELS, names=(*NAMES, "Glaring"))
     with pytest.raises(

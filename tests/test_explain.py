@@ -211,7 +211,7 @@ def test_full_size_is_the_faces_height_and_width():
     assert (resized[0, 1, 0] == 1).all() and (resized[0, 1, -1] == 0).all()
 
 
-def test_shares_add_up_to_1_and_are_blank_where_the_parts_do_not_speak_for_the_label(mini):
+def test_shares_add_up_to_1_and_are_blank_where_the_parts_do_not_support_the_label(mini):
     found = explain.maps(mini, images(4, 24, 24, 1))
     np.testing.assert_allclose(found.shares[found.parts.sum(axis=1) > 0].sum(axis=1), 1, atol=1e-5)
     against = explain.Explanation(*([None] * 4), parts=np.array([[-2.0, 1.0], [3.0, -1.0]]), signed_maps=None)

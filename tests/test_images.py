@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import io
 import os
 import struct
@@ -113,14 +114,70 @@ def test_damaged_tags_cost_no_image():
         assert decode_image(whole[:33] + chunk + whole[33:], "x.png").tolist() == [[[1], [2]]]
 
 
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-def test_jpeg_without_data_for_its_lower_rows_is_refused(share):
-    """The decoder fills them with one colour, and reports nothing that can be asked for."""
-    noise = np.random.default_rng(0).integers(0, 256, (160, 120, 3), np.uint8)
-    whole = jpeg(noise)
-    decode_image(whole, "whole.jpg")
-    with pytest.raises(UserError, match=r"hole\.jpg: .*damaged"):
-        decode_image(whole[: int(len(whole) * share)] + b"\xff\xd9", "hole.jpg")
+FORMATS = {
+    "baseline": (".jpg", []),
+    "progressive": (".jpg", [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]),
+    "restarts": (".jpg", [cv2.IMWRITE_JPEG_RST_INTERVAL, 2]),
+    "png": (".png", []),
+    "webp": (".webp", [cv2.IMWRITE_WEBP_QUALITY, 80]),
+    "lossless webp": (".webp", [cv2.IMWRITE_WEBP_QUALITY, 101]),
+}
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("is_gray", [False, True], ids=["colour", "gray"])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_cut_off_file_gives_one_message_and_nothing_else(kind, is_gray, share, capfd):
+    """Of a JPEG also when an end mark follows the cut: the decoder then fills the rest and returns an image."""
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # this file has imported cv2 before images
+    extension, flags = FORMATS[kind]
+    smooth = np.add.outer(np.arange(160), np.arange(120))[..., None] // 2
+    noise = np.random.default_rng(0).integers(0, 100, (160, 120, 3))
+    pixels = (smooth + noise).astype(np.uint8)
+    whole = cv2.imencode(extension, pixels[..., 0] if is_gray else pixels, flags)[1].tobytes()
+    assert decode_image(whole, "whole").shape == (160, 120, 3 if extension == ".webp" or not is_gray else 1)
+    cut = whole[: int(len(whole) * share)]
+    with pytest.raises(UserError, match=r"photos/x: .*(whole|damaged)"):
+        decode_image(cut, "photos/x")
+    if extension == ".jpg":
+        with pytest.raises(UserError, match=r"photos/x: .*(whole|damaged)"):
+            decode_image(cut + b"\xff\xd9", "photos/x")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_jpeg_with_surplus_bytes_is_used_and_nothing_is_printed(capfd):
+    """Cameras write such files; libjpeg reports "extraneous bytes" and the image is whole."""
+    whole = jpeg(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8))
+    surplus = whole[:-2] + bytes(range(40, 60)) + whole[-2:]
+    assert cv2.imdecode(np.frombuffer(surplus, np.uint8), cv2.IMREAD_ANYCOLOR) is not None
+    assert "extraneous bytes" in capfd.readouterr().err  # OpenCV alone prints it
+    assert np.array_equal(decode_image(surplus, "x.jpg"), decode_image(whole, "x.jpg"))
+    assert capfd.readouterr().err == ""
+
+
+def test_threads_decode_while_another_output_reaches_the_screen(capfd):
+    """Each file gets its own verdict, and no line of a progress bar is lost."""
+    whole = jpeg(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    damaged = whole[: len(whole) // 2] + b"\xff\xd9"
+
+    def verdict(number: int) -> bool:
+        os.write(2, b"line %d\n" % number)
+        try:
+            decode_image(damaged if number % 3 == 0 else whole, "x.jpg")
+        except UserError:
+            return True
+        return False
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(verdict, range(120)))
+    assert found == [number % 3 == 0 for number in range(120)]
+    assert sorted(capfd.readouterr().err.splitlines()) == sorted(f"line {number}" for number in range(120))
+
+
+def test_a_process_without_stderr_decodes_too(tmp_path):
+    (tmp_path / "x.jpg").write_bytes(jpeg(quadrants(RED, GREEN, BLUE, GRAY)))
+    code = "import os, sys, images; os.close(2); print(images.read_image(sys.argv[1]).shape)"
+    assert run_python("-c", code, tmp_path / "x.jpg").stdout == "(16, 32, 3)\n"
 
 
 def test_whole_jpeg_with_plain_lower_rows_is_no_damaged_one(capfd):

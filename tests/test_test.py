@@ -134,11 +134,12 @@ def test_recognize_explains_one_image_in_a_file_and_several_in_a_folder(tiny_wei
 def test_evaluate_measures_a_split_and_names_the_report(tiny_weights, tmp_path, monkeypatch, capsys):
     write_split(tmp_path / "data", np.arange(23) % 7, split="test", shape=(24, 24, 1))
     args = ("--dataset", "synthetic", "--split", "test", "--data-dir", tmp_path / "data", "--batch-size", 5)
-    run_main(monkeypatch, "evaluate", "--weights", tiny_weights, *args, "--run-dir", tmp_path / "report")
+    run_main(monkeypatch, "evaluate", "--weights", tiny_weights, *args, "--run-dir", tmp_path / "report", "--explain")
     shown = capsys.readouterr().out
     result = json.loads((tmp_path / "report" / "result.json").read_text())
     assert (result["dataset"], result["split"], result["n"]) == ("synthetic", "test", 23)
     assert (result["weights"], result["trained_on"]) == (str(tiny_weights), "synthetic/train")
+    assert result["explain"]["num_embeddings"] == 2 and (tmp_path / "report" / "explain.png").exists()
     assert "synthetic/test: 23 images" in shown and shown.endswith(f"wrote {tmp_path / 'report'}/\n")
 
 

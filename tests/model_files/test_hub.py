@@ -12,7 +12,7 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_python
+from conftest import ROOT, run_python, write_split
 
 from files import UserError
 from model_files import hub, model_file
@@ -211,6 +211,17 @@ def test_nothing_in_it_is_executed(server, tmp_path):
 def test_without_the_package_the_message_says_how_to_install_it(server, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install huggingface_hub" in refused()
+
+
+def test_an_evaluation_of_it_is_named_after_the_repository(server, tiny_weights, tmp_path):
+    from data_helper import open_split
+    from evaluation import default_folder
+
+    write_split(tmp_path, np.arange(7), split="val", shape=(24, 24, 1))
+    split = open_split(tmp_path, "synthetic", "val")
+    folder = default_folder(ADDRESS, split, flip=False, seed=0)
+    assert folder.name.startswith("evaluate-faces-best-synthetic-val-")
+    assert folder.name[-8:] == default_folder(tiny_weights, split, flip=False, seed=0).name[-8:]  # the same bytes
 
 
 @pytest.mark.slow
