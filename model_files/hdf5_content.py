@@ -101,7 +101,7 @@ def _check_link(group: h5py.Group, key: str, name: str) -> None:
 
 
 def _declared_bytes(item: h5py.Dataset, name: str) -> int:
-    """The bytes that reading an array would take."""
+    """The bytes that reading an array would take, or one of its chunks, which can be larger than the array."""
     if not isinstance(item, h5py.Dataset):
         raise Refused(f"/{name} is neither a group nor an array; refused: no model file has any")
     if item.is_virtual:
@@ -111,7 +111,7 @@ def _declared_bytes(item: h5py.Dataset, name: str) -> int:
         raise Refused(f"/{name} is stored in {elsewhere}; refused: nothing outside the file is read")
     if item.dtype.kind not in "fiu" or item.dtype.itemsize > 8 or item.shape is None:
         raise Refused(f"/{name}: expected an array of numbers, found {item.dtype} {item.shape}")
-    return math.prod(item.shape) * item.dtype.itemsize
+    return max(math.prod(item.shape), math.prod(item.chunks or ())) * item.dtype.itemsize
 
 
 def _attributes(group: h5py.Group) -> dict[str, Any]:

@@ -52,19 +52,19 @@ def save_model(path: str | Path, network: keras.Model, info: ModelInfo, half: bo
         arrays: dict[str, np.ndarray] = {}
         with h5py.File(temporary, "r") as file:
             file.visititems(lambda name, item: arrays.update({name: item[()]}) if hasattr(item, "dtype") else None)
-        arrays = {name: _halved(array, name, path) for name, array in arrays.items()} if half else arrays
+        arrays = {name: _halved(array, name) for name, array in arrays.items()} if half else arrays
         temporary.write_bytes(to_bytes(arrays, {ATTRIBUTE: described}))
 
 
-def _halved(array: np.ndarray, name: str, path: str | Path) -> np.ndarray:
+def _halved(array: np.ndarray, name: str) -> np.ndarray:
     if array.ndim < 2:
         return array
     with np.errstate(over="ignore"):
         half = array.astype(np.float16)
     if not np.all(np.isfinite(half)):
         raise UserError(
-            f"{path}: {name}: expected numbers up to {np.finfo(np.float16).max:,.0f}, the range of half precision, "
-            f"received {np.abs(array).max():,.0f}; write the file without --half"
+            f"--half: expected numbers up to {np.finfo(np.float16).max:,.0f} in {name}, the range of half precision, "
+            f"received {np.abs(array).max():,.0f}; write the file without it"
         )
     return half
 

@@ -202,54 +202,11 @@ def test_whatever_the_child_process_does_is_one_message(tmp_path, monkeypatch, k
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="only Linux limits a process's memory")
-def test_the_child_process_has_a_limit_of_memory():
-    program = (
-        "import hdf5_content as h; h._limit_memory(1_000_000); bytearray(1 << 27); print('one'); bytearray(1 << 29)"
-    )
-    folder = os.path.dirname(hdf5_content.__file__)
-    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
-    assert done.stdout == "one\n" and done.stderr.endswith("MemoryError\n")
-
-
-# Whole
-
-
-@pytest.mark.parametrize("libver", ["earliest", "latest"])
-@pytest.mark.parametrize("lost", [1, 500, -8, -100])
-def test_a_file_that_was_cut_off_is_refused(tmp_path, libver, lost):
-    """By the bytes lost at its end, or all but its first."""
-    path = write(tmp_path / "a.h5", libver=libver)
-    assert opened(path)
-    path.write_bytes(path.read_bytes()[:-lost])
-    with pytest.raises(UserError, match=r"a\.h5: .*get it again"):
-        opened(path)
-
-
-def test_bytes_after_the_end_do_no_harm(tmp_path):
-    path = write(tmp_path / "a.h5")
-    path.write_bytes(path.read_bytes() + b"more")
-    assert opened(path)
-
-
-def test_a_web_page_instead_of_the_download_is_shown(tmp_path):
-    (tmp_path / "a.h5").write_bytes(b"<!DOCTYPE html><html>Google Drive - Virus scan warning")
-    with pytest.raises(UserError, match=r"a\.h5: expected an HDF5 weights file.*found b'<!DOCTYP"):
-        opened(tmp_path / "a.h5")
-
-
-def test_messages_call_the_file_by_the_name_given(tmp_path):
-    (tmp_path / "a.h5").write_bytes(b"text")
-    with pytest.raises(UserError, match=r"^model\.keras: expected an HDF5 state file"):
-        read_arrays(tmp_path / "a.h5", "model.keras", kind="state file")
-    with pytest.raises(UserError, match=r"^model\.keras: the HDF5 file is damaged \(.*\); delete it$"):
-        (tmp_path / "a.h5").write_bytes(write(tmp_path / "b.h5").read_bytes()[:-100])
-        read_arrays(tmp_path / "a.h5", "model.keras", remedy="delete it")
-
-
-@pytest.mark.parametrize("name", ["none.h5", "."])
-def test_no_file_is_refused(tmp_path, name):
-    with pytest.raises(UserError, match="no such weights file"):
-        opened(tmp_path / name)
+def test_the_child_process_has_a_limit_of_memory(tmp_path):
+    program = "import sys, hdf5_content as h; sys.argv[1:] = ['a.h5']; h.main(); bytearray(1 << 27); bytearray(1 << 29)"
+    folder, path = os.path.dirname(hdf5_content.__file__), write(tmp_path / "a.h5")
+    done = subprocess.run([sys.executable, "-c", program.replace("a.h5", str(path))], cwd=folder, capture_output=True)
+    assert done.stdout and done.stderr.endswith(b"MemoryError\n")
 
 
 # To itself
@@ -317,6 +274,14 @@ def test_a_compression_bomb_is_refused_and_plain_compression_is_not(tmp_path):
     assert opened(tmp_path / "a.h5")
     with pytest.raises(UserError, match=r"b\.h5: refused: up to /z its arrays declare 8,00\d,\d{3} bytes"):
         opened(tmp_path / "b.h5")
+
+
+def test_a_chunk_larger_than_its_array_is_refused(tmp_path):
+    path = write(tmp_path / "a.h5", lambda f: f.create_dataset("z", (9,), "f4", maxshape=(None,), chunks=(1 << 25,)))
+    with pytest.raises(
+        UserError, match=f"up to /z its arrays declare 134,2.*, more than {hdf5_content.INFLATION} times"
+    ):
+        opened(path)
 
 
 def test_many_arrays_are_counted_together(tmp_path):
