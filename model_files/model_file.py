@@ -1,8 +1,9 @@
 """Saves and loads model files: weights with the description that rebuilds their network.
 
-Our file is a Keras `.weights.h5` plus one JSON attribute on the file's root. Files of `keras.Model.save` load too:
-the published Keras 2 files, and our own networks (`published_file`). Loading rebuilds the network from the
-description and reads arrays: nothing in a file is executed or unpickled.
+Our file is a Keras `.weights.h5` plus one JSON attribute on the file's root, behind a block with its digest
+(`safe_hdf5`). Files of `keras.Model.save` load too: the published Keras 2 files, and our own networks
+(`published_file`). Loading rebuilds the network from the description and reads arrays: nothing in a file is executed
+or unpickled.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def write_arrays(
         temporary.write_bytes(to_bytes(arrays, attributes))
 
 
-def to_bytes(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any] | None = None) -> bytes:
+def to_bytes(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any] | None = None) -> memoryview:
     """The bytes of the file that `write_arrays` writes; equal content gives equal bytes."""
     # In memory, because on a full disk HDF5 itself would crash the process. HDF5's first layout of groups (h5py's
     # default): the later one has dense link storage, in which most flipped bits abort the library.
@@ -124,7 +124,7 @@ def to_bytes(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any] | N
             file.attrs[name] = value
     data = content.getbuffer()
     data[:_BLOCK] = _first_block(data[_BLOCK:])
-    return bytes(data)
+    return data
 
 
 def _first_block(rest: bytes | memoryview) -> bytes:
