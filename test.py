@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,7 +14,7 @@ import runtime
 from command_line import Range, parse_command
 from config import Backend, DatasetName
 from data_helper import Split
-from files import UserError, run_command
+from files import UserError, copy_file, run_command
 from recognition.recognize_command import RecognizeConfig, recognize
 from recognition.video_command import VideoConfig, video
 from test_model import DEFAULT_WEIGHTS, Recognition, TestModels, is_onnx
@@ -51,12 +52,19 @@ class EvaluateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ConvertConfig:
-    """Writes a model file in our own form: a published .h5, or what keras.Model.save wrote of a network of ours."""
+    """Writes a model file in our own form: a published .h5, or what keras.Model.save wrote of a network of ours.
+
+    It also makes a file smaller (half precision), cuts it into parts, and joins such parts.
+    """
 
     source: Annotated[str, tyro.conf.Positional]
-    """Model file to read."""
+    """Model file to read; or a folder of parts, or their manifest, to join."""
     target: Annotated[str, tyro.conf.Positional]
-    """Model file to write (.weights.h5)."""
+    """Model file to write (.weights.h5); with --parts a folder."""
+    half: bool = False
+    """Write the kernels in half precision (float16): half the size. Networks are float32 when loaded."""
+    parts: Annotated[int | None, Range(1, 1_000_000)] = None
+    """Write the file as parts of at most so many MiB, with a manifest that holds their SHA-256."""
     backend: Backend = "tensorflow"
     debug: bool = False
     """Show tracebacks."""
@@ -133,18 +141,37 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
 
 
 def convert(settings: ConvertConfig) -> None:
-    """Writes any model file in our own form, whole or not at all.
+    """Writes any model file in our own form, whole or in parts; or joins the parts of one. Whole or not at all.
+
+    Parts are joined to the very file that was cut, unless ``half`` asks for another one.
 
     Raises:
-        UserError: a source that cannot be read (`model_file.load_model`), a target without ``.weights.h5``.
+        UserError: a source that cannot be read (`model_file.load_model`, `parts.join`), a target without
+            ``.weights.h5``, numbers beyond half precision.
     """
-    from model_files import model_file
+    from model_files import model_file, parts
 
-    model_file.check_target(settings.target)
-    network, info = model_file.load_model(settings.source)
-    origin = f"{info.origin}; converted from {Path(settings.source).name}"
-    model_file.save_model(settings.target, network, dataclasses.replace(info, origin=origin))
-    print(f"wrote {settings.target}: {info.network.arch}, {len(info.network.class_names)} classes")
+    target = settings.target
+    if settings.parts is None:
+        model_file.check_target(target)
+    elif target.endswith(".h5") or Path(target).is_file():
+        raise UserError(f"{target}: expected a folder for the parts, received the name of a file")
+    joins = parts.is_in_parts(settings.source)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "joined.weights.h5" if joins else settings.source
+        if joins:
+            parts.join(settings.source, file)
+        network, info = model_file.load_model(file)
+        if settings.half or not joins:
+            file = Path(folder) / "converted.weights.h5"
+            origin = f"{info.origin}; converted from {Path(settings.source).name}"
+            model_file.save_model(file, network, dataclasses.replace(info, origin=origin), settings.half)
+        if settings.parts is None:
+            copy_file(file, target)
+        else:
+            number = len(parts.split(file, target, settings.parts << 20))
+            target = f"{target}/{parts.MANIFEST} and {number} parts"
+    print(f"wrote {target}: {info.network.arch}, {len(info.network.class_names)} classes")
 
 
 def export(settings: ExportConfig) -> None:

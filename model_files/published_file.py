@@ -8,31 +8,50 @@ built and no code is run from it.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
+import lzma
 import re
+import struct
 import tempfile
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 import cnn_model
 from datasets import CLASS_NAMES
 from files import UserError
 from model_files.description import ModelInfo, NetworkDescription
-from model_files.safe_hdf5 import INFLATION, open_hdf5
+from model_files.hdf5_content import INFLATION
+from model_files.safe_hdf5 import Content, read_arrays
 
 # The shape of the first kernel distinguishes the published code's two backbones.
 _BACKBONES = {(3, 3, 3, 32): "xcp", (7, 7, 3, 64): "resnet"}
 # The published files' names: data set and accuracy.
 _PUBLISHED_NAME = re.compile(r"(affectnet|rafdb|fer2013)_(\d{4})\b", re.IGNORECASE)
 _SMALL = 1 << 24  # limit in bytes for text members, which can compress very strongly
+_FULL = "model_weights"  # the group of a full model's file that holds its layers
+OPTIMIZERS = ("optimizer", "optimizer_weights")  # groups of arrays that no network needs
 _ARCHIVE_WEIGHTS = "model.weights.h5"
+# What zipfile and its decompressors raise for damaged archives.
+_ZIP_FAILURES = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,20 +69,27 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class SavedModel:
-    """What was taken from the file.
+    """What was taken from a model file: its arrays in order, or by name.
 
     Attributes:
         info: the description of its network. The data set and its accuracy are known as far as the file's name
             gives them.
         ignored_code: number of Lambda layers in its configuration.
-        layers: the backbone's layers with arrays in the order of the network, then ``embedding_dense`` (kernel
-            (F, k * d)) and ``logits`` (kernel (k * d, C)); None in a `.keras` archive, whose arrays
-            `archive_weights` unpacks.
+        layers: for a file in Keras 2's layout, the backbone's layers with arrays in the order of the network, then
+            ``embedding_dense`` (kernel (F, k * d)) and ``logits`` (kernel (k * d, C)); else None.
+        arrays: for a file in Keras 3's layout, the arrays by name; else empty.
+        path: what messages call the file.
     """
 
     info: ModelInfo
     ignored_code: int = 0
     layers: tuple[Layer, ...] | None = None
+    arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    path: str | Path = ""
+
+    def all_arrays(self) -> list[np.ndarray]:
+        """Every array of the network."""
+        return [*self.arrays.values(), *(array for layer in self.layers or () for array in layer.arrays.values())]
 
 
 def is_archive(path: str | Path) -> bool:
@@ -74,26 +100,28 @@ def is_archive(path: str | Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def is_saved_model(file: h5py.File) -> bool:
-    """Whether an open HDF5 file has the layout of `Model.save` or of Keras 2's `save_weights`."""
-    return "model_weights" in file or any(name in file.attrs for name in ("layer_names", "layer_names0"))
+def is_saved_model(content: Content) -> bool:
+    """Whether an HDF5 file has the layout of `Model.save` or of Keras 2's `save_weights`."""
+    return _FULL in content.groups or any(name in content.attributes for name in ("layer_names", "layer_names0"))
 
 
 def read_saved_model(path: str | Path) -> SavedModel:
     """Reads a full-model ``.h5`` file, a weights-only ``.h5`` file of Keras 2, or a ``.keras`` archive of our own.
 
     Raises:
-        UserError: see `safe_hdf5.open_hdf5`; arrays that are missing, extra, mis-shaped or not finite; a network
+        UserError: see `safe_hdf5.read_arrays`; arrays that are missing, extra, mis-shaped or not finite; a network
             that neither the published code nor ours makes.
     """
-    if is_archive(path):
-        return _read_archive(path)
-    with open_hdf5(path) as file:
-        full = isinstance(file.get("model_weights"), h5py.Group)
-        weights = file["model_weights"] if full else file
-        layers = _read_layers(weights, path)
-        version = _text(weights.attrs.get("keras_version", file.attrs.get("keras_version", "")), "keras_version", path)
-        text = file.attrs.get("model_config")
+    return read_archive(path) if is_archive(path) else saved_model(read_arrays(path, without=OPTIMIZERS), path)
+
+
+def saved_model(content: Content, path: str | Path) -> SavedModel:
+    """As `read_saved_model`, from the content of an HDF5 file."""
+    full = _FULL in content.groups
+    layers = _read_layers(content, _FULL if full else "", path)
+    attributes = {**content.attributes, **content.groups[_FULL if full else ""]}
+    version = _text(attributes.get("keras_version", ""), "keras_version", path)
+    text = content.attributes.get("model_config")
     settings = {} if text is None else _parse(_text(text, "model_config", path), "model_config", path)
     if _find(settings, "name", "pixel_input"):
         return dataclasses.replace(_own_network(settings, path, version, "full model"), layers=tuple(layers))
@@ -101,84 +129,66 @@ def read_saved_model(path: str | Path) -> SavedModel:
     return _published(layers, settings, f"published code, Keras {version or 2} {kind}", version, path)
 
 
-@contextlib.contextmanager
-def archive_weights(path: str | Path) -> Iterator[Path]:
-    """Unpacks the arrays of a ``.keras`` archive, as a ``.weights.h5`` file that is there while the block runs.
-
-    Raises:
-        UserError: no such member, or a damaged one; see `safe_hdf5.open_hdf5`.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        unpacked = Path(folder) / _ARCHIVE_WEIGHTS
-        unpacked.write_bytes(_member(path, _ARCHIVE_WEIGHTS))
-        yield unpacked
-
-
 # The layers of an HDF5 file
 
 
-def _read_layers(weights: h5py.Group, path: str | Path) -> list[Layer]:
-    """Every layer with arrays, in the order in which the file lists them.
+def _read_layers(content: Content, top: str, path: str | Path) -> list[Layer]:
+    """Every layer with arrays in the group ``top``, in the order in which the file lists them.
 
     A nested model counts as its layers: its list has all trainable arrays before the others.
     """
     layers: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    prefix = f"{top}/" if top else ""
     read = set()
-    for group_name in _names(weights, "layer_names", path):
-        group = weights.get(group_name)
-        if not isinstance(group, h5py.Group):
+    for group_name in _names(content, top, "layer_names", path):
+        group = f"{prefix}{group_name}"
+        if group not in content.groups:
             raise UserError(f"{path}: layer {group_name} is missing")
-        for array_name in _names(group, "weight_names", path):
-            array = group.get(array_name)
-            if not isinstance(array, h5py.Dataset):
+        for array_name in _names(content, group, "weight_names", path):
+            array = content.arrays.get(f"{group}/{array_name}")
+            if array is None:
                 raise UserError(f"{path}: array {array_name} of layer {group_name} is missing")
-            read.add(array.name)
+            read.add(f"{group}/{array_name}")
             layer, _, role = array_name.removesuffix(":0").rpartition("/")
             arrays = layers.setdefault((group_name, layer or group_name), {})
             if role in arrays:
                 raise UserError(f"{path}: layer {group_name} lists the array {array_name} twice")
             arrays[role] = _finite(array, array_name, path)
-    _refuse_extra(weights, read, path)
+    # Arrays that no layer lists: a file that was tampered with, or of another program.
+    if extra := sorted({name for name in content.arrays if name.startswith(prefix)} - read):
+        raise UserError(f"{path}: {len(extra)} extra arrays that no layer lists: /{', /'.join(extra[:3])}")
     return [Layer(name, arrays) for (_, name), arrays in layers.items()]
 
 
-def _names(group: h5py.Group, attribute: str, path: str | Path) -> list[str]:
+def _names(content: Content, group: str, attribute: str, path: str | Path) -> list[str]:
     """A list of names in an attribute, which Keras spreads over numbered attributes when it is long."""
-    if attribute in group.attrs:
-        parts = [group.attrs[attribute]]
+    attributes = content.groups[group]
+    if attribute in attributes:
+        parts = [attributes[attribute]]
     else:
         parts = []
-        while (part := f"{attribute}{len(parts)}") in group.attrs:
-            parts.append(group.attrs[part])
+        while (part := f"{attribute}{len(parts)}") in attributes:
+            parts.append(attributes[part])
         if not parts:
-            raise UserError(f"{path}: {group.name} does not list its arrays (attribute {attribute!r} is missing)")
-    return [_text(name, attribute, path) for part in parts for name in np.ravel(part)]
+            raise UserError(f"{path}: /{group} does not list its arrays (attribute {attribute!r} is missing)")
+    names = [name for part in parts for name in (part if isinstance(part, list) else [part])]
+    return [_text(name, attribute, path) for name in names]
 
 
 def _text(value: Any, attribute: str, path: str | Path) -> str:
     try:
-        text = value.decode("utf-8") if isinstance(value, bytes) else value + ""
-        text.encode("utf-8")  # h5py gives other bytes as lone surrogates
+        (value + "").encode("utf-8")  # bytes that are not UTF-8 are lone surrogates here
     except (UnicodeError, TypeError):
         raise UserError(f"{path}: attribute {attribute!r}: expected text, found {type(value).__name__}") from None
-    return text
+    return value
 
 
-def _finite(array: h5py.Dataset, name: str, path: str | Path) -> np.ndarray:
+def _finite(array: np.ndarray, name: str, path: str | Path) -> np.ndarray:
     if array.dtype.kind != "f":
         raise UserError(f"{path}: {name}: expected floats, found {array.dtype}")
-    values = np.asarray(array[()])
-    if not np.all(np.isfinite(values)):
+    if not np.all(np.isfinite(array)):
         raise UserError(f"{path}: {name} holds numbers that are not finite")
-    return values
-
-
-def _refuse_extra(weights: h5py.Group, read: set[str], path: str | Path) -> None:
-    """Arrays that no layer lists: a file that was tampered with, or of another program."""
-    there = []
-    weights.visititems(lambda _, item: there.append(item.name) if isinstance(item, h5py.Dataset) else None)
-    if extra := sorted(set(there) - read):
-        raise UserError(f"{path}: {len(extra)} extra arrays that no layer lists: {', '.join(extra[:3])}")
+    return array
 
 
 # The published networks
@@ -268,10 +278,19 @@ def _input_side(settings: dict[str, Any]) -> int | None:
 # Our own networks
 
 
-def _read_archive(path: str | Path) -> SavedModel:
+def read_archive(path: str | Path) -> SavedModel:
+    """Reads a ``.keras`` archive of our own; its parts are read once.
+
+    Raises:
+        UserError: see `read_saved_model`.
+    """
     settings = _parse(_member(path, "config.json").decode("utf-8", "replace"), "config.json", path)
     metadata = _parse(_member(path, "metadata.json").decode("utf-8", "replace"), "metadata.json", path)
-    return _own_network(settings, path, str(metadata.get("keras_version", "")), ".keras archive")
+    saved = _own_network(settings, path, str(metadata.get("keras_version", "")), ".keras archive")
+    with tempfile.TemporaryDirectory() as folder:
+        unpacked = Path(folder) / _ARCHIVE_WEIGHTS
+        unpacked.write_bytes(_member(path, _ARCHIVE_WEIGHTS))
+        return dataclasses.replace(saved, arrays=read_arrays(unpacked, str(path), without=OPTIMIZERS).arrays)
 
 
 def _own_network(settings: dict[str, Any], path: str | Path, version: str, kind: str) -> SavedModel:
@@ -292,6 +311,8 @@ def _member(path: str | Path, name: str) -> bytes:
     """One file of a zip archive."""
     try:
         with zipfile.ZipFile(path) as archive:
+            if (number := archive.namelist().count(name)) != 1:
+                raise UserError(f"{path}: expected a Keras archive with {name}, found a zip with {number} of that name")
             info = archive.getinfo(name)
             size = Path(path).stat().st_size
             if info.file_size > max(INFLATION * size, _SMALL):
@@ -300,9 +321,7 @@ def _member(path: str | Path, name: str) -> bytes:
                     f"file's {size:,}"
                 )
             return archive.read(info)
-    except KeyError:
-        raise UserError(f"{path}: expected a Keras archive with {name}, found a zip without it") from None
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError) as error:
+    except _ZIP_FAILURES as error:
         raise UserError(f"{path}: the archive is damaged ({error}); get it again") from None
 
 

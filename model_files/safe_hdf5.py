@@ -1,101 +1,214 @@
-"""Opens HDF5 files safely: refuses truncated or damaged ones, links to other files, and arrays larger than the file.
+"""Reads and writes HDF5 files of arrays: nothing outside of them is read, and no damage ends our process.
 
-An HDF5 file can point at other files (external links, external storage, virtual data sets) and declare arrays far
-larger than itself. A model file does neither, so all of that is refused before any array is read.
+A file that we wrote begins with a block of 512 bytes (HDF5's "user block", which every HDF5 reader skips). It holds the
+SHA-256 of all that follows, which is compared before the HDF5 library sees a byte. The digest protects from damage, not
+from intent: anyone can compute one. Any other HDF5 file is read in a child process (`hdf5_content`), since one flipped
+bit can abort the process that opens it.
 """
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
+import hashlib
+import io
+import json
 import math
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import h5py
+import numpy as np
 
-from files import UserError
+from files import UserError, whole_file
+from model_files import hdf5_content
+from model_files.hdf5_content import FAILURES, INFLATION, Damaged, Refused
 
-# How many times its own size a file may declare in arrays. Trained weights compress to half at best, so 16 is generous.
-INFLATION = 16
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_BLOCK = 512  # bytes; the smallest that HDF5 allows
+_TITLE = b"Ad-Corre, HDF5. SHA-256 of what follows these 512 bytes:\n"
+_LONGEST_HEADER = 1 << 28
+_SECONDS = 60.0  # for the child process, beside one for each of the next
+_BYTES_PER_SECOND = 5_000_000
 
 
-@contextlib.contextmanager
-def open_hdf5(path: str | Path, name: str = "") -> Iterator[h5py.File]:
-    """Opens an HDF5 file for reading, after a look at every link and every array's header.
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What an HDF5 file holds.
+
+    Attributes:
+        arrays: numbers, by full name (``layers/dense/vars/0``).
+        groups: the attributes of every group, by full name; the root's name is empty. Text, a number or a list of
+            these each; other attributes are left out.
+        has_digest: whether the file is one that `write_arrays` wrote.
+    """
+
+    arrays: dict[str, np.ndarray]
+    groups: dict[str, dict[str, Any]]
+    has_digest: bool = False
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The root's attributes."""
+        return self.groups[""]
+
+
+def read_arrays(
+    path: str | Path,
+    name: str = "",
+    *,
+    kind: str = "weights file",
+    remedy: str = "get it again",
+    without: Sequence[str] = (),
+) -> Content:
+    """Reads an HDF5 file's arrays and its groups' attributes.
 
     Args:
         path: the file.
         name: what messages call it; empty is ``path``.
+        kind: what messages say that the file should be.
+        remedy: what messages advise when the file is damaged.
+        without: names of groups in the root that are looked through neither for arrays nor for attributes.
 
     Raises:
-        UserError: missing, no HDF5, cut off or damaged; a link or an array that reaches into another file; an array
-            that is not numbers, or arrays larger than the file can hold. Also when reading fails while the file is
-            open.
+        UserError: missing, no HDF5, cut off, damaged, or of another content than its digest names; a link or an array
+            that reaches into another file; an array that is not numbers; arrays larger than the file can hold; groups
+            too deep or too many; or reading took too long.
     """
     path, name = Path(path), name or str(path)
     if not path.is_file():
-        raise UserError(f"{name}: no such weights file")
-    if not h5py.is_hdf5(path):
-        with open(path, "rb") as raw:
-            head = raw.read(8)
-        raise UserError(f"{name}: expected an HDF5 weights file (.weights.h5), found {head!r}... instead")
+        raise UserError(f"{name}: no such {kind}")
+    with open(path, "rb") as file:
+        head = file.read(_BLOCK + len(_SIGNATURE))
     try:
-        with h5py.File(path, "r") as file:  # HDF5 itself refuses a file that was cut off, with both sizes
-            _look_through(file, path.stat().st_size, name)
-            yield file
-    # h5py raises the library's errors as any of these.
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{name}: the HDF5 file is damaged ({reason}); get it again") from None
+        if head.startswith(_TITLE):
+            return _read_own(path.read_bytes(), without)
+        if head.startswith(_SIGNATURE):  # a later place is allowed, but would let a zip archive or a page stand before
+            return _read_in_child(path, without)
+    except Refused as refusal:
+        raise UserError(f"{name}: {_printable(str(refusal))}") from None
+    except Damaged as damage:
+        raise UserError(f"{name}: the HDF5 file is damaged ({_printable(str(damage))}); {remedy}") from None
+    raise UserError(f"{name}: expected an HDF5 {kind}, found {head[:8]!r}... instead")
 
 
-def _look_through(file: h5py.File, size: int, name: str) -> None:
-    """Visits every link and every array's header; follows nothing that leads out of the file."""
-    declared = 0
-    groups, seen = [file["/"]], set()
-    while groups:
-        group = groups.pop()
-        for key in group:
-            place = f"{group.name.rstrip('/')}/{key}"
-            _check_link(group, key, place, name)
-            item = group[key]
-            address = h5py.h5o.get_info(item.id).addr
-            if address in seen:  # one object under two names: a ring of groups would never end
-                raise UserError(f"{name}: {place} is a second name of another object; refused: no model file has any")
-            seen.add(address)
-            if isinstance(item, h5py.Group):
-                groups.append(item)
-            else:
-                declared += _declared_bytes(item, place, name)
-            if declared > INFLATION * size:
-                raise UserError(
-                    f"{name}: refused: up to {place} its arrays declare {declared:,} bytes, more than "
-                    f"{INFLATION} times the file's {size:,}"
-                )
+def write_arrays(
+    path: str | Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any] | None = None
+) -> None:
+    """Writes an HDF5 file with its digest, whole or not at all.
+
+    Args:
+        path: the file.
+        arrays: numbers, by full name; slashes make groups.
+        attributes: text or numbers for the root.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    with whole_file(path) as temporary:
+        temporary.write_bytes(to_bytes(arrays, attributes))
 
 
-def _check_link(group: h5py.Group, key: str, place: str, name: str) -> None:
+def to_bytes(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any] | None = None) -> memoryview:
+    """The bytes of the file that `write_arrays` writes; equal content gives equal bytes."""
+    # In memory, because on a full disk HDF5 itself would crash the process. HDF5's first layout of groups (h5py's
+    # default): the later one has dense link storage, in which most flipped bits abort the library.
+    with h5py.File(content := io.BytesIO(), "w", userblock_size=_BLOCK) as file:
+        for name, array in arrays.items():
+            file[name] = array
+        for name, value in (attributes or {}).items():
+            file.attrs[name] = value
+    data = content.getbuffer()
+    data[:_BLOCK] = _first_block(data[_BLOCK:])
+    return data
+
+
+def _first_block(rest: bytes | memoryview) -> bytes:
+    return (_TITLE + hashlib.sha256(rest).hexdigest().encode() + b"\n").ljust(_BLOCK, b"\0")
+
+
+def _read_own(data: bytes, without: Sequence[str]) -> Content:
+    """Reads a file that begins with our block."""
+    if data[:_BLOCK] != _first_block(memoryview(data)[_BLOCK:]):
+        raise Damaged("its SHA-256 is not the one that it names, or another program changed it")
     try:
-        link = group.get(key, getlink=True)
-    except TypeError:  # a kind of link that h5py does not know
-        link = None
-    if isinstance(link, h5py.ExternalLink):
-        raise UserError(f"{name}: {place} is an external link to {link.filename}; refused: nothing outside is read")
-    if isinstance(link, h5py.SoftLink):
-        raise UserError(f"{name}: {place} is a soft link to {link.path}; refused: no model file has any")
-    if not isinstance(link, h5py.HardLink):
-        raise UserError(f"{name}: {place} is a link of an unknown kind; refused")
+        with h5py.File(io.BytesIO(data), "r") as file:
+            arrays, groups = hdf5_content.look_through(file, len(data), without)
+            return Content({name: hdf5_content.read(item) for name, item in arrays.items()}, groups, has_digest=True)
+    except FAILURES as error:
+        raise Damaged(hdf5_content.reason_of(error)) from None
 
 
-def _declared_bytes(item: h5py.Dataset, place: str, name: str) -> int:
-    """The bytes that reading an array would take."""
-    if not isinstance(item, h5py.Dataset):
-        raise UserError(f"{name}: {place} is neither a group nor an array; refused: no model file has any")
-    if item.is_virtual:
-        raise UserError(f"{name}: {place} is a virtual data set; refused: nothing outside the file is read")
-    if item.external:
-        elsewhere = item.external[0][0]
-        raise UserError(f"{name}: {place} is stored in {elsewhere}; refused: nothing outside the file is read")
-    if item.dtype.kind not in "fiu" or item.shape is None:
-        raise UserError(f"{name}: {place}: expected an array of numbers, found {item.dtype} {item.shape}")
-    return math.prod(item.shape) * item.dtype.itemsize
+# The child process that reads other files
+
+
+class _Cut(Exception):
+    """The child ended, or sent something else, before all was here."""
+
+
+def _read_in_child(path: Path, without: Sequence[str]) -> Content:
+    size = path.stat().st_size
+    seconds = _SECONDS + size / _BYTES_PER_SECOND
+    process = subprocess.Popen(
+        [sys.executable, hdf5_content.__file__, str(path), *without],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # its threads would reserve memory
+    )
+    late = threading.Event()
+    timer = threading.Timer(seconds, lambda: (late.set(), process.kill()))
+    timer.daemon = True
+    timer.start()
+    try:
+        with process:
+            try:
+                content = _receive(process.stdout, INFLATION * size)
+            except (_Cut, ValueError, TypeError, KeyError, RecursionError):
+                content = None
+                process.stdout.close()
+            errors = process.stderr.read().decode("utf-8", "replace").strip().splitlines()
+    finally:
+        timer.cancel()
+        process.kill()  # does nothing to one that has ended
+    if content is not None and process.returncode == 0:
+        return content
+    if late.is_set():
+        raise Refused(f"refused: reading it took more than {seconds:.0f} seconds")
+    code = process.returncode
+    if errors and code in (hdf5_content.REFUSED, hdf5_content.DAMAGED):
+        raise (Refused if code == hdf5_content.REFUSED else Damaged)(json.loads(errors[-1]))
+    ended = f"signal {-code}" if code < 0 else f"exit code {code}"
+    raise Damaged(f"the process that read it ended with {ended}{f': {errors[-1]}' if errors and code == 1 else ''}")
+
+
+def _receive(stream: BinaryIO, limit: int) -> Content:
+    """What `hdf5_content.main` sends, of at most ``limit`` bytes in arrays."""
+    length = int.from_bytes(_exactly(stream, bytearray(8)), "little")
+    if length > _LONGEST_HEADER:
+        raise _Cut
+    header = json.loads(bytes(_exactly(stream, bytearray(length))))
+    described = [(name, np.dtype(dtype), tuple(shape)) for name, dtype, shape in header["arrays"]]
+    if sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in described) > limit:
+        raise _Cut
+    arrays = {}
+    for name, dtype, shape in described:
+        arrays[name] = np.empty(shape, dtype.newbyteorder("="))
+        _exactly(stream, arrays[name].reshape(-1).view(np.uint8))
+    return Content(arrays, header["groups"])
+
+
+def _exactly(stream: BinaryIO, buffer: bytearray | np.ndarray) -> bytearray | np.ndarray:
+    """Fills a buffer from a stream."""
+    if stream.readinto(memoryview(buffer)) != len(buffer):  # a buffered stream reads on until it is full
+        raise _Cut
+    return buffer
+
+
+def _printable(text: str) -> str:
+    """Text on one line that any terminal can print; names in a file can hold control codes and lone surrogates."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)

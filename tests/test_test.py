@@ -214,6 +214,28 @@ def test_convert_writes_our_form_of_what_keras_saved(model, tmp_path, monkeypatc
     assert ours.info.origin.endswith("converted from run.keras")
 
 
+def test_convert_writes_half_precision_in_parts_and_joins_them(tiny_weights, tmp_path, monkeypatch, capsys):
+    run_main(monkeypatch, "convert", tiny_weights, tmp_path / "half.weights.h5", "--half")
+    run_main(monkeypatch, "convert", tiny_weights, tmp_path / "parts", "--half", "--parts", "1")
+    assert "parts/weights.parts.json and 1 parts: mini_xcp, 7 classes" in capsys.readouterr().out
+    run_main(monkeypatch, "convert", tmp_path / "parts", tmp_path / "joined.weights.h5")
+    assert (tmp_path / "joined.weights.h5").read_bytes() == (tmp_path / "half.weights.h5").read_bytes()
+    run_main(monkeypatch, "describe", tmp_path / "joined.weights.h5")
+    assert re.search("precision +half: kernels float16", capsys.readouterr().out)
+    # Its kernels lose nothing when written in full again.
+    run_main(monkeypatch, "convert", tmp_path / "joined.weights.h5", tmp_path / "full", "--parts", "1")
+    assert len(list((tmp_path / "full").glob("weights.part0*"))) == 2
+    run_main(monkeypatch, "convert", tmp_path / "full" / "weights.parts.json", tmp_path / "full.weights.h5")
+    run_main(monkeypatch, "convert", tmp_path / "full", tmp_path / "again.weights.h5", "--half")
+    faces = image(3, 24, 24, 3)
+    expected = TestModels(tmp_path / "half.weights.h5").predict(faces)
+    for name in ("full", "again"):
+        for found, values in zip(TestModels(tmp_path / f"{name}.weights.h5").predict(faces), expected, strict=True):
+            np.testing.assert_array_equal(found, values)
+    with pytest.raises(UserError, match=r"a\.weights\.h5: expected a folder for the parts"):
+        run_main(monkeypatch, "convert", tiny_weights, tmp_path / "a.weights.h5", "--parts", "1")
+
+
 def test_convert_writes_nothing_for_a_bad_target_or_source(tiny_weights, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"ours\.h5: expected a name that ends with \.weights\.h5"):
         run_main(monkeypatch, "convert", tiny_weights, tmp_path / "ours.h5")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
-import shutil
 import zipfile
 
 import h5py
@@ -17,7 +16,7 @@ import cnn_model
 from config import ModelConfig
 from datasets import CLASS_NAMES
 from files import UserError
-from model_files import model_file
+from model_files import model_file, safe_hdf5
 from model_files.description import ModelInfo, NetworkDescription
 from model_files.model_file import load_model, read_info, save_model
 
@@ -67,8 +66,13 @@ def tiny_network(tiny_weights):
 
 @pytest.fixture
 def weights(tiny_weights, tmp_path):
-    """A copy that a test may damage."""
-    return shutil.copy(tiny_weights, tmp_path / "copy.weights.h5")
+    """A copy that a test may change: without the digest, as another program would write it."""
+    content = safe_hdf5.read_arrays(tiny_weights)
+    with h5py.File(tmp_path / "copy.weights.h5", "w") as file:
+        for name, array in content.arrays.items():
+            file[name] = array
+        file.attrs.update(content.attributes)
+    return tmp_path / "copy.weights.h5"
 
 
 # What is saved comes back
@@ -130,6 +134,59 @@ def test_the_file_is_hardly_larger_than_its_arrays(tiny_weights, tiny_network):
     assert tiny_weights.stat().st_size < 1.1 * arrays
 
 
+def test_plain_keras_reads_our_file(tiny_weights, tiny_network):
+    """And h5py: the digest stands in a block that every HDF5 reader skips."""
+    for variable in tiny_network.weights:
+        variable.assign(np.full(variable.shape, 9))
+    tiny_network.load_weights(tiny_weights)
+    expected, _ = load_model(tiny_weights)
+    for found, variable in zip(tiny_network.weights, expected.weights, strict=True):
+        np.testing.assert_array_equal(found, variable)
+
+
+def test_a_file_without_a_digest_gives_the_same_network(weights, tiny_weights):
+    """Files of earlier versions."""
+    assert safe_hdf5.read_arrays(tiny_weights).has_digest and not safe_hdf5.read_arrays(weights).has_digest
+    (old, old_info), (new, new_info) = load_model(weights), load_model(tiny_weights)
+    assert old_info == new_info
+    for found, expected in zip(old.weights, new.weights, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+# Half precision
+
+
+def test_half_precision_is_of_kernels_only(tiny_weights, tmp_path):
+    exact, info = load_model(tiny_weights)
+    save_model(tmp_path / "half.weights.h5", exact, info, half=True)
+    half, found = load_model(tmp_path / "half.weights.h5")
+    assert found == info
+    assert (tmp_path / "half.weights.h5").stat().st_size < 0.6 * tiny_weights.stat().st_size
+    differ = 0
+    for a, b in zip(exact.weights, half.weights, strict=True):
+        assert b.dtype == "float32"
+        if len(a.shape) == 1:
+            np.testing.assert_array_equal(a, b, err_msg=a.path)
+        np.testing.assert_allclose(a, b, rtol=2**-11, atol=2**-25, err_msg=a.path)
+        differ += not np.array_equal(a, b)
+    assert differ > 5
+    image = np.random.default_rng(0).integers(0, 256, (5, 24, 24, 1), np.uint8)
+    np.testing.assert_allclose(exact(image)["logits"], half(image)["logits"], atol=5e-3)
+
+
+@pytest.mark.parametrize("number", [7e4, -1e30, np.nan])
+def test_numbers_beyond_half_precision_are_refused(tmp_path, network, number, recwarn):
+    kernel = network.get_layer("logits").kernel
+    before = np.array(kernel)
+    kernel.assign(np.full(kernel.shape, number))
+    try:
+        with pytest.raises(UserError, match=r"--half: expected numbers up to 65,504 in layers/dense_1/vars/0"):
+            save_model(tmp_path / "a.weights.h5", network, EIGHT, half=True)
+    finally:
+        kernel.assign(before)
+    assert list(tmp_path.iterdir()) == [] and [w for w in recwarn if w.category is RuntimeWarning] == []
+
+
 # What cannot be saved
 
 
@@ -172,9 +229,9 @@ def test_a_description_that_is_not_json_keeps_the_old_file(tmp_path, network):
     ("content", "message"),
     [
         (None, "no such weights file"),
-        (b"", r"expected an HDF5 weights file \(.weights.h5\), found b''"),
+        (b"", "expected an HDF5 weights file, found b''"),
         (b"PK\x03\x04 a zip", "the archive is damaged"),
-        (b"\x80\x04 a pickle", r"expected an HDF5 weights file \(.weights.h5\), found b'.x80.x04 a pic'"),
+        (b"\x80\x04 a pickle", "expected an HDF5 weights file, found b'.x80.x04 a pic'"),
         (b"\x89HDF\r\n\x1a\n and no more", r"damaged|expected an HDF5"),
     ],
 )
@@ -218,7 +275,7 @@ def replace_kernel(array):
 
 ARRAYS = {
     "missing": (replace_kernel(None), "arrays do not fit a mini_xcp network"),
-    "too short": (replace_kernel(np.zeros((15, 7), np.float32)), r"do not fit .* network .*logits.*\(15, 7\)"),
+    "too short": (replace_kernel(np.zeros((15, 7), np.float32)), r"do not fit .* network .*\(16, 7\)"),
     "NaN": (replace_kernel(np.full((16, 7), np.nan, np.float32)), "logits/kernel holds numbers that are not finite"),
     "infinite": (
         replace_kernel(np.full((16, 7), np.inf, np.float32)),
@@ -271,6 +328,45 @@ def test_an_optimisers_arrays_beside_them_do_no_harm(weights, tiny_network):
     tiny_network.get_layer("logits").bias.assign(np.full(7, 5.0))
     model_file.load_weights(tiny_network, weights)
     assert not np.any(tiny_network.get_layer("logits").bias == 5.0)
+
+
+def large(rows, width):
+    """An edit: a head of k = 1, d = ``width`` by the description, and kernels of so many rows and columns."""
+
+    def change(file):
+        describe(num_embeddings=1, embedding_size=width)(file)
+        file.create_dataset("layers/x/vars/0", (rows, width), "f2", compression="gzip")
+        file.create_dataset("layers/y/vars/0", (width, 7), "f2", compression="gzip")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "message"),
+    [(1, 50_000, r"expected kernels \(128, 50000\) and \(50000, 7\)"), (2, 20_000, "20000")],
+)
+def test_a_large_head_is_refused_before_it_is_built(weights, monkeypatch, rows, width, message):
+    """The file holds rows of that length, but fewer than the backbone has features."""
+    edit(weights, large(rows, width))
+    monkeypatch.setattr(model_file, "build_network", lambda *_: pytest.fail("built a network"))
+    with pytest.raises(UserError, match=rf"copy\.weights\.h5: its arrays do not fit .*{message}"):
+        load_model(weights)
+
+
+def test_a_large_head_that_is_there_is_read(tmp_path):
+    described = NetworkDescription("mini_xcp", CLASS_NAMES[:2], 1, 16_400, 16)
+    save_model(tmp_path / "a.weights.h5", model_file.build_network(described), ModelInfo(described))
+    assert read_info(tmp_path / "a.weights.h5").network.embedding_size == 16_400
+
+
+def test_no_flipped_bit_of_our_file_gives_other_weights(tiny_weights, tmp_path):
+    data, rng = tiny_weights.read_bytes(), np.random.default_rng(0)
+    for place in rng.integers(0, len(data), 200):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        (tmp_path / "a.weights.h5").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"a\.weights\.h5: "):
+            read_info(tmp_path / "a.weights.h5")
 
 
 def test_loading_runs_nothing_of_the_file(weights, monkeypatch):
@@ -365,6 +461,24 @@ def test_a_lambda_in_an_archive_is_counted_and_ignored(archive, tmp_path):
     load_model(path)
 
 
+def test_an_archive_with_two_parts_of_one_name_is_refused(archive, tmp_path):
+    path = rewrite(archive, tmp_path / "a.keras")
+    with zipfile.ZipFile(path, "a") as file, pytest.warns(UserWarning, match="Duplicate"):
+        file.writestr("model.weights.h5", b"others")
+    with pytest.raises(UserError, match=r"a\.keras: .*model\.weights\.h5, found a zip with 2 of that name"):
+        load_model(path)
+
+
+def test_what_is_looked_through_is_what_is_loaded(archive, weights, tmp_path):
+    """An HDF5 file whose name says zip, with a zip archive of other weights behind it: Keras would load the zip."""
+    edit(weights, lambda file: file[last_kernel(file).name].write_direct(np.full((16, 7), 0.25, np.float32)))
+    for name, behind in (("hdf5.keras", b""), ("both.keras", archive.read_bytes())):
+        (tmp_path / name).write_bytes(weights.read_bytes() + behind)
+        network, _ = load_model(tmp_path / name)
+        assert np.all(np.array(network.get_layer("logits").kernel) == 0.25)
+    assert zipfile.is_zipfile(tmp_path / "both.keras")
+
+
 def test_an_archive_cut_off_is_refused(archive, tmp_path):
     data = archive.read_bytes()
     (tmp_path / "a.keras").write_bytes(data[: len(data) // 2])
@@ -421,5 +535,6 @@ def test_describe_lists_the_facts_of_a_file(tiny_weights):
     assert facts["origin"] == "train.py" and facts["architecture"] == "mini_xcp" and facts["code"] == "none"
     assert facts["embeddings"] == "k = 2 vectors of d = 8" and facts["input"].startswith("24 x 24 px, gray")
     assert facts["classes"] == "7: Neutral, Happy, Sad, Surprise, Fear, Disgust, Anger"
+    assert facts["precision"] == "float32"
     assert facts["trained on"] == "synthetic/train" and facts["metrics"] == "split val, accuracy 0.5"
     assert facts["file"] == f"{tiny_weights}, {tiny_weights.stat().st_size:,} bytes"
