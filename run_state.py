@@ -6,20 +6,22 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
 import keras
 import numpy as np
 from keras import ops
 
-from files import UserError, whole_file, write_text
+from files import UserError, write_text
+from model_files import safe_hdf5
 
 STATE, HISTORY = "state.h5", "history.csv"
+_REMEDY = "delete the folder to start again"
 
 
 @dataclasses.dataclass
@@ -32,7 +34,7 @@ class _Snapshot:
         save_best: writes the best weights that are new since the save before; None where there are none.
     """
 
-    arrays: dict[str, np.ndarray]
+    arrays: list[np.ndarray]
     notes: dict[str, Any]
     save_best: Callable[[], None] | None
 
@@ -136,10 +138,8 @@ class RunState(keras.callbacks.Callback):
         if not self.path.parent.is_dir():
             raise UserError(f"{self.path.parent}: the folder of the run is gone; start the run again")
         model = self.model
-        arrays = {
-            f"{i:05d} {variable.path}": np.array(ops.convert_to_numpy(variable))
-            for i, variable in enumerate(model.state_variables())
-        }
+        variables = model.state_variables()
+        arrays = [np.array(ops.convert_to_numpy(variable)) for variable in variables]
         if not all(np.isfinite(ops.convert_to_numpy(value)) for value in model.get_metrics_result().values()):
             return  # `StopAtNaN` is about to stop the run: the state before stays
         notes = {
@@ -148,6 +148,7 @@ class RunState(keras.callbacks.Callback):
             "steps_done": steps_done,
             "seconds": self._seconds_before + time.monotonic() - self.started if steps_done else 0.0,
             "epochs": self.epochs,
+            "paths": [variable.path for variable in variables],
         }
         waiting = self._writer.take_back()
         if waiting and self._unwritten_best is None:
@@ -158,14 +159,9 @@ class RunState(keras.callbacks.Callback):
     def _write(self, snapshot: _Snapshot) -> None:
         if snapshot.save_best:
             snapshot.save_best()
-        # In memory first: on a full disk HDF5 itself would crash the process.
-        with h5py.File(content := io.BytesIO(), "w") as file:
-            for name, array in snapshot.arrays.items():
-                number, path = name.split(" ", 1)
-                file.create_dataset(number, data=array).attrs["path"] = path
-            file.attrs["notes"] = json.dumps(snapshot.notes)
-        with whole_file(self.path) as temporary:
-            temporary.write_bytes(content.getbuffer())
+        # Numbered, because Keras does not keep the paths of variables unique.
+        arrays = {f"{i:05d}": array for i, array in enumerate(snapshot.arrays)}
+        safe_hdf5.write_arrays(self.path, arrays, {"notes": json.dumps(snapshot.notes)})
         self._write_history(snapshot.notes["history"])
 
     def _write_history(self, history: list[dict[str, float]]) -> None:
@@ -187,28 +183,53 @@ class RunState(keras.callbacks.Callback):
         if not self.path.exists():
             return
         variables = model.state_variables()
-        try:
-            with h5py.File(self.path, "r") as file:
-                arrays = [file[name][()] for name in sorted(file)]
-                notes = json.loads(file.attrs["notes"])
-            history, run, steps_done = notes["history"], notes["run"], int(notes["steps_done"])
-            seconds, epochs = float(notes["seconds"]), notes["epochs"]
-        except (OSError, KeyError, ValueError, TypeError) as error:
-            raise UserError(f"{self.path}: the state is damaged ({error}); delete the folder to start again") from None
-        if run != self.run:
+        content = safe_hdf5.read_arrays(self.path, kind="state file", remedy=_REMEDY)
+        arrays = [content.arrays[name] for name in sorted(content.arrays)]
+        notes = _read_notes(self.path, content.attributes.get("notes"))
+        if notes["run"] != self.run:
             raise UserError(f"{self.path}: holds the state of another run; choose another --run-dir")
-        if [tuple(array.shape) for array in arrays] != [tuple(variable.shape) for variable in variables]:
+        if [(array.shape, array.dtype.name) for array in arrays] != [(tuple(v.shape), v.dtype) for v in variables]:
             raise UserError(
                 f"{self.path}: expected {len(variables)} arrays of this network and optimiser, found {len(arrays)} "
                 "others; choose another --run-dir"
             )
         for variable, array in zip(variables, arrays, strict=True):
+            if not np.all(np.isfinite(array)):
+                raise UserError(f"{self.path}: {variable.path} holds numbers that are not finite; {_REMEDY}")
+        for variable, array in zip(variables, arrays, strict=True):
             variable.assign(array)
-        if steps_done:
+        self.steps_done, self.epochs, self._seconds_before = notes["steps_done"], notes["epochs"], notes["seconds"]
+        self.history = notes["history"]
+        if self.steps_done:
             self._restored_metrics = arrays[len(arrays) - len(model.metrics_variables) :]
-        self.history, self.steps_done, self.epochs, self._seconds_before = history, steps_done, epochs, seconds
         if self.writes:
-            self._write_history(history)
+            self._write_history(self.history)
+
+
+def _read_notes(path: Path, text: Any) -> dict[str, Any]:
+    """The notes of a state file, with the types that `RunState` writes.
+
+    Raises:
+        UserError: others.
+    """
+    if text is None:
+        raise UserError(f"{path}: was written by an older version, which alone can continue the run; {_REMEDY}")
+    try:
+        notes = json.loads(text)
+        history = list(notes["history"])
+        if not all(math.isfinite(value) for row in history for value in row.values()):
+            raise ValueError("a history with numbers that are not finite")
+        if not all(row.keys() == history[0].keys() and row["epoch"] == i for i, row in enumerate(history, 1)):
+            raise ValueError("a history with other epochs")
+        return {
+            "run": str(notes["run"]),
+            "history": history,
+            "steps_done": int(notes["steps_done"]),
+            "seconds": float(notes["seconds"]),
+            "epochs": None if notes["epochs"] is None else int(notes["epochs"]),
+        }
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: the state is damaged ({error}); {_REMEDY}") from None
 
 
 class _LatestOnly:

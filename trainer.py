@@ -117,7 +117,7 @@ class AdCorreTrainer(keras.Model):
         """Takes the steps of one call in one compiled loop. ``args`` are the data, on JAX the state and the data."""
         *state, data = args
         rows, targets, _ = keras.utils.unpack_x_y_sample_weight(data)
-        if len(rows.shape) != 2:
+        if not self.images or len(rows.shape) != 2:
             return step(*args)
         step = runtime.compiled_alike(step)
 

@@ -37,6 +37,17 @@ def run_python(*args, cwd=ROOT, env_changes=None, **options):
     )
 
 
+def read_state(run_dir) -> dict[str, np.ndarray]:
+    """The arrays of a run's `state.h5`, by number and path of their variables."""
+    import json
+
+    from model_files import safe_hdf5
+
+    content = safe_hdf5.read_arrays(Path(run_dir) / "state.h5")
+    paths = json.loads(content.attributes["notes"])["paths"]
+    return {f"{name} {path}": content.arrays[name] for name, path in zip(sorted(content.arrays), paths, strict=True)}
+
+
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory) -> Path:
     """A model file of a mini_xcp with k = 2, d = 8 for 24-pixel faces: quick to build, as good as random."""

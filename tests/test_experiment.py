@@ -18,6 +18,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from conftest import read_state
 
 import augmentation
 import config
@@ -61,11 +62,6 @@ def settings(data_dir: Path, run_dir: Path, **changes) -> TrainConfig:
         model=config.ModelConfig(num_embeddings=3, embedding_size=16, input_size=24),
     )
     return dataclasses.replace(small, **changes)
-
-
-def state(run_dir: Path) -> dict[str, np.ndarray]:
-    with h5py.File(run_dir / "state.h5", "r") as file:
-        return {f"{name} {file[name].attrs['path']}": file[name][()] for name in file}
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +120,7 @@ def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(data_dir, whole_run
     done = subprocess.run(command(data_dir, run_dir), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "going on after epoch" in done.stdout
-    expected, found = state(whole_run), state(run_dir)
+    expected, found = read_state(whole_run), read_state(run_dir)
     assert expected.keys() == found.keys()
     assert any("history" in name for name in expected), "the confusion history is part of the state"
     assert any("seed_generator" in name for name in expected), "the random generators are part of the state"
@@ -327,7 +323,7 @@ def test_a_resumed_run_applies_its_left_over_gradients_to_the_same_weights(data_
         with pytest.raises(KeyboardInterrupt):
             experiment.train_and_evaluate(stopped)
     experiment.train_and_evaluate(stopped)
-    expected, found = state(tmp_path / "whole"), state(tmp_path / "stopped")
+    expected, found = read_state(tmp_path / "whole"), read_state(tmp_path / "stopped")
     for (name, left), right in zip(expected.items(), found.values(), strict=True):  # Keras counts layers in the names
         np.testing.assert_array_equal(left, right, err_msg=name)
     assert not any(values.any() for name, values in expected.items() if "gradient_accumulator" in name)

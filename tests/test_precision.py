@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import write_split
+from conftest import read_state, write_split
 from keras import layers
 
 import augmentation
@@ -20,6 +19,7 @@ import experiment
 import optimization
 import runtime
 import trainer as training
+from run_state import read_history
 
 POLICIES = ("mixed_bfloat16", "mixed_float16")
 LABELS = np.arange(14, dtype=np.int32) % 7
@@ -111,8 +111,7 @@ def test_a_stopped_run_of_float16_goes_on_with_its_loss_scale(tmp_path, monkeypa
 
 def scaling(folder) -> tuple[float, int, int]:
     """Loss scale, steps since it was last changed, and updates of the weights, as the saved state has them."""
-    with h5py.File(folder / "state.h5", "r") as file:
-        values = {array.attrs["path"].split("/")[-1]: array[()] for array in file.values()}
+    values = {name.split("/")[-1]: array for name, array in read_state(folder).items()}
     return float(values["dynamic_scale"]), int(values["step_counter"]), int(values["iteration"])
 
 

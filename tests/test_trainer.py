@@ -63,18 +63,17 @@ def splits(tmp_path):
     return found
 
 
-def make_engine(splits, steps_per_call=0, **options):
+def make_engine(splits, steps_per_call=0, soft_labels=False, balanced=False):
     """An engine of `small_trainer`, streaming (0) or with resident images."""
     keras.utils.set_random_seed(3)
     resident = bool(steps_per_call)
     model = small_trainer(average=0.9, images=[split.images for split in splits] if resident else ())
-    train, val = splits
-    shared = {"seed": 3, "resident": resident, "soft_labels": options.get("soft_labels", False)}
-    engine = training.Engine(model, Batches(train, 14, **shared, **{k: v for k, v in options.items() if k == "balanced"}),
-                             Batches(val, 14, **shared, training=False))  # fmt: skip
-    for batches in (engine.train, engine.validation):
+    shared = {"seed": 3, "resident": resident, "soft_labels": soft_labels}
+    train = Batches(splits[0], 14, **shared, balanced=balanced)
+    validation = Batches(splits[1], 14, **shared, training=False)
+    for batches in (train, validation):
         batches.steps_per_call = steps_per_call or 1
-    return engine
+    return training.Engine(model, train, validation)
 
 
 @pytest.mark.parametrize("options", [{}, {"soft_labels": True, "balanced": True}])

@@ -11,10 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
-from conftest import ROOT, run_python
+from conftest import ROOT, read_state, run_python
 
 from datasets.synthetic import PrepareSyntheticConfig, write_synthetic_splits
 
@@ -113,11 +112,6 @@ def two(data_dir, tmp_path_factory) -> tuple[Path, list, list]:
     return run_dir, run_group(arguments, 2, (0, 3)), run_group(arguments, 1)
 
 
-def state(run_dir: Path) -> dict[str, np.ndarray]:
-    with h5py.File(run_dir / "state.h5", "r") as file:
-        return {f"{name} {file[name].attrs['path']}": file[name][()] for name in file}
-
-
 def history(run_dir: Path) -> list[dict[str, float]]:
     with open(run_dir / "history.csv", newline="") as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
@@ -149,7 +143,7 @@ def test_two_processes_train_as_one(one, two):
         assert expected.keys() == found.keys()
         for name in expected.keys() - {"seconds"}:
             assert found[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-6), name
-    expected, found = state(one), state(run_dir)
+    expected, found = read_state(one), read_state(run_dir)
     assert expected.keys() == found.keys()
     for name, array in expected.items():
         if array.dtype.kind in "iu":  # the confusion history, the random generators, the counters
