@@ -164,6 +164,19 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def cache_folder() -> Path:
+    """The folder for what can be fetched again; ``AD_CORRE_CACHE`` overrides the system's rule."""
+    if folder := os.environ.get("AD_CORRE_CACHE"):
+        return Path(folder).expanduser()
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "ad-corre"
+
+
 @contextlib.contextmanager
 def only_writer(folder: str | Path) -> Iterator[None]:
     """Holds ``folder`` for this process while the block runs; the lock ends with the process, even if it is killed.

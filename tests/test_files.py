@@ -212,6 +212,16 @@ def test_sha256_is_that_of_all_the_bytes_at_once(tmp_path):
 # One writer
 
 
+def test_cache_folder_follows_the_system(monkeypatch, tmp_path):
+    monkeypatch.delenv("AD_CORRE_CACHE", raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert files.cache_folder() == tmp_path / "ad-corre"
+    monkeypatch.setattr("sys.platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
+    assert files.cache_folder() == tmp_path / "local" / "ad-corre"
+
+
 def test_a_folder_has_one_writer_across_processes(tmp_path):
     """Another process holds the folder, is killed with -9, and the folder is free again."""
     folder = tmp_path / "run"
