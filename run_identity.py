@@ -141,7 +141,7 @@ def read_identity(folder: str | Path) -> RunIdentity | None:
     digests = stored.get("digests", {})
     if not all(isinstance(digest, str) for digest in digests.values()):
         raise UserError(f"{path}: digests: expected hexadecimal digits, found {digests}")
-    options = {name: value for name, value in stored.items() if name != "digests"}
+    options = {name: value for name, value in stored.items() if name not in ("digests", *config.PLACES)}
     return RunIdentity(_filled(default, options), digests)
 
 
