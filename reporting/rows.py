@@ -44,6 +44,7 @@ _OPTIONAL = dict.fromkeys(MEASURES, _NUMBER) | {
     "train_seconds": _NUMBER,
     "selected_on": str,
     "commit": str,
+    "flip": bool,
 }
 _LARGEST = 1e18  # of a number; a count of parameters or seconds is smaller
 Record = dict[str, Any]
@@ -105,8 +106,12 @@ def _fault(value: Any, kind: Any, name: str = "") -> str | None:
         return None
     expected = {dict: dict, list: list}.get(type(kind), kind)
     fits = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
-    if not fits or (isinstance(value, _NUMBER) and not abs(value) < _LARGEST):
-        return f"{name}: expected another value, found {str(value)[:80]!r}"
+    if fits and isinstance(value, _NUMBER):
+        fits = abs(value) < _LARGEST
+    if fits and isinstance(value, str):
+        fits = value.isprintable()
+    if not fits:
+        return f"{name}: expected another value, found {ascii(value)[:80]}"
     if isinstance(kind, list):
         return next(filter(None, (_fault(each, kind[0], name) for each in value)), None)
     if isinstance(kind, dict):

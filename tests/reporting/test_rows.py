@@ -68,6 +68,8 @@ def test_a_damaged_result_is_named(tmp_path):
         ("correlations.class_means", [[0.5]]),
         ("config.loss", {"w_fd": []}),
         ("class_names", "Sad"),
+        ("selected_on", "\ud800"),
+        ("flip", 1),
     ],
 )
 def test_an_entry_of_another_kind_is_named(tmp_path, entry, value):
