@@ -227,7 +227,7 @@ def run_grid(runs: Sequence[Run], jobs: int = 1) -> dict[str, list[Run]]:
                 time.sleep(_POLL_SECONDS if active else 0)
         finally:
             for job in active:
-                job.process.terminate()
+                job.ask_to_stop()
             for job in active:
                 job.stop()
     by_state: dict[str, list[Run]] = {}
@@ -275,9 +275,12 @@ class Job:
             write_json(error, {"command": shlex.join(self.run.command), "exit_code": code, "message": message})
         return True
 
-    def stop(self) -> None:
-        """Ends the process; the run can continue after its last finished epoch."""
+    def ask_to_stop(self) -> None:
+        """Sends SIGTERM, once: a second one would end the process without its cleaning up."""
         self.process.terminate()
+
+    def stop(self) -> None:
+        """Waits until the process has stopped, or ends it; the run can continue after its last finished epoch."""
         try:
             self.process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:  # it compiles, or its disk hangs

@@ -259,6 +259,7 @@ def test_a_stopped_run_continues(tmp_path, stand_in):
     deadline = time.monotonic() + 20
     while run.epochs_done() < 1 and time.monotonic() < deadline:
         time.sleep(0.02)
+    job.ask_to_stop()
     job.stop()
     assert run.state() == "stopped" and 1 <= run.epochs_done() < 4
     assert runner.run_grid([run]) == {"finished": [run]}
