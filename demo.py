@@ -22,7 +22,7 @@ import faces
 import runtime
 from command_line import Range, parse_options
 from config import Backend
-from files import UserError, run_command
+from files import UserError, cache_folder, run_command
 from recognition import ImageResult, Recognition
 from test_model import DEFAULT_WEIGHTS, TestModels, is_onnx
 
@@ -76,7 +76,6 @@ def models_in(folder: str | Path, first: str | None = None) -> dict[str, str]:
 
 def detectors() -> list[tuple[str, str]]:
     """The detectors that need nothing from outside: title and name."""
-    from faces.download import cache_folder
     from faces.yunet import MODEL
 
     names = ["mtcnn"] if importlib.util.find_spec("mtcnn") else []

@@ -10,8 +10,10 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 import zlib
@@ -20,6 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 _LOCK = ".lock"
 _PATIENCE_SECONDS = 0.5  # because `is_taken` holds the lock for an instant
@@ -151,7 +158,7 @@ def read_json(path: str | Path) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, endless digits, endless brackets
         raise UserError(f"{path}: expected JSON, found something else ({error})") from None
 
 
@@ -164,6 +171,19 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def cache_folder() -> Path:
+    """The folder for what can be fetched again; ``AD_CORRE_CACHE`` overrides the system's rule."""
+    if folder := os.environ.get("AD_CORRE_CACHE"):
+        return Path(folder).expanduser()
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "ad-corre"
+
+
 @contextlib.contextmanager
 def only_writer(folder: str | Path) -> Iterator[None]:
     """Holds ``folder`` for this process while the block runs; the lock ends with the process, even if it is killed.
@@ -173,13 +193,11 @@ def only_writer(folder: str | Path) -> Iterator[None]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = _acquired(folder, _PATIENCE_SECONDS)
-    if lock is None:
+    held = _acquired(folder, _PATIENCE_SECONDS)
+    if held is None:
         raise UserError(f"{folder}: another process is writing there; wait for it or choose another folder")
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def is_taken(folder: str | Path) -> bool:
@@ -188,33 +206,74 @@ def is_taken(folder: str | Path) -> bool:
     Raises:
         UserError: the file system has no locks.
     """
-    if not (Path(folder) / _LOCK).exists():
+    if not Path(folder).is_dir():
         return False
-    try:
-        lock = _acquired(Path(folder), _PROBE_SECONDS)
-    except PermissionError:  # a folder that we may only read
-        return False
-    if lock is not None:
-        lock.release()
-    return lock is None
+    if not (Path(folder) / _LOCK).exists():  # never held, or the file was removed
+        held = _acquired_folder(Path(folder), _PROBE_SECONDS)
+    else:
+        try:
+            held = _acquired(Path(folder), _PROBE_SECONDS)
+        except PermissionError:  # a folder that we may only read
+            return False
+    if held is not None:
+        held.close()
+    return held is None
 
 
-def _acquired(folder: Path, seconds: float) -> filelock.BaseFileLock | None:
-    """The folder's lock, held; None when another one holds it for so long."""
+def _acquired(folder: Path, seconds: float) -> contextlib.ExitStack | None:
+    """The folder's locks, held until the stack is closed; None when another one holds one of them for so long.
+
+    The lock of the file `.lock` works on network disks too. The one of the folder itself stays when somebody removes
+    that file under a running process.
+    """
     # No soft lock: it would outlive a process that is killed on another machine.
     lock = filelock.FileLock(folder / _LOCK, thread_local=False, fallback_to_soft=False)
+    with contextlib.ExitStack() as held:
+        try:
+            lock.acquire(timeout=seconds, poll_interval=0.01)
+        except filelock.Timeout:
+            return None
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise
+            raise UserError(
+                f"{folder}: the file system has no file locks ({error}), which keep two processes from writing there; "
+                "choose a folder on a local disk, or have the network disk mounted with locks"
+            ) from None
+        held.callback(lock.release)
+        same = _acquired_folder(folder, seconds)
+        if same is None:
+            return None
+        held.push(same)
+        return held.pop_all()
+
+
+def _acquired_folder(folder: Path, seconds: float) -> contextlib.ExitStack | None:
+    """The lock of the folder itself, as `_acquired`; nothing is held where folders cannot be locked.
+
+    Windows is such a place: there a file that is open cannot be removed. NFS is another.
+    """
+    held = contextlib.ExitStack()
+    if fcntl is None:
+        return held
     try:
-        lock.acquire(timeout=seconds, poll_interval=0.01)
-    except filelock.Timeout:
-        return None
-    except (NotImplementedError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
-            raise
-        raise UserError(
-            f"{folder}: the file system has no file locks ({error}), which keep two processes from writing there; "
-            "choose a folder on a local disk, or have the network disk mounted with locks"
-        ) from None
-    return lock
+        opened = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return held
+    held.callback(os.close, opened)
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return held
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                held.close()
+                return None
+            time.sleep(0.01)
+        except OSError:
+            held.close()
+            return contextlib.ExitStack()
 
 
 # --- failures
@@ -228,30 +287,64 @@ class UserError(Exception):
     """
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has arrived: what is cleaned up after Ctrl-C is cleaned up after it too."""
+
+
 def run_command(main: Callable[[], None]) -> int:
     """Runs ``main`` and turns a user's mistake into one line on standard error.
+
+    SIGTERM, which schedulers and `reproduce.py` send, stops ``main`` as Ctrl-C does; a second one ends the process.
 
     Args:
         main: the command; takes nothing, reads ``sys.argv`` itself.
 
     Returns:
-        The exit code: 0 when ``main`` returned, 2 for a `UserError` or a failing disk, 130 for Ctrl-C.
+        The exit code: 0 when ``main`` returned, 2 for a `UserError` or a failing disk, 130 for Ctrl-C, 143 for SIGTERM.
         Anything else is a bug of ours and keeps its traceback.
     """
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("\nstopped by Ctrl-C", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output went away (`... | head`)
-        sys.stderr.close()
-        return 0
-    except (UserError, OSError) as error:
-        if "--debug" in sys.argv:
-            traceback.print_exc()
-        print(f"error: {_message(error)}", file=sys.stderr)
-        return 2
+    with _sigterm_raises() as arrived:
+        try:
+            main()
+        except KeyboardInterrupt as error:
+            if arrived or isinstance(error, Terminated):
+                print("\nstopped by SIGTERM; the same command goes on", file=sys.stderr)
+                return 128 + signal.SIGTERM
+            print("\nstopped by Ctrl-C", file=sys.stderr)
+            return 130
+        except BrokenPipeError:  # the reader of our output went away (`... | head`)
+            sys.stderr.close()
+            return 0
+        except (UserError, OSError) as error:
+            if "--debug" in sys.argv:
+                traceback.print_exc()
+            print(f"error: {_message(error)}", file=sys.stderr)
+            return 2
     return 0
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[list[int]]:
+    """Raises `Terminated` in the block at the first SIGTERM; yields the signals that have arrived.
+
+    Where somebody else has taken the signal, or in a thread that cannot, nothing changes.
+    """
+    arrived: list[int] = []
+
+    def stop(number, frame):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        arrived.append(number)
+        raise Terminated
+
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield arrived
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield arrived
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _message(error: Exception) -> str:

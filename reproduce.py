@@ -28,7 +28,8 @@ def run(settings: RunGridConfig) -> None:
     """Does the runs of the experiments that are not finished, and prints how many are in which state.
 
     Raises:
-        UserError: no such experiments or data; or, at the end, runs that failed or whose result is damaged.
+        UserError: no such experiments or data; or, at the end, runs that failed, whose result is damaged or that
+            another process is doing.
     """
     runs = with_data(runs_of(_grid(settings), settings.run_dir))
     by_state = run_grid(runs, settings.jobs)
@@ -40,7 +41,14 @@ def run(settings: RunGridConfig) -> None:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed, see above; the same command tries them again")
     if unreadable := by_state.get("unreadable"):
         folders = ", ".join(str(each.folder) for each in unreadable)
-        raise UserError(f"the results of {len(unreadable)} runs cannot be read; remove {folders} and run again")
+        raise UserError(
+            f"the files of {len(unreadable)} runs cannot be read, see above; remove {folders} and run again"
+        )
+    if left := len(runs) - len(by_state.get("finished", ())):
+        raise UserError(
+            f"{left} of {len(runs)} runs are not finished, because another process does them or did; give the same "
+            "command again when it has ended"
+        )
 
 
 def list_runs(settings: ListGridConfig) -> None:

@@ -132,24 +132,37 @@ def read_identity(folder: str | Path) -> RunIdentity | None:
             stored = {**stored, "digests": result.get("digests", {})}
     else:
         return None
-    if not isinstance(stored, dict) or not isinstance(stored.get("digests", {}), dict):
-        raise UserError(f"{path}: expected the options of a run, found something else")
-    options = {name: value for name, value in stored.items() if name != "digests"}
-    return RunIdentity(_filled(options_of(TrainConfig()), options), stored.get("digests", {}))
+    default = options_of(TrainConfig())
+    if not isinstance(stored, dict):
+        raise UserError(f"{path}: expected the options of a run (a JSON object), found {type(stored).__name__}")
+    for name in ("digests", *(name for name in default if isinstance(default[name], dict))):
+        if not isinstance(stored.get(name, {}), dict):
+            raise UserError(f"{path}: {name}: expected a JSON object, found {type(stored[name]).__name__}")
+    digests = stored.get("digests", {})
+    if not all(isinstance(digest, str) for digest in digests.values()):
+        raise UserError(f"{path}: digests: expected hexadecimal digits, found {digests}")
+    options = {name: value for name, value in stored.items() if name not in ("digests", *config.PLACES)}
+    return RunIdentity(_filled(default, options), digests)
 
 
-def stored_runs(root: str | Path, pattern: str = "*") -> dict[Path, RunIdentity]:
+def stored_runs(
+    root: str | Path, pattern: str = "*", damaged: dict[Path, str] | None = None
+) -> dict[Path, RunIdentity]:
     """The runs in the folders directly below ``root``; damaged ones and other folders are left out.
 
     Args:
         root: folder of run folders; may not exist.
         pattern: of the folders' names.
+        damaged: gets the message of each damaged run, by its folder.
     """
     found = {}
     for folder in sorted(Path(root).glob(pattern)):
-        with contextlib.suppress(UserError, OSError):
+        try:
             if identity := read_identity(folder):
                 found[folder] = identity
+        except (UserError, OSError) as error:
+            if damaged is not None:
+                damaged[folder] = str(error)
     return found
 
 
@@ -196,7 +209,7 @@ def claim_folder(folder: str | Path, identity: RunIdentity, evaluated: PreparedS
         write_json(folder / CONFIG, identity.to_dict())
     if not (folder / RESULT).exists():
         return None
-    result = read_json(folder / RESULT)
+    result = _read_result(folder / RESULT)
     complete = {**result, "config": dict(identity.options), "digests": result_digests(identity, evaluated)}
     measured = result.get("digests", {}).get(evaluated.meta["split"], evaluated.digest)
     if (result["split"], measured) != (evaluated.meta["split"], evaluated.digest):
@@ -205,6 +218,16 @@ def claim_folder(folder: str | Path, identity: RunIdentity, evaluated: PreparedS
     if complete != result:
         write_json(folder / RESULT, complete)
     return complete
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    result = read_json(path)
+    if not isinstance(result, dict) or not isinstance(result.get("digests", {}), dict) or "split" not in result:
+        raise UserError(
+            f"{path}: expected the result of a run (a JSON object), found something else; remove this file, and the "
+            "same command measures the run again"
+        )
+    return result
 
 
 def result_digests(identity: RunIdentity, evaluated: PreparedSplit) -> dict[str, str]:

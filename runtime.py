@@ -17,7 +17,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from files import UserError
+import filelock
+
+from files import UserError, cache_folder
+
+_COMPILED_BYTES = 2 << 30  # of kept programs; JAX removes those that were not used for the longest time
 
 
 def choose_backend(name: str) -> None:
@@ -199,6 +203,60 @@ def compiled_alike(step: Callable[..., Any]) -> Callable[..., Any]:
     return tf.function(step, autograph=False)
 
 
+def keep_compiled_programs(always: bool = False) -> Path | None:
+    """Lets JAX keep its compiled programs in the user's cache folder, so that the next process need not compile them.
+
+    Call it before the first program is compiled, and after `exchange.connected`, because it looks for a GPU. It leaves
+    JAX's own settings as they are: ``JAX_COMPILATION_CACHE_DIR`` names another folder, and
+    ``JAX_ENABLE_COMPILATION_CACHE=false`` keeps nothing. A folder that cannot be written costs one line on standard
+    error. Whoever can write into the folder can run code here, as JAX's documentation warns.
+
+    Args:
+        always: also without a GPU, where programs compile within seconds.
+
+    Returns:
+        The folder of the programs; None where none are kept.
+    """
+    import keras
+
+    if keras.backend.backend() != "jax" or not (always or has_gpu()):
+        return None
+    import jax
+
+    if not jax.config.jax_enable_compilation_cache:
+        return None
+    if jax.config.jax_compilation_cache_dir:
+        return Path(jax.config.jax_compilation_cache_dir)
+    folder = cache_folder() / "jax"
+    try:
+        _remove_torn_programs(folder)
+    except OSError as error:
+        print(f"{folder}: compiled programs are not kept ({error}); AD_CORRE_CACHE names another", file=sys.stderr)
+        return None
+    jax.config.update("jax_compilation_cache_max_size", _COMPILED_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a network's first values are 50 programs
+    # For programs that are new, with the same layers: which kernel is the fastest.
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    return folder
+
+
+def _remove_torn_programs(folder: Path) -> None:
+    """Removes what a killed process has left half-written in JAX's cache; JAX itself would never replace it.
+
+    JAX writes ``<key>-cache`` and then ``<key>-atime``, under the lock ``.lockfile``. Without the second it can
+    remove no old programs either.
+
+    Raises:
+        OSError: the folder cannot be written, or a process has held the lock for seconds (`filelock.Timeout`).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / ".lockfile", timeout=10):
+        for program in folder.glob("*-cache"):
+            if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
+                program.unlink()
+
+
 def has_fused_batch_norm() -> bool:
     """Whether `fused_batch_norm` can be called: on TensorFlow's CPU path, which XLA does not compile."""
     import keras
@@ -249,16 +307,8 @@ def versions() -> dict[str, str]:
     }
 
 
-def keep_compiled_programs() -> None:
-    """To be replaced at the merge."""
-
-
 def tensorboard(folder: Path) -> list[Any]:
-    """The callback that writes TensorBoard's event files, in a list; empty on backends other than TensorFlow."""
-    import keras
+    """The callback that writes TensorBoard's event files, in a list; empty where its package is not installed."""
+    import event_files
 
-    if keras.backend.backend() != "tensorflow":
-        return []
-    callback = keras.callbacks.TensorBoard(folder, write_graph=False, profile_batch=0)
-    callback.async_safe = True  # it writes only at the end of an epoch, so steps need not wait for it
-    return [callback]
+    return [event_files.EventFiles(folder)] if event_files.is_available() else []

@@ -77,6 +77,9 @@ def _connect(group: ProcessGroup) -> None:
     """Waits for the other processes. Not `keras.distribution.initialize`, because that does not set the timeouts."""
     import jax
 
+    with contextlib.suppress(AttributeError):  # not an option of older versions
+        # It would catch SIGTERM, only to announce it, and the process would go on (`files.run_command`).
+        jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             group.coordinator,

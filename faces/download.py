@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
 
-from files import UserError, sha256, whole_file
+from files import UserError, cache_folder, sha256, whole_file
 
 TIMEOUT_SECONDS = 30
 
@@ -29,19 +28,6 @@ class ModelFile:
     url: str
     size: int
     sha256: str
-
-
-def cache_folder() -> Path:
-    """The folder for what can be fetched again; ``AD_CORRE_CACHE`` overrides the system's rule."""
-    if folder := os.environ.get("AD_CORRE_CACHE"):
-        return Path(folder).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "ad-corre"
 
 
 def fetch(model: ModelFile, option: str) -> Path:

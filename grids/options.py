@@ -43,7 +43,7 @@ class RunGridConfig(GridConfig):
     """
 
     jobs: Annotated[int, Range(1, 1_024)] = 1
-    """Runs at a time; each gets an equal share of the cores."""
+    """Runs at a time; each gets an equal share of the cores and GPUs."""
 
 
 @dataclasses.dataclass(frozen=True)

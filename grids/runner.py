@@ -7,19 +7,17 @@ at a time does the run, on this machine or another. `result.json` marks it as fi
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
+import math
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
 
 import command_line
 import config
@@ -27,13 +25,18 @@ import run_identity
 from config import DatasetName, TrainConfig
 from data_helper import prepared_splits
 from files import UserError, is_taken, read_json, write_json
+from grids import worker
 from grids.experiments import Experiment, Grid
+from grids.progress import Progress
+from grids.shares import find_gpus, give_cores, gpu_environment
 
 RESULT, ERROR, LOG = "result.json", "error.json", "log.txt"
 TRAIN = Path(__file__).parents[1] / "train.py"
 _POLL_SECONDS = 0.5
 _MESSAGE_LINES = 20
-_LATELY = 5  # epochs of a run whose mean duration counts for the time left
+_STOP_SECONDS = 20.0
+_SIGNAL_CODES = (130, 143)  # of `files.run_command`
+_LEFT_ALONE = ("finished", "unreadable", "running")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +93,11 @@ class Run:
         return len(self.epoch_seconds())
 
     def epoch_seconds(self) -> list[float]:
-        """The duration of each finished epoch; 0 where the history does not say."""
-        with contextlib.suppress(OSError), open(self.folder / "history.csv", newline="", encoding="utf-8") as file:
-            return [float(row.get("seconds") or 0) for row in csv.DictReader(file)]
-        return []
+        """The duration of each finished epoch; 0 where the history does not say. Empty where it cannot be read."""
+        try:
+            return _read_seconds(self.folder / "history.csv")
+        except (OSError, UserError):
+            return []
 
     def error(self) -> str | None:
         """The message of a failed or unreadable run; None in any other state."""
@@ -101,7 +105,7 @@ class Run:
             return self.problem
         try:
             return str(read_json(self.folder / ERROR)["message"])
-        except (UserError, KeyError, TypeError) as error:
+        except (OSError, UserError, KeyError, TypeError) as error:
             return f"{self.folder / ERROR}: cannot be read ({error})"
 
 
@@ -111,18 +115,19 @@ def runs_of(grid: Grid, run_dir: str | Path) -> list[Run]:
     A run is in the folder below ``run_dir`` that holds it, under any name (`run_identity.find_run`), or gets a new
     one, whose name does not depend on the data: for processes that start before and after the synthetic faces are
     drawn it would be two names for one run. It does only where that folder holds a run on other data. This function
-    alone decides which folder belongs to which run. A `result.json` that cannot be read is reported on standard error
-    and never counts as a result.
+    alone decides which folder belongs to which run. What is damaged in a folder is reported on standard error; a run
+    whose options or result cannot be read counts as ``unreadable``.
     """
     problems: dict[Path, str] = {}
+    stored = run_identity.stored_runs(run_dir, damaged=problems)
     for path in sorted(Path(run_dir).glob(f"*/{RESULT}")):
         try:
             if not isinstance(result := read_json(path), dict):
                 raise UserError(f"{path}: expected a result (a JSON object), found {type(result).__name__}")
         except (UserError, OSError) as error:
             problems[path.parent] = str(error)
-            print(f"passed over: {error}", file=sys.stderr)
-    stored = run_identity.stored_runs(run_dir)
+    for problem in problems.values():
+        print(f"passed over: {problem}", file=sys.stderr)
     planned = {each: run_identity.planned_identity(each.settings) for each in grid.experiments}
     runs = []
     for experiment, seed in grid.runs():
@@ -132,7 +137,32 @@ def runs_of(grid: Grid, run_dir: str | Path) -> list[Run]:
         folder = run_identity.find_run(identity, stored)
         folder = folder or (Path(run_dir) / identity.name if new in stored else new)
         runs.append(Run(experiment, settings, folder, problems.get(folder)))
+        _report_history(folder / "history.csv")
     return runs
+
+
+def _report_history(path: Path) -> None:
+    """Reports a damaged history on standard error: nothing depends on it but the time left and the figures."""
+    try:
+        _read_seconds(path)
+    except UserError as error:
+        print(f"passed over: {error}", file=sys.stderr)
+    except OSError:  # none yet
+        pass
+
+
+def _read_seconds(path: Path) -> list[float]:
+    """The column ``seconds`` of a history.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            found = [float(row.get("seconds") or 0) for row in csv.DictReader(file)]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{path}: expected numbers, one line per epoch, found something else ({error})") from None
+    return [seconds if math.isfinite(seconds) else 0.0 for seconds in found]
 
 
 def with_data(runs: Sequence[Run]) -> list[Run]:
@@ -173,27 +203,31 @@ def run_grid(runs: Sequence[Run], jobs: int = 1) -> dict[str, list[Run]]:
 
     Args:
         runs: of one grid or more.
-        jobs: processes at a time; each gets an equal share of the processor's cores.
+        jobs: processes at a time; each gets an equal share of the processor's cores and of the GPUs (`grids.shares`).
 
     Returns:
         The runs by `Run.state` at the end.
     """
+    waiting = [run for run in runs if run.state() not in _LEFT_ALONE]
+    jobs = max(1, min(jobs, len(waiting)))
+    gpus = find_gpus() if jobs > 1 else []
     with Progress(runs, jobs) as progress:
-        waiting = list(runs)
         active: list[Job] = []
         try:
             while waiting or active:
                 while waiting and len(active) < jobs:
                     run = waiting.pop(0)
-                    if run.state() not in ("finished", "unreadable", "running"):
-                        share = {job.share for job in active}
-                        active.append(Job(run, next(i for i in range(jobs) if i not in share), jobs))
+                    if run.state() not in _LEFT_ALONE:
+                        taken = {job.share for job in active}
+                        active.append(Job(run, next(i for i in range(jobs) if i not in taken), jobs, gpus))
                 progress.show([job.run for job in active])
                 for job in [job for job in active if job.ended()]:
                     active.remove(job)
                     progress.ended(job.run, time.monotonic() - job.started)
                 time.sleep(_POLL_SECONDS if active else 0)
         finally:
+            for job in active:
+                job.ask_to_stop()
             for job in active:
                 job.stop()
     by_state: dict[str, list[Run]] = {}
@@ -203,46 +237,59 @@ def run_grid(runs: Sequence[Run], jobs: int = 1) -> dict[str, list[Run]]:
 
 
 class Job:
-    """A process that does a run.
+    """A process that does a run; it ends when this process ends, however that happens (`grids.worker`).
 
     Args:
         run: the run.
-        share: index of its share of the cores, 0..shares-1.
+        share: index of its share of the cores and GPUs, 0..shares-1.
         shares: number of equal shares.
+        gpus: the names of the GPUs to share (`grids.shares.find_gpus`).
     """
 
-    def __init__(self, run: Run, share: int, shares: int):
+    def __init__(self, run: Run, share: int, shares: int, gpus: Sequence[str] = ()):
         self.run, self.share, self.started = run, share, time.monotonic()
         run.folder.mkdir(parents=True, exist_ok=True)
         self.log = open(run.folder / LOG, "ab")  # noqa: SIM115 - as long as the process
         self.start_of_log = self.log.tell()
         self.process = subprocess.Popen(
-            [sys.executable, str(TRAIN), *run.command[2:]],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, worker.__file__, str(TRAIN), *run.command[2:]],
+            stdin=subprocess.PIPE,
             stdout=self.log,
             stderr=subprocess.STDOUT,
+            env={**os.environ, **gpu_environment(share, shares, gpus, run.settings.devices)},
         )
         if shares > 1:
-            _give_cores(self.process.pid, share, shares)
+            give_cores(self.process.pid, share, shares)
 
     def ended(self) -> bool:
         """Whether the process has ended; writes ``error.json`` where it failed."""
         code = self.process.poll()
         if code is None:
             return False
-        self.log.close()
+        self._close()
         error = self.run.folder / ERROR
         if code == 0:
             error.unlink(missing_ok=True)
         elif not is_taken(self.run.folder):  # otherwise another process is doing the run now
-            message = self._last_lines() or f"ended with code {code} and without a message"
+            message = _how_it_ended(code, self._last_lines())
             write_json(error, {"command": shlex.join(self.run.command), "exit_code": code, "message": message})
         return True
 
-    def stop(self) -> None:
-        """Ends the process; the run can continue after its last finished epoch."""
+    def ask_to_stop(self) -> None:
+        """Sends SIGTERM, once: a second one would end the process without its cleaning up."""
         self.process.terminate()
-        self.process.wait()
+
+    def stop(self) -> None:
+        """Waits until the process has stopped, or ends it; the run can continue after its last finished epoch."""
+        try:
+            self.process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:  # it compiles, or its disk hangs
+            self.process.kill()
+            self.process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        self.process.stdin.close()
         self.log.close()
 
     def _last_lines(self) -> str:
@@ -256,122 +303,14 @@ class Job:
         return errors[-1] if errors else "\n".join([line for line in lines if line.strip()][-_MESSAGE_LINES:])
 
 
-def _give_cores(pid: int, share: int, shares: int) -> None:
-    """Binds a process to its share of the cores: two processes on one core each are faster than two on both."""
-    if not hasattr(os, "sched_setaffinity"):  # not on this system
-        return
-    cores = sorted(os.sched_getaffinity(0))
-    mine = cores[share % len(cores) :: shares] if shares <= len(cores) else [cores[share % len(cores)]]
-    with contextlib.suppress(ProcessLookupError):
-        os.sched_setaffinity(pid, mine)
-
-
-class TimeLeft:
-    """Estimates how long the unfinished runs will take, from the epochs that have been done lately.
-
-    A run's next epochs take as long as its own last ones in this session. Without any the mean of the nearest runs is
-    taken: of its row, of its network on its data set, of the grid. Epochs of earlier sessions, which may have had
-    another machine, count only where this session has none. What a process takes beside its epochs is added.
-
-    Args:
-        runs: of the grid.
-        jobs: runs at a time.
-    """
-
-    def __init__(self, runs: Sequence[Run], jobs: int):
-        self.runs, self.jobs = runs, jobs
-        self.before = {run.folder: run.epochs_done() for run in runs}
-        self.over: set[Path] = set()  # ended in this session
-        self.extra: list[float] = []  # seconds beside the epochs
-
-    def ended(self, run: Run, seconds: float) -> None:
-        """Takes note that the process of a run has ended after so many seconds."""
-        self.over.add(run.folder)
-        if (run.folder / RESULT).exists():
-            self.extra.append(max(0.0, seconds - sum(run.epoch_seconds()[self.before[run.folder] :])))
-
-    def seconds(self, active: Sequence[Run]) -> float | None:
-        """Seconds until this session has done all runs that it can do; None while nothing has been measured.
-
-        Args:
-            active: the runs that it is doing; a run that another process does is not waited for.
-        """
-        durations = {run.folder: run.epoch_seconds() for run in self.runs}
-        needs = []
-        for run in self.runs:
-            is_next = run.folder not in self.over and run.state() in ("waiting", "stopped", "failed")
-            if run in active or is_next:
-                epoch = self._epoch(run, durations)
-                if epoch is None:
-                    return None
-                extra = sum(self.extra) / len(self.extra) if self.extra else 0.0
-                needs.append((run.settings.epochs - len(durations[run.folder])) * epoch + extra)
-        return max(sum(needs) / self.jobs, *needs) if needs else 0.0
-
-    def _epoch(self, run: Run, durations: dict[Path, list[float]]) -> float | None:
-        """The mean seconds of the last epochs of the nearest runs that have any."""
-        new = {folder: values[self.before[folder] :] for folder, values in durations.items()}
-        own, all_runs = [run], self.runs
-        row = [each for each in all_runs if each.experiment == run.experiment]
-        alike = [each for each in all_runs if _network(each) == _network(run)]
-        for seconds, near in (
-            *((new, own), (new, row), (durations, own), (durations, row)),
-            *((new, alike), (new, all_runs), (durations, alike), (durations, all_runs)),
-        ):
-            lately = [value for each in near for value in seconds[each.folder][-_LATELY:] if value > 0]
-            if lately:
-                return sum(lately) / len(lately)
-        return None
-
-
-def _network(run: Run) -> tuple[Any, ...]:
-    """What the duration of an epoch depends on most."""
-    return run.settings.dataset, run.settings.model, run.settings.backend
-
-
-class Progress:
-    """One progress line for the whole grid: finished epochs of all runs, the time left and the active runs.
-
-    A log file gets a line when a run begins or ends.
-
-    Args:
-        runs: all of them.
-        jobs: runs at a time.
-    """
-
-    def __init__(self, runs: Sequence[Run], jobs: int):
-        self.runs = runs
-        self.time_left = TimeLeft(runs, jobs)
-
-    def __enter__(self) -> Progress:
-        self.on_terminal = sys.stderr.isatty()
-        total = sum(run.settings.epochs for run in self.runs)
-        self.bar = tqdm(total=total, unit="epoch", dynamic_ncols=True, disable=not self.on_terminal)
-        self.drawn = ""
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.show([])
-        self.bar.close()
-
-    def ended(self, run: Run, seconds: float) -> None:
-        """Takes note that the process of a run has ended after so many seconds."""
-        self.time_left.ended(run, seconds)
-
-    def show(self, active: Sequence[Run]) -> None:
-        """Updates the line."""
-        states = [run.state() for run in self.runs]
-        counts = f"{states.count('finished')}/{len(states)} runs"
-        if "failed" in states:
-            counts += f", {states.count('failed')} failed"
-        epochs = sum(run.epochs_done() for run in self.runs)
-        seconds = self.time_left.seconds(active)
-        left = "? left" if seconds is None else f"{tqdm.format_interval(seconds)} left"
-        names = "; ".join(run.title for run in active)
-        if self.on_terminal:
-            self.bar.bar_format = f"{counts} |{{bar}}| {epochs}/{self.bar.total} epochs, {left}{{postfix}}"
-            self.bar.n = epochs
-            self.bar.set_postfix_str(names, refresh=True)
-        elif (line := f"{counts}{': ' * bool(names)}{names}") != self.drawn:
-            print(f"{epochs}/{self.bar.total} epochs, {left}, {line}", file=sys.stderr, flush=True)
-            self.drawn = line
+def _how_it_ended(code: int, last_lines: str) -> str:
+    """The message of a process that failed; a signal that ended it is named first."""
+    number = -code if code < 0 else code - 128 if code in _SIGNAL_CODES else 0
+    if not number:
+        return last_lines or f"ended with code {code} and without a message"
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    cause = ", which the system sends when memory runs out" if name == "SIGKILL" else ""
+    return f"killed by {name}{cause}" + (f"; the last lines of its output:\n{last_lines}" if last_lines else "")

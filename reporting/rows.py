@@ -25,11 +25,28 @@ from reporting.statistics import bootstrap_interval, mcnemar, mean_and_std, pair
 # The name of the full loss's row. The paper's number is shown there.
 AD_CORRE = "Ad-Corre"
 CORRELATIONS = ("same_class", "different_classes", "between_class_means", "between_embeddings")
+# Kinds of a result's entries: types, [kind] for a list, {...: kind} for an object with any names.
 _NUMBER = (int, float)
+_MATRIX = [[_NUMBER]]
+_TERMS = dict.fromkeys(CORRELATIONS, _NUMBER) | {"class_means": _MATRIX}
 # Without these a result cannot be compared with another; every other entry may be absent.
-_NEEDED = {"dataset": str, "split": str, "n": int, "accuracy": _NUMBER, "class_names": list}
-_OPTIONAL = dict.fromkeys(MEASURES, _NUMBER) | dict.fromkeys(("per_class", "correlations", "config"), dict)
-_OPTIONAL |= {"correlations_untrained": dict, "confusion_matrix": list}
+_NEEDED = {"dataset": str, "split": str, "n": int, "accuracy": _NUMBER, "class_names": [str]}
+_OPTIONAL = dict.fromkeys(MEASURES, _NUMBER) | {
+    "per_class": {...: {...: _NUMBER}},
+    "intervals": {...: [_NUMBER]},
+    "correlations": _TERMS,
+    "correlations_untrained": _TERMS,
+    "confusion_matrix": _MATRIX,
+    "config": {},
+    "seed": int,
+    "best_epoch": int,
+    "parameters": int,
+    "train_seconds": _NUMBER,
+    "selected_on": str,
+    "commit": str,
+    "flip": bool,
+}
+_LARGEST = 1e18  # of a number; a count of parameters or seconds is smaller
 Record = dict[str, Any]
 
 
@@ -75,12 +92,51 @@ def _read_result(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected the result of a finished run") from None
     if not isinstance(result, dict):
         raise UserError(f"{path}: expected the result of a run (a JSON object), found {type(result).__name__}")
-    if missing := [name for name in _NEEDED if name not in result]:
+    if missing := [name for name in _NEEDED if result.get(name) is None]:
         raise UserError(f"{path}: expected the result of a run, found none of {', '.join(missing)}; run it again")
-    for name, kind in (_OPTIONAL | _NEEDED).items():
-        if not isinstance(result.get(name), (*(kind if isinstance(kind, tuple) else (kind,)), type(None))):
-            raise UserError(f"{path}: {name}: expected another type, found {result[name]!r}; run it again")
+    fault = _fault(result, _OPTIONAL | _NEEDED) or _fault(_unfolded(result.get("config") or {}), _options(), "config")
+    if fault := fault or _wrong_size(result):
+        raise UserError(f"{path}: {fault}; run it again")
     return result
+
+
+def _fault(value: Any, kind: Any, name: str = "") -> str | None:
+    """What is wrong with an entry of a result, None if nothing; null is right everywhere."""
+    if value is None:
+        return None
+    expected = {dict: dict, list: list}.get(type(kind), kind)
+    fits = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
+    if fits and isinstance(value, _NUMBER):
+        fits = abs(value) < _LARGEST
+    if fits and isinstance(value, str):
+        fits = value.isprintable()
+    if not fits:
+        return f"{name}: expected another value, found {ascii(value)[:80]}"
+    if isinstance(kind, list):
+        return next(filter(None, (_fault(each, kind[0], name) for each in value)), None)
+    if isinstance(kind, dict):
+        kinds = ((key, kind.get(key, kind.get(...))) for key in value)
+        known = (_fault(value[key], each, f"{name}.{key}".lstrip(".")) for key, each in kinds if each is not None)
+        return next(filter(None, known), None)
+    return None
+
+
+def _options() -> dict[str, Any]:
+    """The kinds of train.py's options: those of their defaults; of those that default to None nothing is known."""
+    kinds = {name: type(value) for name, value in config.options_by_name(config.TrainConfig()).items()}
+    return {name: _NUMBER if kind in _NUMBER else kind for name, kind in kinds.items() if kind is not type(None)}
+
+
+def _wrong_size(result: Mapping[str, Any]) -> str | None:
+    """Which matrix does not have one row and one column per class; None if none."""
+    size = len(result["class_names"])
+    matrices = {"confusion_matrix": result.get("confusion_matrix")}
+    for name in ("correlations", "correlations_untrained"):
+        matrices[f"{name}.class_means"] = (result.get(name) or {}).get("class_means")
+    for name, matrix in matrices.items():
+        if matrix is not None and [len(row or ()) for row in matrix] != [size] * size:
+            return f"{name}: expected {size} rows and columns, one per class"
+    return None
 
 
 def _read_predictions(path: Path, result: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -212,6 +212,16 @@ def test_sha256_is_that_of_all_the_bytes_at_once(tmp_path):
 # One writer
 
 
+def test_cache_folder_follows_the_system(monkeypatch, tmp_path):
+    monkeypatch.delenv("AD_CORRE_CACHE", raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert files.cache_folder() == tmp_path / "ad-corre"
+    monkeypatch.setattr("sys.platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
+    assert files.cache_folder() == tmp_path / "local" / "ad-corre"
+
+
 def test_a_folder_has_one_writer_across_processes(tmp_path):
     """Another process holds the folder, is killed with -9, and the folder is free again."""
     folder = tmp_path / "run"
@@ -232,6 +242,37 @@ def test_a_folder_has_one_writer_across_processes(tmp_path):
     for _ in range(2):  # nor does our own first time stay locked
         with files.only_writer(folder):
             assert files.is_taken(folder)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be removed there")
+def test_a_folder_stays_held_when_its_lock_file_is_removed(tmp_path):
+    program = f"import files\nwith files.only_writer({str(tmp_path)!r}):\n    print('held', flush=True)\n    input()"
+    with start_python(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == "held\n"
+        (tmp_path / ".lock").unlink()
+        assert files.is_taken(tmp_path)
+        for _ in range(2):  # the second time there is a lock file again
+            with pytest.raises(UserError, match="another process"), files.only_writer(tmp_path):
+                pytest.fail("two writers")
+        assert files.is_taken(tmp_path)
+        other.communicate("\n")
+    assert not files.is_taken(tmp_path)
+
+
+def test_a_file_system_that_cannot_lock_folders_still_has_locks(tmp_path, monkeypatch):
+    """As NFS."""
+    fcntl = pytest.importorskip("fcntl")
+    flock = fcntl.flock
+
+    def refuse(descriptor, operation):
+        if os.path.isdir(descriptor):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with files.only_writer(tmp_path):
+        assert files.is_taken(tmp_path)
+    assert not files.is_taken(tmp_path)
 
 
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
@@ -308,3 +349,42 @@ def test_a_reader_that_goes_away_is_no_failure():
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 0
+
+
+CATCHES = """
+import signal, sys, time
+from files import run_command
+def main():
+    try:
+        print("started", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("cleaned up")
+        raise KeyboardInterrupt  # as the video command does
+raise SystemExit(run_command(main))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM that can be caught")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_sigterm_stops_a_command_as_ctrl_c_does(number, code):
+    with start_python(CATCHES, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == "started\n"
+        process.send_signal(number)
+        out, message = process.communicate(timeout=20)
+    assert (process.returncode, out) == (code, "cleaned up\n")
+    assert message.count("\n") == 2 and "Traceback" not in message
+    assert ("SIGTERM" in message and "same command" in message) == (number == signal.SIGTERM)
+
+
+def test_a_signal_that_somebody_else_has_taken_stays_theirs():
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert before == signal.SIG_DFL  # the tests before have left nothing
+    try:
+        assert run_command(lambda: signal.raise_signal(signal.SIGTERM)) == 0
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with pytest.raises(KeyboardInterrupt), files._sigterm_raises():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before

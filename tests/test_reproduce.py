@@ -11,7 +11,7 @@ from conftest import ROOT, run_python, write_split
 
 import reproduce
 from datasets.synthetic import PrepareSyntheticConfig, write_synthetic_splits
-from files import UserError
+from files import UserError, only_writer
 from reporting import figures
 
 YAML = """
@@ -114,6 +114,15 @@ def test_damaged_results_are_named_and_passed_over(tmp_path, monkeypatch, capsys
     with pytest.raises(UserError, match=damaged.name):
         in_process(tmp_path, monkeypatch, "run", *grid)
     assert "2 finished, 1 unreadable" in capsys.readouterr().out
+
+
+def test_a_grid_that_another_process_is_doing_does_not_end_with_0(tmp_path, monkeypatch, capsys):
+    grid = old_grid(tmp_path)
+    in_process(tmp_path, monkeypatch, "list", *grid)
+    one, two = (tmp_path / shlex.split(line)[-1] for line in capsys.readouterr().out.splitlines())
+    with only_writer(one), only_writer(two), pytest.raises(UserError, match=r"2 of 3 runs .*another process"):
+        in_process(tmp_path, monkeypatch, "run", *grid)
+    assert "1 finished, 2 running" in capsys.readouterr().out
 
 
 def test_the_recipe_of_the_experiments_is_used(tmp_path, monkeypatch, capsys):

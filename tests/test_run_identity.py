@@ -144,6 +144,15 @@ def test_a_folder_of_another_run_is_refused_with_what_changed(tmp_path, prepared
     assert (folder / "config.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("text", ["[]", '{"accuracy": 0.5}', '{"split": "test", "digests": 5}'])
+def test_a_damaged_result_is_named(tmp_path, prepared, text):
+    test = open_split(prepared.data_dir, "synthetic", "test")
+    store(tmp_path / "run", identity())
+    (tmp_path / "run" / "result.json").write_text(text)
+    with pytest.raises(UserError, match=r"run/result\.json"):
+        run_identity.claim_folder(tmp_path / "run", identity(), test)
+
+
 # --- an old version's run, without digests and without some of today's options
 
 

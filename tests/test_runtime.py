@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 
-import keras  # noqa: F401 - TensorFlow is running
+import keras  # TensorFlow is running
 import pytest
 from conftest import ROOT, run_python
 
@@ -134,3 +134,61 @@ def test_the_fused_batch_norm_is_for_tensorflow_without_xla(monkeypatch):
     assert runtime.has_fused_batch_norm()
     monkeypatch.setattr(runtime, "jit_compile", lambda: True)
     assert not runtime.has_fused_batch_norm()
+
+
+# Prints the folder of the kept programs, a result, and how often JAX compiled, found and missed a program.
+COMPILES = """
+import collections
+import jax, keras, numpy as np
+import runtime
+counts = collections.Counter()
+jax.monitoring.register_event_listener(lambda name, **_: counts.update([name.rpartition("/")[2]]))
+kept = runtime.keep_compiled_programs(always=True)
+assert kept is None or runtime.keep_compiled_programs(always=True) == kept
+keras.utils.set_random_seed(1)
+model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+model.compile("adam", "mse")
+x = np.ones((4, 3), "float32")
+model.fit(x, x[:, :2], epochs=2, verbose=0)
+print(kept, float(model.predict(x, verbose=0).sum()))
+print(counts["compile_requests_use_cache"], counts["cache_hits"], counts["cache_misses"])
+"""
+
+
+def compiles(**environment):
+    done = run_python("-c", COMPILES, env_changes={"KERAS_BACKEND": "jax", **environment})
+    assert done.returncode == 0, done.stderr
+    kept, result, *counts = done.stdout.split()
+    ours = [line for line in done.stderr.splitlines() if "compiled programs" in line]
+    return kept, result, list(map(int, counts)), ours
+
+
+@pytest.mark.slow
+def test_the_second_process_compiles_nothing(tmp_path):
+    kept, result, (requests, hits, misses), _ = compiles(AD_CORRE_CACHE=str(tmp_path))
+    assert kept == str(tmp_path / "jax") and requests > 10 and hits + misses == requests and misses > 10
+    torn = tmp_path / "jax" / "jit_step-0123-cache"
+    torn.write_bytes(b"half a prog")  # of a killed process
+    again = compiles(AD_CORRE_CACHE=str(tmp_path))
+    assert again == (kept, result, [requests, requests, 0], [])
+    assert not torn.exists()
+
+
+@pytest.mark.slow
+def test_a_folder_that_cannot_be_written_costs_one_line_and_a_users_own_is_kept(tmp_path):
+    (tmp_path / "file").touch()
+    kept, result, (_, hits, _), lines = compiles(AD_CORRE_CACHE=str(tmp_path / "file"))
+    assert (kept, hits, len(lines)) == ("None", 0, 1) and str(tmp_path / "file") in lines[0]
+    theirs = tmp_path / "theirs"
+    environment = {"AD_CORRE_CACHE": str(tmp_path / "ours"), "JAX_COMPILATION_CACHE_DIR": str(theirs)}
+    assert compiles(**environment)[::3] == (str(theirs), [])
+    assert compiles(**environment, JAX_ENABLE_COMPILATION_CACHE="false")[:2] == ("None", result)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_programs_are_kept_for_a_gpu_on_jax(monkeypatch, tmp_path):
+    monkeypatch.setenv("AD_CORRE_CACHE", str(tmp_path))
+    assert runtime.keep_compiled_programs(always=True) is None  # TensorFlow
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    monkeypatch.setattr(runtime, "has_gpu", lambda: False)
+    assert runtime.keep_compiled_programs() is None and not any(tmp_path.iterdir())

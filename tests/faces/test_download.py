@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from faces.download import ModelFile, cache_folder, fetch
+from faces.download import ModelFile, fetch
 from files import UserError
 
 CONTENT = bytes(range(256)) * 40
@@ -82,13 +82,3 @@ def test_cut_off_or_missing(cache):
     closed = dataclasses.replace(model(url), url=url)  # that server is gone
     with pytest.raises(UserError, match=r"127\.0\.0\.1"):
         fetch(closed, "--detector-file")
-
-
-def test_cache_folder_follows_the_system(monkeypatch, tmp_path):
-    monkeypatch.delenv("AD_CORRE_CACHE", raising=False)
-    monkeypatch.setattr("sys.platform", "linux")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "ad-corre"
-    monkeypatch.setattr("sys.platform", "win32")
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
-    assert cache_folder() == tmp_path / "local" / "ad-corre"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import command_line
 import config
 from config import DatasetName, TrainConfig
 from files import UserError, only_writer
-from grids import runner
+from grids import progress, runner
 from grids.experiments import make_grid, read_experiments
 from run_identity import RunIdentity, options_of
 
@@ -34,6 +35,9 @@ try:
             sys.exit()
         with open(folder / "starts", "a") as file:
             print(os.getpid(), sorted(os.sched_getaffinity(0)), file=file)
+        with open(folder / "gpu", "w") as file:
+            names = "CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION"
+            json.dump({{name: os.environ[name] for name in names if name in os.environ}}, file)
         if options.get("--seed") == "1" and not (folder / "error.json").exists():
             print("\\repoch 1: 2%| [md=1.623]error: the loss is nan\\r\\nsome notice")
             sys.exit(2)
@@ -107,6 +111,39 @@ def test_finished_runs_are_found_under_any_name_beside_damaged_results(tmp_path,
     assert all(any(name in line for line in named) for name in ("half", "list", wanted[3].folder.name))
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", "[]"),
+        ("config.json", '{"model": 5}'),
+        ("config.json", '{"digests": {"train": 5}}'),
+        ("config.json", "[" * 100_000),
+        ("result.json", "3"),
+        ("result.json", "9" * 10_000),
+    ],
+)
+def test_a_run_whose_options_or_result_are_damaged_is_named_and_passed_over(tmp_path, capsys, name, text):
+    folder = runs_in(tmp_path)[1].folder
+    folder.mkdir()
+    (folder / name).write_text(text)
+    runs = runs_in(tmp_path)
+    assert [run.state() for run in runs] == ["waiting", "unreadable", "waiting", "waiting", "waiting"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(folder / name) in line and str(folder / name) in runs[1].error()
+
+
+@pytest.mark.parametrize("text", ["epoch,seconds\n1,soon\n", "epoch,seconds\n1,nan\n", "epoch,seconds\n\xff"])
+def test_a_damaged_history_stops_nothing(tmp_path, capsys, text):
+    run = runs_in(tmp_path)[0]
+    run.folder.mkdir()
+    (run.folder / "history.csv").write_text(text, encoding="latin-1")
+    (run.folder / "error.json").mkdir()
+    run = runs_in(tmp_path)[0]
+    assert ("history.csv" in capsys.readouterr().err) == ("nan" not in text)
+    assert sum(run.epoch_seconds()) == 0 and run.state() == "failed" and "error.json" in run.error()
+    progress.TimeLeft([run], 1).seconds([run])
+
+
 def test_a_run_of_an_old_version_is_found():
     """Its `config` lacks the options that came later: they have their defaults."""
     options = {"dataset": "fer2013", "epochs": 12, "batch_size": 64, "input_size": 36, "warmup_epochs": 1}
@@ -147,7 +184,7 @@ def test_the_time_left_counts_the_epochs_of_each_row_as_they_are_now(tmp_path):
     (tmp_path / "runs").mkdir()
     small, large, small_1, large_1 = runs
     write_history(small, *[9.0] * 4)  # of a session before, when the machine was slower
-    left = runner.TimeLeft(runs, jobs=1)
+    left = progress.TimeLeft(runs, jobs=1)
     assert left.seconds([small]) == 6 * 9 + 30 * 9  # nothing else is known yet
     write_history(small, *[9.0] * 4, *[2.0] * 6)
     finish(small)
@@ -163,7 +200,7 @@ def test_the_time_left_counts_the_epochs_of_each_row_as_they_are_now(tmp_path):
     for run in (large, small_1, large_1):
         left.ended(run, 1.0)
     assert left.seconds([]) == 0
-    assert runner.TimeLeft(runs_in(tmp_path / "none"), 1).seconds([]) is None
+    assert progress.TimeLeft(runs_in(tmp_path / "none"), 1).seconds([]) is None
 
 
 def test_a_failed_run_is_recorded_and_the_others_continue(tmp_path, stand_in):
@@ -175,7 +212,7 @@ def test_a_failed_run_is_recorded_and_the_others_continue(tmp_path, stand_in):
     error = json.loads((runs[1].folder / "error.json").read_text())
     assert (error["exit_code"], error["message"]) == (2, "the loss is nan")
     assert error["command"].startswith("python stand_in.py --")
-    assert "-6" in runs[2].error()  # killed by SIGABRT, without a message
+    assert runs[2].error() == "killed by SIGABRT"
 
     states = runner.run_grid(runs)  # seed 1 works the second time
     assert [run.settings.seed for run in states["failed"]] == [2]
@@ -222,12 +259,81 @@ def test_a_stopped_run_continues(tmp_path, stand_in):
     deadline = time.monotonic() + 20
     while run.epochs_done() < 1 and time.monotonic() < deadline:
         time.sleep(0.02)
+    job.ask_to_stop()
     job.stop()
     assert run.state() == "stopped" and 1 <= run.epochs_done() < 4
     assert runner.run_grid([run]) == {"finished": [run]}
     assert len(starts(run)) == 2
     with open(run.folder / "history.csv") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
+
+
+def test_workers_get_their_share_of_the_gpus(tmp_path, stand_in, monkeypatch):
+    stand_in(pause=0.1)
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    runs = runs_in(tmp_path)[:4]
+    assert runner.run_grid(runs, jobs=3) == {"finished": runs}
+    found = [json.loads((run.folder / "gpu").read_text()) for run in runs]
+    memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.450"}
+    assert found[:3] == [
+        {"CUDA_VISIBLE_DEVICES": "4", **memory},
+        {"CUDA_VISIBLE_DEVICES": "7"},
+        {"CUDA_VISIBLE_DEVICES": "4", **memory},
+    ]
+    assert found[3] in found[:3]
+
+
+STARTER = """
+import sys
+sys.path[:0] = {paths!r}
+import test_runner
+from files import run_command
+from grids import runner
+from pathlib import Path
+runner.TRAIN = Path({train!r})
+runner._POLL_SECONDS = 0.05
+raise SystemExit(run_command(lambda: runner.run_grid(test_runner.runs_in({folder!r}, epochs=600))))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+def test_a_worker_ends_with_the_process_that_started_it(tmp_path, stand_in, number, code):
+    stand_in(pause=0.1)
+    paths = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/grids")]
+    program = STARTER.format(paths=paths, train=str(runner.TRAIN), folder=str(tmp_path / "runs"))
+    starter = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    run = runs_in(tmp_path / "runs", epochs=600)[0]
+    wait_for(lambda: run.epochs_done())
+    assert run.state() == "running"
+    starter.send_signal(number)
+    message = starter.communicate(timeout=30)[1].splitlines()[-1]
+    assert starter.returncode == code and ("SIGTERM" in message) == (code == 143)
+    wait_for(lambda: run.state() == "stopped")  # the system has released its lock
+    assert not (run.folder / "error.json").exists()
+
+
+def wait_for(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_killed_worker_is_reported_by_its_signal(tmp_path, stand_in):
+    stand_in(pause=0.1)
+    run = runs_in(tmp_path, epochs=600)[0]
+    job = runner.Job(run, 0, 1)
+    wait_for(lambda: run.epochs_done())
+    job.process.kill()
+    wait_for(job.ended)
+    error = json.loads((run.folder / "error.json").read_text())
+    assert (
+        error["exit_code"] == -9 and error["message"].startswith("killed by SIGKILL") and "memory" in error["message"]
+    )
+    assert runner._how_it_ended(143, "epoch 1").startswith("killed by SIGTERM")
+    assert runner._how_it_ended(1, "") == "ended with code 1 and without a message"
 
 
 def test_data_sets_that_are_not_prepared_are_left_out(tmp_path, capsys):

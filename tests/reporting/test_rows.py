@@ -57,6 +57,38 @@ def test_a_damaged_result_is_named(tmp_path):
             RunFiles.read(path.parent)
 
 
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("per_class.Sad", "x"),
+        ("per_class.Sad.n", "12"),
+        ("train_seconds", True),
+        ("mean_class_recall", 10**400),
+        ("confusion_matrix", [[1, 2], [3]]),
+        ("correlations.class_means", [[0.5]]),
+        ("config.loss", {"w_fd": []}),
+        ("class_names", "Sad"),
+        ("selected_on", "\ud800"),
+        ("flip", 1),
+    ],
+)
+def test_an_entry_of_another_kind_is_named(tmp_path, entry, value):
+    path = write_run(tmp_path / "run") / "result.json"
+    result = json.loads(path.read_text())
+    *parents, name = entry.split(".")
+    place = result
+    for parent in parents:
+        place = place[parent]
+    place[name] = value
+    path.write_text(json.dumps(result))
+    with pytest.raises(UserError, match=rf"result\.json: {entry.split('.')[0]}"):
+        RunFiles.read(path.parent)
+    place[name] = None  # of another version
+    path.write_text(json.dumps(result))
+    if entry != "class_names":
+        RunFiles.read(path.parent)
+
+
 def test_damaged_predictions_are_named(tmp_path):
     cases = ["gone", "cut", "of another run"]
     for damage in cases:
