@@ -6,8 +6,8 @@
   that is resident on the device; beside it a bare compiled loop of the same steps (`bare_loop.py`), with Ad-Corre and
   with cross-entropy alone; the sides take turns (`timing.py`). Share of the device's peak rate, and peak memory;
 - start: seconds from the start of the process to the end of the first step, cold (no compiled program kept) and with
-  kept programs, split into import, building the network, Python tracing, lowering and XLA's compilation; and for xcp
-  at 96 px cold without XLA's autotuning;
+  kept programs, split into import, Python tracing, lowering, XLA's compilation and the rest; and for xcp at 96 px cold
+  without XLA's autotuning;
 - peer: PyTorch with timm's Xception, channels_last, bfloat16 autocast, torch.compile, cross-entropy and AdamW, at the
   same size and batch, with resident data (`torch_peer.py`).
 
@@ -222,6 +222,7 @@ def notes(row: dict[str, Any]) -> list[str]:
         aim = "" if "xla_flags" in row else f" (aim {FIRST_STEP_S[row['start']]:.0f} s)"
         found.append(f"first step after {row['first_step_s']:.1f} s{aim}: {seconds_of(row['stages'])}")
         found.append("the step's own program: " + seconds_of(row["step_program"]))
+        found.append(f"{row['programs']} programs")
     if "versions" in row:
         found.append(", ".join(f"{name} {version}" for name, version in row["versions"].items()))
     return found

@@ -74,7 +74,7 @@ def measure_speed(case: dict[str, Any]) -> dict[str, Any]:
     settings = settings_of(case)
     with tempfile.TemporaryDirectory() as folder:
         split = write_split(folder, tuple(case["pixels"]), case["images"])
-        fit_seconds = make_fit(settings, {"train": split})
+        fit_seconds = make_fit(settings, split)
         fit_seconds(1)  # compiles
         epoch_s = fit_seconds(1)[0]
         memory = peak_bytes()
@@ -159,9 +159,9 @@ class CompileClock:
 def measure_start(case: dict[str, Any]) -> dict[str, Any]:
     """Seconds from the start of this process to the end of the first step of ``fit``, and what they went into.
 
-    ``stages``: ``import``, ``build`` (data, network and optimiser with the small programs that fill them), then in
-    ``fit`` ``trace``, ``lower``, ``compile`` and ``rest``. Stages inside others are counted once by JAX, except that
-    tracing a program may include that of the ones it calls.
+    ``stages``: ``import``; ``trace``, ``lower`` and ``compile`` of all programs, the small ones that fill a network's
+    variables included; ``rest``: data, Python that builds the network, the step itself. ``step_program``: the training
+    step's own part of these. Tracing a program may count that of the ones that it calls twice.
     """
     clock = CompileClock()
     import experiment  # noqa: F401 - what a run imports
@@ -170,16 +170,14 @@ def measure_start(case: dict[str, Any]) -> dict[str, Any]:
     settings = settings_of(case)
     with tempfile.TemporaryDirectory() as folder:
         split = write_split(folder, tuple(case["pixels"]), case["batch"])  # one step per epoch
-        fit_seconds = make_fit(settings, {"train": split})
-        built, building = time.time(), dict(clock.stages)
-        fit_seconds(1)
+        make_fit(settings, split)(1)
         done = time.time()
-    in_fit = {stage: seconds - building[stage] for stage, seconds in clock.stages.items()}
-    rest = max(0.0, done - built - sum(in_fit.values()))
+    importing = imported - case["spawned"]
+    rest = done - case["spawned"] - importing - sum(clock.stages.values())
     return {
         "first_step_s": done - case["spawned"],
-        "stages": {"import": imported - case["spawned"], "build": built - imported, **in_fit, "rest": rest},
-        "build_stages": building,
+        "stages": {"import": importing, **clock.stages, "rest": max(0.0, rest)},
         "step_program": clock.largest(),
+        "programs": len(clock.programs),
         "peak_bytes": peak_bytes(),
     }

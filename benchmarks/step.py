@@ -175,7 +175,7 @@ def measure_fit(size: int, batch_size: int, steps: int, rounds: int) -> dict[str
     settings = config.TrainConfig(batch_size=batch_size, model=config.ModelConfig(input_size=size))
     with tempfile.TemporaryDirectory() as folder:
         split = write_split(folder, (size, size, 1), batch_size * steps)
-        fit_seconds = make_fit(settings, {"train": split})
+        fit_seconds = make_fit(settings, split)
         loop = make_loop(Parts(settings, split.class_names, {}), split.images, split.labels, batch_size)
 
         def bare() -> dict[str, float]:

@@ -63,8 +63,8 @@ def make_trainer(
     return model
 
 
-def make_fit(settings: config.TrainConfig, splits: dict[str, PreparedSplit]) -> Callable[[int], list[float]]:
-    """`train.py`'s own training, without validation, saving and report.
+def make_fit(settings: config.TrainConfig, train: PreparedSplit) -> Callable[[int], list[float]]:
+    """`train.py`'s own training on a split, without validation, saving and report.
 
     Returns:
         ``fit_seconds(epochs)``, which trains so many epochs and returns the seconds of each. The weights go on from
@@ -76,7 +76,6 @@ def make_fit(settings: config.TrainConfig, splits: dict[str, PreparedSplit]) -> 
     from model_files import model_file
 
     runtime.set_up(settings.seed, settings.precision)
-    train = splits["train"]
     network, _ = model_file.new_network(settings.model, train.class_names)
     batches = Batches(train, settings.batch_size, seed=settings.seed)
     model = experiment._build_trainer(settings, network, train, len(batches))

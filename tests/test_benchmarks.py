@@ -77,7 +77,7 @@ def test_the_gpu_benchmark_measures_every_row(tmp_path, monkeypatch):
     assert speed["fit_over_bare"] > 0 and speed["ad_corre_over_ce"] > 0 and speed["rounds"] == 3
     assert set(speed["bare_stages"]) == {"trace", "lower", "compile"} and min(speed["bare_stages"].values()) > 0
     assert cold["first_step_s"] == pytest.approx(sum(cold["stages"].values()), rel=0.05)
-    assert 0 < cold["step_program"]["compile"] <= cold["stages"]["compile"]
+    assert 0 < cold["step_program"]["compile"] < cold["stages"]["compile"] and cold["programs"] > 1
     assert kept["failed"] == "out of memory" and peer["failed"].startswith("not run: ")
     table = [line for line in done.stdout.splitlines() if line.startswith("|")]
     assert len(table) == 2 + 4 and {line.count("|") for line in table} == {10}
@@ -85,6 +85,7 @@ def test_the_gpu_benchmark_measures_every_row(tmp_path, monkeypatch):
     assert "a toy size, no measurement" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_row_is_a_process_of_its_own(tmp_path):
     case = {"what": "device", "cache": "device"}
     found = gpu.run_row(case, str(tmp_path), 300.0)
@@ -272,7 +273,7 @@ def test_the_bare_loop_and_fit_train(tmp_path):
     split = workload.write_split(tmp_path, (16, 16, 1), 14)
     model = config.ModelConfig(input_size=16, embedding_size=8)
     settings = config.TrainConfig(batch_size=7, model=model, epochs=40)
-    fit_seconds = workload.make_fit(settings, {"train": split})
+    fit_seconds = workload.make_fit(settings, split)
     assert len(fit_seconds(2)) == 2 and min(fit_seconds(1)) > 0
     parts = bare_loop.Parts(settings, split.class_names, {})
     loop = bare_loop.make_loop(parts, split.images, split.labels, 7)
