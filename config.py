@@ -159,6 +159,8 @@ class TrainConfig:
     """Share of the teacher in the targets, 0..1."""
     epochs: Annotated[int, Range(1, 100_000)] = 12
     """Times that the training images are gone through."""
+    minutes: Annotated[float | None, Range(0, 1_000_000)] = None
+    """Train as many epochs as fit into so many minutes, instead of --epochs: the speed is measured at the start."""
     batch_size: Annotated[int, Range(1, 1_000_000)] = 128
     """Images per step; the loss compares the images of a batch."""
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0
@@ -173,6 +175,10 @@ class TrainConfig:
     """Numbers of the network: float32, or half precision on GPUs, where mixed_bfloat16 is the safer one."""
     backend: Backend = "tensorflow"
     """What Keras computes with; jax is the fastest on GPUs and the one for several devices."""
+    resident: Literal["auto", "yes", "no"] = "auto"
+    """Keep all images on the device; auto: on a GPU where they take at most 40% of its free memory."""
+    save_seconds: Annotated[float, Range(0, 1_000_000)] = 600.0
+    """Seconds between checkpoints within an epoch; one is saved after every epoch anyway."""
     devices: Annotated[int, Range(1, 1_024)] = 1
     """Devices that each process trains on (--backend jax): GPUs, or without a GPU shares of the processor."""
     processes: Annotated[int | None, Range(1, 65_536)] = None
@@ -259,7 +265,7 @@ FIRST_OPTIONS = (
 def help_sections() -> dict[str, list[str]]:
     """The sections of ``train.py --help``: title to names of options."""
     whole = TrainConfig()
-    machine = ("precision", "backend", "devices", "processes", "process_id", "coordinator", "debug")
+    machine = ("precision", "backend", "resident", "save_seconds", "devices", "processes", "process_id", "coordinator", "debug")
     nested = {field.name for field in dataclasses.fields(whole) if dataclasses.is_dataclass(getattr(whole, field.name))}
     own = [field.name for field in dataclasses.fields(whole) if field.name not in (*nested, *machine)]
     sections = {
@@ -375,4 +381,4 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str =
 
 
 # Options that do not change the result. Runs that differ only in these are the same run.
-PLACES = ("run_dir", "data_dir", "debug", "devices", "processes", "process_id", "coordinator")
+PLACES = ("run_dir", "data_dir", "debug", "resident", "save_seconds", "devices", "processes", "process_id", "coordinator")

@@ -23,6 +23,9 @@ class Batches(keras.utils.PyDataset):
     Set `epoch` before an epoch begins; the same (seed, epoch) gives the same batches in any process,
     which is what lets a killed run resume to the same weights. Hand it to ``fit`` with ``shuffle=False``.
 
+    An item is what one call of the compiled step gets: a batch of images, or, when the images are resident on the
+    device, the row numbers of the next `steps_per_call` batches.
+
     Args:
         split: the images and labels.
         batch_size: images per batch.
@@ -32,7 +35,13 @@ class Batches(keras.utils.PyDataset):
             images of a batch, and releases are often sorted by class.
         balanced: draw every class of the split equally often (with repetition); the epoch keeps its length.
         soft_labels: the targets are the votes on each image instead of its label.
+        resident: the images are on the device (`trainer.AdCorreTrainer.keep_on_device`).
         group: the processes that share each batch. This process reads its own share of the images, and all targets.
+
+    Attributes:
+        epoch: number of the epoch, from 0.
+        first_step: steps of this epoch that have been done already; its first item comes after them.
+        steps_per_call: steps of an item, 1 where the images are not resident.
 
     Raises:
         UserError: soft labels of a split without votes, or fewer training images than a batch that
@@ -48,6 +57,7 @@ class Batches(keras.utils.PyDataset):
         training: bool = True,
         balanced: bool = False,
         soft_labels: bool = False,
+        resident: bool = False,
         group: ProcessGroup = GROUP_OF_ONE,
     ):
         super().__init__()
@@ -67,22 +77,62 @@ class Batches(keras.utils.PyDataset):
         self.seed = seed
         self.training = training
         self.balanced = balanced
+        self.resident = resident
         self.group = group
         self.targets = split.votes if soft_labels else split.labels.astype(np.int32)
         self.epoch = 0
+        self.first_step = 0
+        self.steps_per_call = 1
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
+    @property
+    def steps(self) -> int:
+        """Batches of a whole epoch."""
+        return self._full_steps + self._has_short_batch
+
+    @property
+    def _full_steps(self) -> int:
+        return len(self.split) // self.batch_size
+
+    @property
+    def _has_short_batch(self) -> bool:
+        return not self.training and len(self.split) % self.batch_size > 0
+
     def __len__(self) -> int:
-        full, rest = divmod(len(self.split), self.batch_size)
-        return full + (not self.training and rest > 0)
+        """Items of this epoch."""
+        return self._has_short_batch + -(-(self._full_steps - self.first_step) // self.steps_per_call)
+
+    def steps_of(self, index: int) -> range:
+        """The steps of this epoch that item ``index`` holds.
+
+        A short batch has an item of its own, the first: TensorFlow takes the shapes from there.
+        """
+        if self._has_short_batch and index == 0:
+            return range(self._full_steps, self.steps)
+        first = self.first_step + (index - self._has_short_batch) * self.steps_per_call
+        return range(first, min(first + self.steps_per_call, self._full_steps))
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Batch ``index`` of this epoch: uint8 images (B, H, W, C), and int32 labels (B,) or float32 votes (B, C).
+        """Item ``index`` of this epoch.
 
-        In a process group the images are this process's share (`ProcessGroup.share`), filled up with black images.
+        Returns:
+            One batch: uint8 images (B, H, W, C), and int32 labels (B,) or float32 votes (B, C). In a process group the
+            images are this process's share (`ProcessGroup.share`), filled up with black images.
+
+            Of resident images S batches: int32 row numbers (S, B), and the targets (S, B) or (S, B, C). S is that of a
+            whole epoch, because another shape would be compiled again; rows of -1 fill up what is not used.
         """
-        rows = self.order()[index * self.batch_size : (index + 1) * self.batch_size]
-        return self.group.take(self._images, rows), self.targets[rows]
+        steps = self.steps_of(index)
+        if not self.resident:
+            rows = self._rows(steps[0])
+            return self.group.take(self._images, rows), self.targets[rows]
+        used = np.stack([self._rows(step) for step in steps])
+        rows = np.full((self._full_steps if steps[0] < self._full_steps else 1, used.shape[1]), -1, np.int32)
+        rows[: len(used)] = used
+        return rows, self.targets[rows]
+
+    def _rows(self, step: int) -> np.ndarray:
+        return self.order()[step * self.batch_size : (step + 1) * self.batch_size]
 
     def order(self) -> np.ndarray:
         """The rows of this epoch in their order, int64 (N,)."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shlex
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,41 @@ import custom_loss
 import datasets
 import evaluation
 import metrics
+import optimization
 import plots
 import run_identity
 import runtime
-import trainer as training
 from config import DatasetName, TrainConfig
 from data_helper import PreparedSplit, open_split, prepared_splits
 from dataset_class import Batches
 from datasets.synthetic import PrepareSyntheticConfig, write_synthetic_splits
 from distributed import exchange
-from distributed.process_group import ProcessGroup, process_group
+from distributed.process_group import GROUP_OF_ONE, ProcessGroup, process_group
 from files import UserError, read_json, write_json
 from model_files import model_file
+from progress import EpochLines
+from run_state import RunState, read_history
+from trainer import AdCorreTrainer, Engine, epochs_in, resident
 
 BEST_WEIGHTS = "best.weights.h5"
 UNTRAINED = "untrained.json"
 _SHARED = "every process must see one shared --run-dir"
 Splits = dict[str, PreparedSplit]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run under way.
+
+    Attributes:
+        identity: what it is.
+        group: the processes that do it.
+        started: `time.monotonic` at its beginning.
+    """
+
+    identity: run_identity.RunIdentity
+    group: ProcessGroup
+    started: float
 
 
 def train_and_evaluate(settings: TrainConfig) -> dict[str, Any]:
@@ -57,6 +76,7 @@ def train_and_report(settings: TrainConfig) -> tuple[dict[str, Any], Path]:
     Raises:
         UserError: data not prepared, unknown architecture, a folder that holds another run, a loss that is not finite.
     """
+    started = time.monotonic()
     config.check(settings)
     with exchange.connected(process_group(settings)) as group:
         splits = group.rank0_first(_open_splits, settings)
@@ -68,7 +88,7 @@ def train_and_report(settings: TrainConfig) -> tuple[dict[str, Any], Path]:
             if group.broadcast(bool(done)):
                 print(f"{folder} holds this run, finished; delete it or choose another --run-dir to train again")
                 return group.broadcast(done), folder
-            _train(settings, folder, splits, group)
+            _train(settings, folder, splits, Run(identity, group, started))
             return group.broadcast(_report(settings, folder, splits, identity, group)), folder
 
 
@@ -112,73 +132,117 @@ def _claimed(folder: Path, group: ProcessGroup) -> Iterator[None]:
                     path.rmdir()
 
 
-def _train(settings: TrainConfig, folder: Path, splits: Splits, group: ProcessGroup) -> None:
+def _train(settings: TrainConfig, folder: Path, splits: Splits, run: Run) -> None:
     """Trains from the saved state, or from the start, to the last epoch; leaves the best weights in the folder."""
     print(f"{settings.model.arch} on {splits['train'].name}: {len(splits['train'])} images, in {folder}")
     runtime.set_up(settings.seed, settings.precision)
+    runtime.keep_compiled_programs()
+    group = run.group
 
-    # data
-    train, soft = splits["train"], settings.soft_labels
-    shared = {"batch_size": settings.batch_size, "seed": settings.seed, "group": group}
-    validation = Batches(splits[settings.select_on], **shared, soft_labels=soft, training=False)
-    if settings.teacher:
-        train, soft = _taught(train, settings, group), True
-    batches = Batches(train, **shared, soft_labels=soft, balanced=settings.balanced)
+    engine, described = make_engine(settings, splits, group)
+    model, network = engine.model, engine.model.network
 
-    # network and loss
-    network, described = model_file.new_network(settings.model, train.class_names, settings.weights)
-    _check_accumulation(settings, len(batches))
-    model = _build_trainer(settings, network, train, len(batches))
-
-    # what is saved: the state after each epoch, the best weights, and what the discriminators start from
+    # what is saved: the state, the best weights, and what the discriminators start from
     origin = f"train.py, started from {Path(settings.weights).name}" if settings.weights else "train.py"
-    averaged = training.AveragedWeights() if settings.optimizer.average else None
     save_model, save_json = group.on_rank0(model_file.save_model), group.on_rank0(write_json)
 
-    def save_best(row: dict[str, float]) -> None:
+    def save_best(row: dict[str, float]) -> Callable[[], None]:
         measured = {"split": settings.select_on, "accuracy": row["val_accuracy"], "epoch": row["epoch"]}
-        with averaged.in_place() if averaged else contextlib.nullcontext():  # every process swaps its copy
-            info = model_file.ModelInfo(described, train.name, measured, runtime.versions(), origin)
-            save_model(folder / BEST_WEIGHTS, network, info)
+        info = model_file.ModelInfo(described, splits["train"].name, measured, runtime.versions(), origin)
+        values = optimization.saved_weights(network, model.average)
 
-    state = training.RunState(folder, monitor="val_accuracy", save_best=save_best, writes=group.is_rank0)
+        def write() -> None:
+            # The network itself is trained further meanwhile; the scope, which is this thread's, shows the copies.
+            with keras.StatelessScope(zip(network.weights, values, strict=True)):
+                save_model(folder / BEST_WEIGHTS, network, info)
+
+        return write
+
+    state = RunState(
+        folder,
+        monitor="val_accuracy",
+        save_best=save_best,
+        steps_of_call=engine.train.steps_of,
+        save_seconds=settings.save_seconds,
+        run=run.identity.name,
+        writes=group.is_rank0,
+    )
     state.restore(model)
-    group.check_agreement(f"{state.path}", {"epoch": state.epochs_done}, _SHARED)
-    if state.epochs_done:
-        print(f"going on after epoch {state.epochs_done} of {settings.epochs}")
+    place = {"epoch": state.epochs_done, "step": state.steps_done, "epochs": state.epochs}
+    group.check_agreement(f"{state.path}", place, _SHARED)
+    epochs = _length(settings, engine, state, run)
+    if state.epochs_done or state.steps_done:
+        within = f" and {state.steps_done} of {engine.train.steps} steps" if state.steps_done else ""
+        print(f"going on after epoch {state.epochs_done} of {epochs}{within}")
     else:
-        _, embeddings = evaluation.predict(network, validation.split.images, group=group)
-        save_json(folder / UNTRAINED, metrics.correlations(validation.split.labels, embeddings, train.num_classes))
+        validation = engine.validation.split
+        _, embeddings = evaluation.predict(network, validation.images, group=group)
+        save_json(folder / UNTRAINED, metrics.correlations(validation.labels, embeddings, validation.num_classes))
     save_json(folder / "env.json", runtime.versions())
 
     # fit
     print(_formula(model.loss_layer), flush=True)
-    with contextlib.closing(training.EpochLines(state, shown=group.is_rank0)) as lines:
-        model.fit(
-            batches,
-            validation_data=validation,
-            epochs=settings.epochs,
-            initial_epoch=state.epochs_done,
-            shuffle=False,  # `Batches` orders them
-            verbose=0,
-            callbacks=[
-                training.EpochOrder(batches),
-                training.StopAtNaN(),
-                *(runtime.tensorboard(folder / "tensorboard") if group.is_rank0 else []),
-                training.LastUpdate(),
-                *([averaged] if averaged else []),
-                state,
-                lines,
-            ],
-        )
+    lines = EpochLines(state, engine.train, epochs, shown=group.is_rank0)
+    with contextlib.closing(state), contextlib.closing(lines):
+        callbacks = [
+            *(runtime.tensorboard(folder / "tensorboard") if group.is_rank0 else []),
+            optimization.LastUpdate(epochs),
+            *([optimization.AveragedWeights(model.average)] if model.average else []),
+            state,
+            lines,
+        ]
+        engine.fit(epochs, callbacks, first_epoch=state.epochs_done, first_step=state.steps_done)
 
 
-def _check_accumulation(settings: TrainConfig, steps_per_epoch: int) -> None:
+def make_engine(
+    settings: TrainConfig, splits: Splits, group: ProcessGroup = GROUP_OF_ONE
+) -> tuple[Engine, model_file.NetworkDescription]:
+    """The engine that trains with ``settings`` on these splits, and the description of its network.
+
+    Args:
+        settings: of a training; folders are not read.
+        splits: ``train`` and the one that selects the epoch.
+        group: the processes that train together.
+
+    Raises:
+        UserError: see `model_file.new_network` and `dataset_class.Batches`.
+    """
+    train, soft = splits["train"], settings.soft_labels
+    measured = splits[settings.select_on]
+    kept = resident(settings.resident, train.images.nbytes + measured.images.nbytes)
+    shared = {"batch_size": settings.batch_size, "seed": settings.seed, "resident": kept, "group": group}
+    validation = Batches(measured, **shared, soft_labels=soft, training=False)
+    if settings.teacher:
+        train, soft = _taught(train, settings, group), True
+    batches = Batches(train, **shared, soft_labels=soft, balanced=settings.balanced)
+    network, described = model_file.new_network(settings.model, train.class_names, settings.weights)
+    model = _build_trainer(settings, network, train, batches.steps, (train.images, measured.images) if kept else ())
+    engine = Engine(model, batches, validation)
+    if kept:
+        engine.choose_steps_per_call(engine.seconds_per_step())
+    return engine, described
+
+
+def _length(settings: TrainConfig, engine: Engine, state: RunState, run: Run) -> int:
+    """The epochs of the run: those of the options, or what fits into ``--minutes``, which its state remembers."""
+    if settings.minutes and state.epochs is None:
+        step, validation = engine.seconds_per_step(), engine.seconds_per_validation()
+        used = time.monotonic() - run.started
+        epochs = run.group.broadcast(epochs_in(settings.minutes, used, step, validation, engine.train.steps))
+        print(f"{1e3 * step:.1f} ms per step, {validation:.1f} s per validation: {epochs} epochs in the time")
+        state.epochs = epochs
+    epochs = state.epochs or settings.epochs
+    _check_accumulation(settings, epochs, engine.train.steps)
+    engine.set_length(epochs)
+    return epochs
+
+
+def _check_accumulation(settings: TrainConfig, epochs: int, steps_per_epoch: int) -> None:
     """Refuses to accumulate more batches than the run has."""
-    steps = settings.epochs * steps_per_epoch
+    steps = epochs * steps_per_epoch
     if settings.optimizer.accumulate > steps:
         raise UserError(
-            f"--accumulate: expected at most {steps}, the batches of this run ({settings.epochs} epochs of "
+            f"--accumulate: expected at most {steps}, the batches of this run ({epochs} epochs of "
             f"{steps_per_epoch}), received {settings.optimizer.accumulate}; use a smaller one, or more --epochs"
         )
 
@@ -203,9 +267,9 @@ def closing_lines(result: dict[str, Any], folder: Path, settings: TrainConfig) -
     measured = command_line.to_args({"dataset": result["dataset"], "split": result["split"], **data, "flip": True})
     lines = []
     with contextlib.suppress(OSError, KeyError):
-        chosen = {row["epoch"]: row["val_accuracy"] for row in training.read_history(folder)}
+        chosen = {row["epoch"]: row["val_accuracy"] for row in read_history(folder)}
         accuracy = f"accuracy {chosen[result['best_epoch']]:.2%} on {result['selected_on']}, which selected it"
-        lines.append(f"best epoch  {result['best_epoch']} of {settings.epochs}: {accuracy}")
+        lines.append(f"best epoch  {result['best_epoch']} of {len(chosen)}: {accuracy}")
     return "\n".join(
         [
             *lines,
@@ -239,12 +303,13 @@ def _training_report(
     settings: TrainConfig, folder: Path, info: model_file.ModelInfo, num_images: int
 ) -> dict[str, Any]:
     """What `result.json` says of the training; draws its history."""
-    history = training.read_history(folder)
+    history = read_history(folder)
     title = f"{datasets.title(settings.dataset.value)}, train, n = {num_images:,}"
     plots.save_history(folder / "history.png", history, title, info.metrics["epoch"])
     return {
         "selected_on": settings.select_on,
         "best_epoch": info.metrics["epoch"],
+        "epochs": len(history),
         "train_seconds": sum(row["seconds"] for row in history),
         "correlations_untrained": read_json(folder / UNTRAINED),
     }
@@ -280,17 +345,25 @@ def _taught(train: PreparedSplit, settings: TrainConfig, group: ProcessGroup) ->
 
 
 def _build_trainer(
-    settings: TrainConfig, network: keras.Model, train: PreparedSplit, steps_per_epoch: int
-) -> training.AdCorreTrainer:
-    """The compiled model that `fit` trains, all its variables made."""
-    mixup = settings.augmentation.mixup
-    model = training.AdCorreTrainer(
+    settings: TrainConfig,
+    network: keras.Model,
+    train: PreparedSplit,
+    steps_per_epoch: int,
+    on_device: tuple[np.ndarray, ...],
+) -> AdCorreTrainer:
+    """The compiled model that `fit` trains, all its variables made; ``on_device`` are the images to keep there."""
+    mixup, average = settings.augmentation.mixup, settings.optimizer.average
+    model = AdCorreTrainer(
         network,
         _build_loss(settings, train.num_classes, steps_per_epoch),
         augmentation.Augmentation(settings.augmentation, seed=settings.seed),
         augmentation.Mixup(mixup, seed=settings.seed + 1) if mixup else None,
+        optimization.MovingAverage(network, average) if average else None,
+        batch_size=min(settings.batch_size, len(train)),
     )
-    optimizer = training.make_optimizer(settings.optimizer, steps_per_epoch, settings.epochs)
+    if on_device:
+        model.keep_on_device(*on_device)
+    optimizer = optimization.make_optimizer(settings.optimizer, steps_per_epoch, settings.epochs)
     model.compile(optimizer=optimizer, jit_compile=runtime.jit_compile())
     model.build((None, *train.images.shape[1:]))
     model.optimizer.build(model.trainable_variables)  # mixed_float16 wraps it in one that scales the loss

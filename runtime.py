@@ -10,9 +10,10 @@ import contextlib
 import importlib.util
 import logging
 import os
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,29 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def free_gpu_bytes() -> int | None:
+    """Memory that is free on the GPU with the least of it; None without a GPU, or where the backend does not say."""
+    import keras
+
+    if not has_gpu():
+        return None
+    if keras.backend.backend() == "jax":
+        import jax
+
+        stats = [device.memory_stats() for device in jax.local_devices()]
+        return min((s["bytes_limit"] - s["bytes_in_use"] for s in stats if s and "bytes_limit" in s), default=None)
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return min(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
+    asked = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]  # TensorFlow does not say
+    try:
+        printed = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+        return min(int(line) for line in printed.split()) * 2**20
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return None
+
+
 def eager_is_cheap() -> bool:
     """Whether one batch runs faster uncompiled: tracing costs TensorFlow as much as several batches.
 
@@ -159,6 +183,20 @@ def jit_compile() -> bool:
     import keras
 
     return keras.backend.backend() == "jax" or (keras.backend.backend() == "tensorflow" and has_gpu())
+
+
+def compiled_alike(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A training step for the body of a loop, with the same bits as outside of one.
+
+    TensorFlow optimises a function of its own as it does the whole step, but leaves some of it out in a loop's body.
+    """
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        return step
+    import tensorflow as tf
+
+    return tf.function(step, autograph=False)
 
 
 def has_fused_batch_norm() -> bool:
@@ -209,6 +247,10 @@ def versions() -> dict[str, str]:
         "cpu_count": str(os.cpu_count()),
         "device": "GPU" if has_gpu() else "CPU",
     }
+
+
+def keep_compiled_programs() -> None:
+    """To be replaced at the merge."""
 
 
 def tensorboard(folder: Path) -> list[Any]:

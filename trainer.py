@@ -1,42 +1,51 @@
-"""The training step, the optimiser, and the callbacks that save a run's state and show its progress.
+"""The training engine: the step, many of them in one call of the device, and the epochs of a run.
 
-`AdCorreTrainer` is the Keras model that ``fit`` trains: augmentation, network and loss. `RunState` keeps the
-whole state of a run on disk; the other callbacks order the batches, show the progress and stop at NaN.
+`AdCorreTrainer` is the Keras model that ``fit`` trains: augmentation, network and loss. `Engine` does the epochs of a
+run, from wherever it was stopped. All trainings and the benchmarks of training go through it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
-import json
+import dataclasses
 import math
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import h5py
 import keras
+import numpy as np
 from keras import ops
-from tqdm import tqdm
 
+import runtime
 from augmentation import Mixup, blend
-from config import OptimizerConfig
 from custom_loss import AdCorreLoss, majority
 from dataset_class import Batches
 from distributed import exchange
-from files import UserError, whole_file, write_text
+from files import UserError
+from optimization import MovingAverage, set_length
+
+CALL_SECONDS = 1.0  # about the length of a call; the bar, the check for NaN and checkpoints wait for it
+_MEASURED_SECONDS = 0.5  # a measurement of the step takes at least this long
+_REPORT_SECONDS = 20.0  # allowance of --minutes for the report, beside its pass over the images
+RESIDENT_SHARE = 0.4  # of the GPU's free memory; the rest is for the network and its activations
+_SLACK = 0.05  # share of --minutes that is kept back
 
 
 class AdCorreTrainer(keras.Model):
     """Augmentation, network and Ad-Corre loss as one Keras model; its targets are labels or votes.
+
+    Its input is a batch of images, uint8 (B, H, W, C), or, after `keep_on_device`, row numbers of the images, int32:
+    one batch (B,), or several batches (S, B), which are steps of one call. Rows of -1 fill up the last of them.
 
     Args:
         network: raw pixels to ``{"logits", "embeddings"}`` (`cnn_model.build_model`).
         loss_layer: the loss that is minimised.
         augmentation: a layer of raw pixels, active in training; None changes nothing.
         mixup: blends images and targets in training; None blends none.
+        average: of the network's weights; None keeps none.
+        batch_size: of a training step; None where it varies. TensorFlow compiles other code for a size that it knows,
+            whose last bits differ.
     """
 
     def __init__(
@@ -45,26 +54,83 @@ class AdCorreTrainer(keras.Model):
         loss_layer: AdCorreLoss,
         augmentation: keras.layers.Layer | None = None,
         mixup: Mixup | None = None,
+        average: MovingAverage | None = None,
+        batch_size: int | None = None,
     ):
         super().__init__(name="ad_corre_trainer")
         self.network = network
         self.loss_layer = loss_layer
         self.augmentation = augmentation
         self.mixup = mixup
+        self.average = average
+        self.batch_size = batch_size
+        self.images: dict[str, keras.Variable] = {}  # on the device, "train" and "test"
         self.total = keras.metrics.Mean(name="total")
         self.term_means = [keras.metrics.Mean(name=term) for term in loss_layer.terms]
         self.accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
 
     def build(self, input_shape):
-        """Does nothing: the parts have built their own variables."""
+        """Marks the parts as built, because they have made their own variables: Keras would call them to see that."""
+        for part in (self.loss_layer, self.augmentation, self.mixup):
+            if part is not None:
+                part.built = True
+
+    def keep_on_device(self, train: np.ndarray, test: np.ndarray) -> None:
+        """Puts the images of both splits, uint8 (N, H, W, C), on every device, as variables that are never saved."""
+        for name, images in (("train", train), ("test", test)):
+            self.images[name] = self.add_weight(
+                images.shape,
+                initializer=lambda shape, dtype, images=images: ops.convert_to_tensor(np.asarray(images), dtype),
+                dtype="uint8",
+                trainable=False,
+                name=f"{name}_images",
+            )
+
+    def state_variables(self) -> list[keras.Variable]:
+        """All that training changes: of the model, its optimiser and the metrics of the epoch so far."""
+        images = {id(variable) for variable in self.images.values()}
+        own = [variable for variable in self.variables if id(variable) not in images]
+        return [*own, *self.optimizer.variables, *self.metrics_variables]
 
     def call(self, pixels, training=False):
+        if len(pixels.shape) == 1:
+            pixels = exchange.split_batch(ops.take(self.images["train" if training else "test"], pixels, axis=0))
+        if training and self.average is not None:
+            pixels = self.average(pixels)
         if self.augmentation is not None:
             pixels = self.augmentation(pixels, training=training)
         if self.mixup is None or not training:
             return self.network(pixels, training=training)
         pixels, shares = self.mixup(pixels)
         return {**self.network(pixels, training=training), "shares": shares}
+
+    def train_step(self, *args):
+        *state, data = args
+        inputs, targets, _ = keras.utils.unpack_x_y_sample_weight(data)
+        if len(inputs.shape) == 4 and inputs.shape[0] is None and self.batch_size:
+            inputs, targets = (ops.reshape(x, (self.batch_size, *x.shape[1:])) for x in (inputs, targets))
+        return self._each_step(super().train_step, *state, (inputs, targets))
+
+    def test_step(self, *args):
+        return self._each_step(super().test_step, *args)
+
+    def _each_step(self, step, *args):
+        """Takes the steps of one call in one compiled loop. ``args`` are the data, on JAX the state and the data."""
+        *state, data = args
+        rows, targets, _ = keras.utils.unpack_x_y_sample_weight(data)
+        if len(rows.shape) != 2:
+            return step(*args)
+        step = runtime.compiled_alike(step)
+
+        def one(i, state):
+            changed = step(*state, (rows[i], targets[i]))
+            return [tuple(map(list, changed[1]))] if state else state  # JAX: the logs and the new state
+
+        used = ops.sum(ops.cast(rows[:, 0] >= 0, "int32"))
+        state = ops.fori_loop(0, used, one, [tuple(map(list, each)) for each in state])
+        with keras.StatelessScope(zip(self.metrics_variables, state[0][-1], strict=True) if state else ()):
+            logs = self.get_metrics_result()
+        return (logs, state[0]) if state else logs
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         y_pred = _with_targets(y, y_pred)
@@ -101,99 +167,6 @@ def _with_targets(targets, outputs):
     return {name: values[:size] for name, values in outputs.items()}
 
 
-def make_optimizer(config: OptimizerConfig, steps_per_epoch: int, epochs: int) -> keras.optimizers.Optimizer:
-    """The optimiser with its learning-rate schedule.
-
-    Args:
-        config: optimiser, schedule and rates.
-        steps_per_epoch: batches per epoch; the schedule counts batches, also while gradients accumulate.
-        epochs: length of the whole run.
-    """
-    if config.schedule == "cosine":
-        warmup = min(round(config.warmup_epochs * steps_per_epoch), steps_per_epoch * epochs - 1)
-        rate = keras.optimizers.schedules.CosineDecay(
-            initial_learning_rate=0.0 if warmup else config.learning_rate,
-            decay_steps=steps_per_epoch * epochs - warmup,
-            warmup_target=config.learning_rate if warmup else None,
-            warmup_steps=warmup,
-        )
-    elif config.schedule == "inverse_time":
-        rate = keras.optimizers.schedules.InverseTimeDecay(config.learning_rate, decay_steps=1, decay_rate=config.decay)
-    else:
-        rate = config.learning_rate
-    shared = {"gradient_accumulation_steps": config.accumulate if config.accumulate > 1 else None}
-    if config.average:
-        shared |= {"use_ema": True, "ema_momentum": config.average}
-    if config.optimizer == "adam":
-        return keras.optimizers.Adam(rate, **shared)
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, **shared)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    return optimizer
-
-
-# Not a `keras.callbacks.SwapEMAWeights`: on TensorFlow that swaps by sums and differences, which rounds the weights.
-class AveragedWeights(keras.callbacks.Callback):
-    """Exchanges the weights for the optimiser's moving averages while these are measured or saved."""
-
-    def on_test_begin(self, logs=None):
-        self._swap()
-
-    def on_test_end(self, logs=None):
-        self._swap()
-
-    @contextlib.contextmanager
-    def in_place(self):
-        """Keeps the averages in the model while the block runs."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    def _swap(self):
-        averages = _inner(self.model.optimizer)._model_variables_moving_average
-        for weight, average in zip(self.model.trainable_variables, averages, strict=True):
-            value = ops.convert_to_numpy(weight).copy()
-            weight.assign(average)
-            average.assign(value)
-
-
-class LastUpdate(keras.callbacks.Callback):
-    """Applies the gradients that are left over when the run's steps are no multiple of ``accumulate``.
-
-    Between epochs Keras goes on accumulating, so only the end of the run has a rest: less than ``accumulate``
-    batches, whose mean is applied at the last step's learning rate, before the last validation. It must stand before
-    `AveragedWeights`, which exchanges the weights at the same moment.
-    """
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.is_last = epoch + 1 == self.params["epochs"]
-
-    def on_test_begin(self, logs=None):
-        optimizer = _inner(self.model.optimizer)
-        wanted = optimizer.gradient_accumulation_steps
-        steps = int(optimizer._iterations)  # batches; `iterations` counts updates
-        if not (self.is_last and wanted and steps % wanted):
-            return
-        for gradient in optimizer._accumulated_gradients:
-            gradient.assign(gradient * (wanted / (steps % wanted)))  # Keras divides the sum by `wanted`
-        optimizer._iterations.assign(steps - 1)
-        schedule, last = optimizer._learning_rate, float(optimizer.learning_rate)
-        optimizer._learning_rate = lambda: last
-        optimizer._iterations.assign(steps - steps % wanted + wanted - 1)  # where Keras makes the next update
-        try:
-            variables = self.model.trainable_variables
-            optimizer.apply([ops.zeros(v.shape, v.dtype) for v in variables], variables)
-        finally:
-            optimizer._learning_rate = schedule
-            optimizer._iterations.assign(steps)
-
-
-def _inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """The optimiser itself, where mixed_float16 wraps it in one that scales the loss."""
-    return getattr(optimizer, "inner_optimizer", optimizer)
-
-
 class EpochOrder(keras.callbacks.Callback):
     """Sets the epoch of the training batches, because (seed, epoch) decides their order."""
 
@@ -205,195 +178,159 @@ class EpochOrder(keras.callbacks.Callback):
         self.batches.epoch = epoch
 
 
-class EpochLines(keras.callbacks.Callback):
-    """Prints one line per epoch, at most 80 columns wide; a terminal shows a bar within the epoch.
-
-    Args:
-        state: the run's state, which holds the line's numbers: place this callback behind it.
-        shown: False prints nothing; True in one process of a group.
-    """
+class StopAtNaN(keras.callbacks.Callback):
+    """Stops the run at a loss that is not finite and names the steps; files saved before stay."""
 
     async_safe = True  # Keras then runs it beside the steps and never waits for the device
 
-    def __init__(self, state: RunState, shown: bool = True):
+    def __init__(self, batches: Batches):
         super().__init__()
-        self.state = state
-        self.shown = shown
-        self.bar: tqdm | None = None
-
-    def on_epoch_begin(self, epoch, logs=None):
-        epochs = self.params["epochs"]
-        self.title = f"epoch {epoch + 1:>{len(str(epochs))}}/{epochs}"
-        self.bar = tqdm(
-            total=self.params["steps"],
-            desc=self.title,
-            bar_format="{desc} |{bar}| {n_fmt}/{total_fmt} {remaining}{postfix}",
-            dynamic_ncols=True,
-            leave=False,
-            disable=None if self.shown else True,  # None: only on a terminal
-        )
-        self.drawn = 0.0
-
-    def on_train_batch_end(self, batch, logs=None):
-        if time.monotonic() - self.drawn > 0.5:
-            self.bar.set_postfix_str(_bar_text(logs), refresh=False)
-            self.drawn = time.monotonic()
-        self.bar.update(batch + 1 - self.bar.n)
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.close()
-        if self.shown:
-            row = self.state.history[-1]
-            print(epoch_line(self.title, row, is_best=self.state.best() is row), flush=True)
-
-    def close(self) -> None:
-        """Takes the bar off the terminal, so that a message does not follow it on its line."""
-        if self.bar:
-            self.bar.close()
-
-
-def epoch_line(title: str, row: dict[str, float], is_best: bool) -> str:
-    """``epoch 3/12  train: loss 14.23, 35.1%  val: loss 12.35, 40.2%  12.3 s  best``.
-
-    Args:
-        title: of the epoch.
-        row: of the history; its loss and accuracy with and without ``val_``, and its seconds.
-        is_best: whether the epoch is the best so far.
-    """
-    parts = [title]
-    for name, prefix in (("train", ""), ("val", "val_")):
-        parts.append(f"{name}: loss {_four_digits(row[prefix + 'loss'])}, {row[prefix + 'accuracy']:5.1%}")
-    seconds = row["seconds"]
-    parts.append(f"{seconds:.1f} s" if seconds < 100 else f"{seconds:,.0f} s")
-    return "  ".join(parts + ["best"] * is_best)
-
-
-def _four_digits(value: float) -> str:
-    return f"{value:#.4g}" if abs(value) < 1_000 else f"{value:.0f}"
-
-
-def _bar_text(logs: dict[str, float]) -> str:
-    terms = [f"{name} {value:.3g}" for name, value in logs.items() if name not in ("loss", "accuracy")]
-    return f"loss {_four_digits(logs['loss'])}, {logs['accuracy']:.1%} ({' '.join(terms)})"
-
-
-class StopAtNaN(keras.callbacks.Callback):
-    """Stops the run at a loss that is not finite and names the step; files saved before stay."""
-
-    async_safe = True
+        self.batches = batches
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
-        # The logs are means over the epoch so far: the first one that is not finite comes from this step.
-        self._check(logs["loss"], f"step {batch + 1} of epoch {self.epoch + 1}")
+        # The logs are means over the epoch so far: the first one that is not finite comes from this call.
+        first, *others = self.batches.steps_of(batch)
+        numbers = f"steps {first + 1} to {others[-1] + 1}" if others else f"step {first + 1}"
+        _check_finite(logs["loss"], f"{numbers} of epoch {self.epoch + 1}")
 
     def on_epoch_end(self, epoch, logs=None):
-        self._check(logs.get("val_loss", 0.0), f"the validation after epoch {epoch + 1}")
-
-    def _check(self, loss: float, place: str) -> None:
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at {place}; the weights of the epochs before are kept. "
-                "Try a smaller --learning-rate, or --precision float32"
-            )
+        _check_finite(logs.get("val_loss", 0.0), f"the validation after epoch {epoch + 1}")
 
 
-class RunState(keras.callbacks.Callback):
-    """Saves all that a run needs to continue after a kill as if it had not been interrupted.
+def _check_finite(loss: float, place: str) -> None:
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the loss is {loss} at {place}; the weights of the epochs before are kept. "
+            "Try a smaller --learning-rate, or --precision float32"
+        )
 
-    `state.h5` holds every variable of the model (weights, batch-norm statistics, the confusion history, the
-    states of the dropout and augmentation generators) and of the optimiser (moments, step), with the epoch
-    and the history; it is written whole or not at all after each epoch. The order of the batches needs no
-    state (`dataset_class.Batches`). `history.csv` repeats the history as a table.
 
-    Args:
-        folder: the run's folder.
-        monitor: the history's column whose highest value marks the best epoch.
-        save_best: called with the history's row of a new best epoch, before the state is written: a process killed
-            between the two repeats the epoch and writes the same best weights again.
-        writes: whether this process writes the files; True in one process of a group.
+@dataclasses.dataclass
+class Engine:
+    """Trains a compiled, built model on one split and measures it on another after every epoch.
+
+    Attributes:
+        model: the model.
+        train: the training batches.
+        validation: the batches that are measured.
     """
 
-    def __init__(
-        self, folder: str | Path, monitor: str, save_best: Callable[[dict[str, float]], None], writes: bool = True
-    ):
-        super().__init__()
-        self.writes = writes
-        self.path = Path(folder) / "state.h5"
-        self.monitor = monitor
-        self.save_best = save_best
-        self.history: list[dict[str, float]] = []
+    model: AdCorreTrainer
+    train: Batches
+    validation: Batches
 
-    @property
-    def epochs_done(self) -> int:
-        return len(self.history)
-
-    def best(self) -> dict[str, float] | None:
-        """The history's row of the best epoch so far (the first of equals); None before the first epoch."""
-        return max(self.history, key=lambda row: row[self.monitor], default=None)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.started = time.monotonic()
-
-    def on_epoch_end(self, epoch, logs=None):
-        best = self.best()
-        row = {
-            "epoch": epoch + 1,
-            **logs,
-            "learning_rate": float(ops.convert_to_numpy(self.model.optimizer.learning_rate)),
-        }
-        row["seconds"] = round(time.monotonic() - self.started, 3)
-        self.history.append(row)
-        if best is None or row[self.monitor] > best[self.monitor]:
-            self.save_best(row)
-        if self.writes:
-            self._save()
-
-    def _variables(self, model: keras.Model) -> list[Any]:
-        return [*model.variables, *model.optimizer.variables]
-
-    def _save(self) -> None:
-        # In memory first: on a full disk HDF5 itself would crash the process.
-        with h5py.File(content := io.BytesIO(), "w") as file:
-            for i, variable in enumerate(self._variables(self.model)):
-                dataset = file.create_dataset(f"{i:05d}", data=ops.convert_to_numpy(variable))
-                dataset.attrs["path"] = variable.path
-            file.attrs["history"] = json.dumps(self.history)
-        with whole_file(self.path) as temporary:
-            temporary.write_bytes(content.getbuffer())
-        table = io.StringIO()
-        writer = csv.DictWriter(table, self.history[0])
-        writer.writeheader()
-        writer.writerows(self.history)
-        write_text(self.path.with_name("history.csv"), table.getvalue())
-
-    def restore(self, model: keras.Model) -> None:
-        """Loads the saved state, if there is one, into a compiled, built model and its built optimiser.
+    def fit(
+        self, epochs: int, callbacks: Sequence[keras.callbacks.Callback], first_epoch: int = 0, first_step: int = 0
+    ) -> None:
+        """Trains from a step of an epoch, both counted from 0, to the end of the last epoch.
 
         Raises:
-            UserError: the file is damaged, or of another network or optimiser.
+            UserError: the loss is not finite.
         """
-        if not self.path.exists():
-            return
-        variables = self._variables(model)
+        shared = {"validation_data": self.validation, "shuffle": False, "verbose": 0}  # `Batches` orders them
+        shared["callbacks"] = [EpochOrder(self.train), StopAtNaN(self.train), *callbacks]
+        if first_step and first_epoch < epochs:
+            self.train.first_step = first_step
+            self.model.fit(self.train, initial_epoch=first_epoch, epochs=first_epoch + 1, **shared)
+            first_epoch += 1
+        self.train.first_step = 0
+        if first_epoch < epochs:
+            self.model.fit(self.train, initial_epoch=first_epoch, epochs=epochs, **shared)
+
+    def choose_steps_per_call(self, step_seconds: float) -> None:
+        """Sets how many steps of resident batches a call takes: about `CALL_SECONDS`, at most the epoch."""
+        for batches in (self.train, self.validation):
+            steps = max(1, round(CALL_SECONDS / step_seconds)) if batches.resident else 1
+            batches.steps_per_call = min(steps, batches.steps)
+
+    def seconds_per_step(self) -> float:
+        """Measures a training step after its compilation; the model's state stays as it is."""
+        order = EpochOrder(self.train)
+        with self._unchanged():
+            steps = 1
+            self._some_steps(steps, order)  # compiles
+            while True:
+                started = time.monotonic()
+                self._some_steps(steps, order)
+                seconds = time.monotonic() - started
+                if seconds >= _MEASURED_SECONDS or steps == self.train.steps:
+                    return seconds / steps
+                steps = min(self.train.steps, max(2 * steps, int(steps * _MEASURED_SECONDS / seconds)))
+
+    def _some_steps(self, steps: int, *callbacks: keras.callbacks.Callback) -> None:
+        """Trains on the last ``steps`` batches of the first epoch, in one call where the images are resident."""
+        self.train.first_step = self.train.steps - steps
+        if self.train.resident:
+            self.train.steps_per_call = steps
+        self.model.fit(self.train, epochs=1, shuffle=False, verbose=0, callbacks=list(callbacks))
+        self.train.first_step = 0
+
+    def seconds_per_validation(self) -> float:
+        """Measures a pass over the validation batches after its compilation."""
+        with self._unchanged():
+            self.model.evaluate(self.validation, verbose=0)
+            started = time.monotonic()
+            self.model.evaluate(self.validation, verbose=0)
+            return time.monotonic() - started
+
+    @contextlib.contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        values = [np.array(ops.convert_to_numpy(variable)) for variable in self.model.state_variables()]
         try:
-            with h5py.File(self.path, "r") as file:
-                arrays = [file[name][()] for name in sorted(file)]
-                self.history = json.loads(file.attrs["history"])
-        except (OSError, KeyError, ValueError) as error:
-            raise UserError(f"{self.path}: the state is damaged ({error}); delete the folder to start again") from None
-        if [tuple(array.shape) for array in arrays] != [tuple(variable.shape) for variable in variables]:
-            raise UserError(
-                f"{self.path}: expected {len(variables)} arrays of this network and optimiser, found {len(arrays)} "
-                "others; choose another --run-dir"
-            )
-        for variable, array in zip(variables, arrays, strict=True):
-            variable.assign(array)
+            yield
+        finally:
+            for variable, value in zip(self.model.state_variables(), values, strict=True):
+                variable.assign(value)
+
+    def set_length(self, epochs: int) -> None:
+        """Makes the learning rate's schedule end with the last of so many epochs."""
+        set_length(self.model.optimizer, epochs * self.train.steps)
 
 
-def read_history(folder: str | Path) -> list[dict[str, float]]:
-    """The rows of a run's `history.csv`, one per epoch."""
-    with open(Path(folder) / "history.csv", newline="", encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+def epochs_in(minutes: float, used_s: float, step_s: float, validation_s: float, steps: int) -> int:
+    """How many epochs fit into the time, with the report after them.
+
+    `floor((60 minutes (1 - slack) - used - report) / (steps * step + validation))`, `report = 20 s + 2 validations`.
+
+    Args:
+        minutes: for the whole run.
+        used_s: seconds of them that are gone.
+        step_s: seconds per step.
+        validation_s: seconds per validation, one after each epoch.
+        steps: per epoch.
+
+    Raises:
+        UserError: not even one.
+    """
+    epoch_s = steps * step_s + validation_s
+    report_s = _REPORT_SECONDS + 2 * validation_s
+    epochs = math.floor((60 * minutes * (1 - _SLACK) - used_s - report_s) / epoch_s)
+    if epochs < 1:
+        needed = (used_s + report_s + epoch_s) / (1 - _SLACK) / 60
+        raise UserError(
+            f"--minutes: expected {needed:.1f} or more (one epoch takes {epoch_s:,.0f} s here), received {minutes:g}"
+        )
+    return epochs
+
+
+def resident(choice: str, image_bytes: int) -> bool:
+    """Whether the images are kept on the device; prints why where it is not obvious.
+
+    Args:
+        choice: ``yes``, ``no``, or ``auto``: on a GPU where they take at most 40% of the memory that is free.
+        image_bytes: of the training and the validation split.
+
+    Raises:
+        UserError: ``yes``, and they are larger than the memory that is free.
+    """
+    free = None if choice == "no" else runtime.free_gpu_bytes()
+    size = f"{image_bytes / 1e6:,.0f} MB of images"
+    if choice == "yes" and free is not None and image_bytes > free:
+        raise UserError(f"--resident yes: {size} are more than the {free / 1e6:,.0f} MB free on the GPU; use auto")
+    if choice == "auto" and free is not None and image_bytes > RESIDENT_SHARE * free:
+        print(f"{size} stay outside the GPU: more than {RESIDENT_SHARE:.0%} of its {free / 1e6:,.0f} MB free")
+        return False
+    return choice == "yes" or free is not None

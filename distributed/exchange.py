@@ -172,6 +172,16 @@ def all_gather(tensors: Any) -> Any:
     return keras.tree.map_structure(gather, tensors)
 
 
+def split_batch(images: Any) -> Any:
+    """A batch of images, (B, H, W, C), that every device can make, as one in which each makes its share only."""
+    import keras
+
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return images
+    return keras.distribution.distribute_tensor(images, distribution.get_data_layout(images.shape))
+
+
 def predictor(network: Any, compiled: bool = True) -> Callable[[Any], dict[str, Any]]:
     """A function of this process's share of a batch, uint8 or float (B / processes, H, W, C), that returns the outputs.
 

@@ -57,3 +57,28 @@ def tiny_weights(tmp_path_factory) -> Path:
     )
     model_file.save_model(path, network, info)
     return path
+
+
+def small_trainer(embedding_size=8, config=None, average=None, images=()):
+    """A compiled trainer of a mini_xcp with k = 2 for gray faces of 24 pixels, as a run makes it."""
+    import augmentation
+    import cnn_model
+    import custom_loss
+    import optimization
+    import trainer
+    from config import AugmentConfig, OptimizerConfig
+
+    network = cnn_model.build_model("mini_xcp", num_embeddings=2, embedding_size=embedding_size, input_size=24)
+    model = trainer.AdCorreTrainer(
+        network,
+        custom_loss.AdCorreLoss(7, history=20),
+        augmentation.Augmentation(AugmentConfig(), seed=0),
+        average=optimization.MovingAverage(network, average) if average else None,
+        batch_size=14,
+    )
+    if images:
+        model.keep_on_device(*images)
+    model.compile(optimization.make_optimizer(config or OptimizerConfig(), 10, 1), jit_compile=False)
+    model.build((None, 24, 24, 1))
+    model.optimizer.build(model.trainable_variables)
+    return model

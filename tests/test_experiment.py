@@ -86,7 +86,7 @@ def test_a_run_writes_its_whole_folder(whole_run):
     assert (result["dataset"], result["split"], result["n"], result["seed"]) == ("synthetic", "test", 35, 0)
     assert result["selected_on"] == "val"
     assert result["parameters"] == model_file.load_model(whole_run / "best.weights.h5")[0].count_params()
-    assert result["train_seconds"] == pytest.approx(sum(row["seconds"] for row in training.read_history(whole_run)))
+    assert result["train_seconds"] == pytest.approx(sum(row["seconds"] for row in read_history(whole_run)))
     untrained = json.loads((whole_run / "untrained.json").read_text())
     assert result["correlations_untrained"] == untrained != result["correlations"]
     assert untrained["same_class"] > 0.9, "an untrained network sees the same in every face"
@@ -101,7 +101,7 @@ def test_a_run_writes_its_whole_folder(whole_run):
 
 
 def test_the_loss_column_is_the_weighted_sum_of_the_terms(whole_run):
-    for row in training.read_history(whole_run):
+    for row in read_history(whole_run):
         assert row["loss"] == pytest.approx(50 / 7 * row["ce"] + row["fd"] + row["md"] + row["ed"], rel=1e-5)
 
 
@@ -117,7 +117,7 @@ def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(data_dir, whole_run
     time.sleep(0.05)  # some steps into the next epoch
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert 1 <= len(training.read_history(run_dir)) < EPOCHS
+    assert 1 <= len(read_history(run_dir)) < EPOCHS
 
     done = subprocess.run(command(data_dir, run_dir), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -252,7 +252,7 @@ def test_options_train(data_dir, tmp_path):
         "optimizer": config.OptimizerConfig(accumulate=3),
     }
     result = experiment.train_and_evaluate(settings(data_dir, tmp_path / "run", epochs=1, **changes))
-    rows = training.read_history(tmp_path / "run")
+    rows = read_history(tmp_path / "run")
     assert result["n"] == 35
     assert np.isfinite(rows[0]["loss"]) and "fd" in rows[0] and "md" not in rows[0]
 
@@ -263,8 +263,8 @@ def test_options_reach_the_loss_the_batches_the_network_and_the_saved_weights(da
 
     def fit(model, batches, callbacks, **options):
         given.update(model=model, batches=batches)
-        (averaged,) = (callback for callback in callbacks if isinstance(callback, training.AveragedWeights))
-        (run_state,) = (callback for callback in callbacks if isinstance(callback, training.RunState))
+        (averaged,) = (callback for callback in callbacks if isinstance(callback, optimization.AveragedWeights))
+        (run_state,) = (callback for callback in callbacks if isinstance(callback, RunState))
         averaged.set_model(model)
         for average in model.optimizer._model_variables_moving_average:
             average.assign(np.full(average.shape, 0.5, "float32"))
@@ -293,7 +293,7 @@ def test_a_run_says_what_its_loss_is_and_ends_with_what_comes_next(whole_run, da
     again = settings(data_dir, whole_run, epochs=EPOCHS)
     result, folder = experiment.train_and_report(again)
     lines = experiment.closing_lines(result, folder, again).splitlines()
-    best = training.read_history(folder)[result["best_epoch"] - 1]
+    best = read_history(folder)[result["best_epoch"] - 1]
     assert f"{result['best_epoch']} of 4: accuracy {best['val_accuracy']:.2%} on val" in lines[0]
     assert f"synthetic/test: accuracy {result['accuracy']:.2%}" in lines[1] and f"{folder}/" in lines[2]
     commands = " ".join(lines[4:]).replace("\\", "").split("python ")[1:]
@@ -395,7 +395,7 @@ def test_jax_trains_without_tensorflow(data_dir, tmp_path):
     assert done.returncode == 0, done.stderr
     env = json.loads((tmp_path / "run" / "env.json").read_text())
     assert "jax" in env and "tensorflow" not in env
-    assert np.isfinite(training.read_history(tmp_path / "run")[0]["loss"])
+    assert np.isfinite(read_history(tmp_path / "run")[0]["loss"])
 
 
 # --- votes instead of labels ----------------------------------------------------------------------------------------
@@ -427,7 +427,7 @@ def test_soft_labels_train_and_a_stopped_run_goes_on(voted_data_dir, tmp_path, c
     assert result["n"] == 35 and result["config"]["soft_labels"] is True
     # 0.7 + 0.3/7 = 0.743 for the label and 0.043 for each other class have this entropy: no network gets below it.
     entropy = -(0.743 * math.log(0.743) + 6 * 0.043 * math.log(0.043))
-    rows = training.read_history(run_dir)
+    rows = read_history(run_dir)
     assert len(rows) == 2
     for row in rows:
         assert row["ce"] > 0.99 * entropy and row["val_ce"] > 0.99 * entropy

@@ -105,7 +105,7 @@ def test_a_stopped_run_of_float16_goes_on_with_its_loss_scale(tmp_path, monkeypa
     assert 0 < updates <= 4 and steps > 0 and scale < 2**16
     experiment.train_and_evaluate(settings)
     assert scaling(tmp_path / "run") == (scale, steps + 2, updates + 2)
-    assert [row["epoch"] for row in training.read_history(tmp_path / "run")] == [1, 2, 3]
+    assert [row["epoch"] for row in read_history(tmp_path / "run")] == [1, 2, 3]
 
 
 def scaling(folder) -> tuple[float, int, int]:

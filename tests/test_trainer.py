@@ -1,166 +1,21 @@
-"""The optimiser's schedule and accumulation, and the saved state."""
+"""The engine: the loss's means, resident images, many steps per call, the measured length of a run."""
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import math
-import shutil
-from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
+from conftest import small_trainer, write_split
 
-import augmentation
-import cnn_model
 import custom_loss
 import trainer as training
-from config import AugmentConfig, OptimizerConfig
+from data_helper import open_split
+from dataset_class import Batches
 from files import UserError
-
-
-def rate_at(optimizer, step: int) -> float:
-    optimizer.build([keras.Variable(np.zeros(1, "float32"))])
-    optimizer.iterations.assign(step)
-    return float(optimizer.learning_rate)
-
-
-def test_cosine_warms_up_linearly_and_falls_to_zero():
-    """10 steps an epoch, 2 of 6 epochs warm-up: 0.5 at step 20, half of it halfway down (step 40), 0 at step 60."""
-    optimizer = training.make_optimizer(OptimizerConfig(learning_rate=0.5, warmup_epochs=2), 10, 6)
-    found = [rate_at(optimizer, step) for step in (0, 5, 20, 30, 40, 60)]
-    quarter = 0.25 * (1 + math.cos(math.pi / 4))
-    np.testing.assert_allclose(found, [0, 0.125, 0.5, quarter, 0.25, 0], atol=1e-7)
-
-
-def test_cosine_without_warm_up_starts_at_the_peak():
-    optimizer = training.make_optimizer(OptimizerConfig(learning_rate=0.5, warmup_epochs=0), 10, 1)
-    assert rate_at(optimizer, 0) == pytest.approx(0.5)
-
-
-def test_a_warm_up_longer_than_the_run_still_trains():
-    optimizer = training.make_optimizer(OptimizerConfig(learning_rate=0.5, warmup_epochs=9), 4, 1)
-    assert 0 < rate_at(optimizer, 2) < 0.5
-
-
-def test_inverse_time_is_the_published_decay():
-    """Keras 2's Adam(decay=d): rate / (1 + d * step); 0.001 / (1 + 1e-5 * 50000) = 0.001 / 1.5."""
-    optimizer = training.make_optimizer(
-        OptimizerConfig(optimizer="adam", learning_rate=1e-3, schedule="inverse_time", decay=1e-5), 10, 1
-    )
-    assert rate_at(optimizer, 50_000) == pytest.approx(1e-3 / 1.5)
-
-
-def test_weight_decay_spares_biases_and_batch_norm():
-    optimizer = training.make_optimizer(OptimizerConfig(learning_rate=0.1, weight_decay=0.5, schedule="constant"), 1, 1)
-    names = ("kernel", "bias", "gamma", "beta")
-    variables = [keras.Variable(np.ones(2, "float32"), name=name) for name in names]
-    optimizer.build(variables)
-    optimizer.apply([keras.ops.zeros(2) for _ in names], variables)
-    changed = [name for name, variable in zip(names, variables, strict=True) if float(variable[0]) != 1.0]
-    assert changed == ["kernel"]
-
-
-def test_accumulated_gradients_are_averaged_before_one_update():
-    """SGD would move by rate * mean; Adam's first update depends on the mean's sign alone, so (1, -3) moves up."""
-    optimizer = training.make_optimizer(
-        OptimizerConfig(optimizer="adam", learning_rate=0.1, schedule="constant", accumulate=2), 1, 1
-    )
-    variable = keras.Variable(np.zeros(1, "float32"))
-    optimizer.build([variable])
-    optimizer.apply([keras.ops.ones(1)], [variable])
-    assert float(variable[0]) == 0.0
-    optimizer.apply([-3 * keras.ops.ones(1)], [variable])
-    assert float(variable[0]) == pytest.approx(0.1, rel=1e-4)
-
-
-@pytest.mark.parametrize("average", [0.0, 0.5])
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
-def test_gradients_left_over_at_the_end_of_the_run_are_applied(schedule, average):
-    """Two epochs of 5 batches, 4 per update: means of batches 1-4, then 5 and 1-3, and at the end of 4-5."""
-    inputs = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
-    pixels = keras.Input((3,))
-    layer = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")
-    model = keras.Model(pixels, layer(pixels))
-    options = {"optimizer": "adam", "learning_rate": 0.1, "schedule": schedule, "warmup_epochs": 0}
-    optimizer = training.make_optimizer(OptimizerConfig(**options, accumulate=4, average=average), 5, 2)
-    rates = [rate_at(training.make_optimizer(OptimizerConfig(**options), 5, 2), step) for step in (3, 7, 9)]
-    model.compile(optimizer, loss=lambda y, predicted: predicted, jit_compile=False)  # the gradient is the input
-    measured = FirstWeight()
-    callbacks = [training.LastUpdate(), *([training.AveragedWeights()] if average else []), measured]
-    rows = (inputs, np.zeros(5))
-    model.fit(*rows, batch_size=1, epochs=2, shuffle=False, validation_data=rows, verbose=0, callbacks=callbacks)
-
-    plain = keras.optimizers.Adam(0.1)
-    weight = keras.Variable(np.zeros((3, 1), "float32"))
-    groups = ([0, 1, 2, 3], [4, 0, 1, 2], [3, 4])
-    for rate, group in zip(rates, groups, strict=True):
-        plain.learning_rate = rate
-        plain.apply([keras.ops.convert_to_tensor(inputs[group].mean(axis=0)[:, None])], [weight])
-    assert int(optimizer._iterations) == 10
-    assert not any(np.any(gradient) for gradient in optimizer._accumulated_gradients)
-    expected = np.asarray(weight)
-    if average:
-        mean = measured.steps[3]  # until the first update Keras keeps no mean
-        for step in (*measured.steps[4:], expected):
-            mean = (mean + step) / 2
-        expected = mean
-    np.testing.assert_allclose(measured.measured[-1], expected, rtol=1e-5)
-
-
-class FirstWeight(keras.callbacks.Callback):
-    """Notes one weight after each step, in each validation, and at the end of each epoch, after the validation."""
-
-    def __init__(self):
-        super().__init__()
-        self.steps, self.measured, self.kept = [], [], []
-
-    def _now(self):
-        return np.array(self.model.trainable_variables[0]).copy()
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.steps.append(self._now())
-
-    def on_test_batch_begin(self, batch, logs=None):
-        self.measured.append(self._now())
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.kept.append(self._now())
-
-
-def test_the_average_of_the_weights_is_what_is_measured_and_saved():
-    """average <- 0.5 average + 0.5 weight after every step but the first, which starts it."""
-    model = small_trainer(config=OptimizerConfig(learning_rate=0.01, warmup_epochs=0, average=0.5))
-    images = np.random.default_rng(0).integers(0, 256, (14, 24, 24, 1), np.uint8)
-    labels = np.arange(14, dtype=np.int32) % 7
-    watch, averaged = FirstWeight(), training.AveragedWeights()
-    model.fit(
-        images, labels, batch_size=7, epochs=2, validation_data=(images, labels), validation_batch_size=14, verbose=0,
-        callbacks=[averaged, watch],
-    )  # fmt: skip
-    average = (watch.steps[0] + watch.steps[1]) / 2
-    np.testing.assert_allclose(watch.measured[0], average, rtol=1e-5, atol=1e-7)
-    for weight in watch.steps[2:]:
-        average = (average + weight) / 2
-    np.testing.assert_allclose(watch.measured[1], average, rtol=1e-5, atol=1e-7)
-    assert not np.allclose(watch.steps[1], watch.measured[0], rtol=1e-3)
-    np.testing.assert_array_equal(watch.kept, [watch.steps[1], watch.steps[3]], "training goes on from its own weights")
-    before = np.array(model.trainable_variables[0]).copy()
-    with averaged.in_place():
-        np.testing.assert_allclose(model.trainable_variables[0], average, rtol=1e-5, atol=1e-7)
-    np.testing.assert_array_equal(model.trainable_variables[0], before)
-
-
-def small_trainer(embedding_size=8, config=OptimizerConfig()):  # noqa: B008 - frozen
-    model = training.AdCorreTrainer(
-        cnn_model.build_model("mini_xcp", num_embeddings=2, embedding_size=embedding_size, input_size=24),
-        custom_loss.AdCorreLoss(7, history=20),
-        augmentation.Augmentation(AugmentConfig(), seed=0),
-    )
-    model.compile(training.make_optimizer(config, 10, 1), jit_compile=False)
-    model.build((None, 24, 24, 1))
-    model.optimizer.build(model.trainable_variables)
-    return model
 
 
 def test_the_losses_of_an_epoch_are_means_over_its_images():
@@ -180,111 +35,109 @@ def test_the_losses_of_an_epoch_are_means_over_its_images():
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_the_run(loss):
-    stop = training.StopAtNaN()
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_steps(loss):
+    calls = {2: range(2, 3), 3: range(8, 12)}
+    stop = training.StopAtNaN(SimpleNamespace(steps_of=calls.__getitem__))
     stop.on_epoch_begin(1)
     stop.on_train_batch_end(2, {"loss": 1e30})
     with pytest.raises(UserError, match=f"{loss} at step 3 of epoch 2"):
         stop.on_train_batch_end(2, {"loss": loss})
+    with pytest.raises(UserError, match=f"{loss} at steps 9 to 12 of epoch 2"):
+        stop.on_train_batch_end(3, {"loss": loss})
     stop.on_epoch_end(1, {"loss": 1.0})
     with pytest.raises(UserError, match=f"{loss} at the validation after epoch 2"):
         stop.on_epoch_end(1, {"loss": 1.0, "val_loss": loss})
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A model after three epochs, its saved state, and the epochs that were the best so far."""
-    model = small_trainer()
-    rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (28, 24, 24, 1), np.uint8), np.arange(28, dtype=np.int32) % 7
-    best = []
-    folder = tmp_path_factory.mktemp("run")
-    state = training.RunState(folder, monitor="val_accuracy", save_best=lambda row: best.append(row["epoch"]))
-    model.fit(images, labels, batch_size=14, epochs=3, validation_data=(images, labels), verbose=0, callbacks=[state])
-    return model, state, best
-
-
 @pytest.fixture
-def saved(trained, tmp_path):
-    """`trained`, its files copied into ``tmp_path``."""
-    model, state, best = trained
-    shutil.copytree(state.path.parent, tmp_path, dirs_exist_ok=True)
-    state = copy.copy(state)
-    state.path = tmp_path / state.path.name
-    return model, state, best
+def splits(tmp_path):
+    """A training split of 103 images and a validation split of 31, with votes."""
+    rng = np.random.default_rng(0)
+    found = []
+    for name, size in (("train", 103), ("val", 31)):
+        write_split(tmp_path, np.arange(size) % 7, split=name, shape=(24, 24, 1))
+        split = open_split(tmp_path, "synthetic", name)
+        votes = rng.dirichlet(np.ones(7), size).astype(np.float32)
+        images = rng.integers(0, 256, split.images.shape, np.uint8)
+        found.append(dataclasses.replace(split, images=images, votes=votes))
+    return found
 
 
-def test_every_random_and_remembered_thing_is_restored(saved, tmp_path):
-    model, state, _ = saved
-    other = small_trainer()
-    restored = training.RunState(tmp_path, monitor="val_accuracy", save_best=print)
-    restored.restore(other)
-    assert restored.history == state.history
-    assert int(other.optimizer.iterations) == 6
-    for a, b in zip(model.variables, other.variables, strict=True):
-        np.testing.assert_array_equal(a, b, err_msg=a.path)
-    assert np.all(np.asarray(other.loss_layer.history_h2) >= 0), "28 predictions an epoch fill a history of 20"
+def make_engine(splits, steps_per_call=0, **options):
+    """An engine of `small_trainer`, streaming (0) or with resident images."""
+    keras.utils.set_random_seed(3)
+    resident = bool(steps_per_call)
+    model = small_trainer(average=0.9, images=[split.images for split in splits] if resident else ())
+    train, val = splits
+    shared = {"seed": 3, "resident": resident, "soft_labels": options.get("soft_labels", False)}
+    engine = training.Engine(model, Batches(train, 14, **shared, **{k: v for k, v in options.items() if k == "balanced"}),
+                             Batches(val, 14, **shared, training=False))  # fmt: skip
+    for batches in (engine.train, engine.validation):
+        batches.steps_per_call = steps_per_call or 1
+    return engine
 
 
-def test_the_best_epoch_is_the_first_of_equals():
-    saved = []
-    state = training.RunState("unused", "val_accuracy", save_best=lambda row: saved.append(row["epoch"]), writes=False)
-    state.set_model(small_trainer())
-    for epoch, score in enumerate((0.5, 0.7, 0.7, 0.6)):
-        state.on_epoch_begin(epoch)
-        state.on_epoch_end(epoch, {"val_accuracy": score})
-    assert saved == [1, 2] and state.best()["epoch"] == 2
+@pytest.mark.parametrize("options", [{}, {"soft_labels": True, "balanced": True}])
+def test_resident_images_and_many_steps_per_call_change_no_bit(splits, options):
+    """32 steps per call are the 7 of an epoch; 3 make calls of 3, 3 and 1."""
+    results = {}
+    for steps_per_call in (0, 1, 3, 32):
+        engine = make_engine(splits, steps_per_call, **options)
+        history = keras.callbacks.History()
+        engine.fit(2, [history])
+        results[steps_per_call] = engine.model.state_variables(), history.history
+    variables, history = results.pop(0)
+    for steps_per_call, (found, logs) in results.items():
+        assert logs == history, steps_per_call
+        for left, right in zip(variables, found, strict=True):
+            np.testing.assert_array_equal(left, right, err_msg=left.path)
 
 
-def test_a_damaged_state_is_refused(saved, tmp_path):
-    path = tmp_path / "state.h5"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"state.h5: the state is damaged"):
-        training.RunState(tmp_path, "val_accuracy", print).restore(small_trainer())
+def test_resident_images_are_no_part_of_the_state(splits):
+    model = make_engine(splits, 3).model
+    names = [variable.path for variable in model.state_variables()]
+    assert not [name for name in names if "images" in name] and len(names) == len(set(map(id, model.state_variables())))
+    assert sum("images" in variable.path for variable in model.variables) == 2
 
 
-def test_the_state_of_another_network_is_refused(saved, tmp_path):
-    with pytest.raises(UserError, match="choose another --run-dir"):
-        training.RunState(tmp_path, "val_accuracy", print).restore(small_trainer(embedding_size=9))
+def test_measuring_the_speed_changes_nothing(splits):
+    for steps_per_call in (0, 3):
+        engine = make_engine(splits, steps_per_call)
+        before = [np.array(variable) for variable in engine.model.state_variables()]
+        assert 0 < engine.seconds_per_step() < 60 and 0 < engine.seconds_per_validation() < 60
+        for left, right in zip(before, engine.model.state_variables(), strict=True):
+            np.testing.assert_array_equal(left, right, err_msg=right.path)
+        assert len(engine.train) == (7 if not steps_per_call else -(-7 // engine.train.steps_per_call))
 
 
-def test_a_failed_save_keeps_the_state_before(saved, tmp_path, monkeypatch):
-    _, state, _ = saved
-    before = (tmp_path / "state.h5").read_bytes()
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
-        state._save()
-    assert (tmp_path / "state.h5").read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.csv", "state.h5"]
+@pytest.mark.parametrize(
+    ("step_seconds", "expected"), [(5.0, [1, 1]), (0.3, [3, 3]), (1e-4, [7, 3])]
+)
+def test_a_call_takes_about_a_second_and_never_more_than_an_epoch(splits, step_seconds, expected):
+    engine = make_engine(splits, 1)
+    engine.choose_steps_per_call(step_seconds)
+    assert [engine.train.steps_per_call, engine.validation.steps_per_call] == expected
 
 
-ROW = {"loss": 14.2345, "accuracy": 0.3512, "val_loss": 0.0123456, "val_accuracy": 1.0, "seconds": 12.34}
+def test_epochs_that_fit_into_the_time():
+    """10 minutes less 5%, 30 s that are gone and 20 + 2 * 5 s for the report are 510 s; an epoch is 100 * 0.1 + 5 s."""
+    assert training.epochs_in(10, used_s=30, step_s=0.1, validation_s=5, steps=100) == 34
+    with pytest.raises(UserError, match=r"--minutes: expected 1\.3 or more .*15 s.*received 1"):
+        training.epochs_in(1, used_s=30, step_s=0.1, validation_s=5, steps=100)
 
 
-def test_an_epoch_is_one_line_of_80_columns():
-    line = training.epoch_line("epoch  3/12", ROW, is_best=True)
-    assert line == "epoch  3/12  train: loss 14.23, 35.1%  val: loss 0.01235, 100.0%  12.3 s  best"
-    long = {"loss": 12345.6, "accuracy": 1.0, "val_loss": 999.94, "val_accuracy": 1.0, "seconds": 1234.5}
-    assert len(training.epoch_line("epoch 300/300", long, is_best=True)) <= 80
+@pytest.mark.parametrize(
+    ("choice", "free", "expected"),
+    [("no", 10**9, False), ("yes", None, True), ("yes", 10**9, True), ("auto", None, False), ("auto", 10**9, True)],
+)
+def test_images_are_resident_where_they_fit(monkeypatch, choice, free, expected):
+    monkeypatch.setattr(training.runtime, "free_gpu_bytes", lambda: free)
+    assert training.resident(choice, 10**8) is expected
 
 
-def test_a_log_holds_the_lines_of_the_epochs_and_no_bar(capsys):
-    model = small_trainer()
-    images, labels = np.zeros((14, 24, 24, 1), np.uint8), np.arange(14, dtype=np.int32) % 7
-    state = training.RunState("unused", "val_accuracy", save_best=lambda row: None, writes=False)
-    for shown in (True, False):
-        model.fit(
-            images, labels, batch_size=7, epochs=2, validation_data=(images, labels), verbose=0,
-            callbacks=[state, training.EpochLines(state, shown)],
-        )  # fmt: skip
-        printed = capsys.readouterr()
-        assert printed.err == ""
-        assert [line[:9] for line in printed.out.splitlines()] == ["epoch 1/2", "epoch 2/2"] * shown
-        if shown:
-            best = [line.endswith("  best") for line in printed.out.splitlines()]
-            scores = [row["val_accuracy"] for row in state.history]
-            assert best == [True, scores[1] > scores[0]]
+def test_images_that_do_not_fit_are_not_resident(monkeypatch, capsys):
+    monkeypatch.setattr(training.runtime, "free_gpu_bytes", lambda: 10**9)
+    assert training.resident("auto", 5 * 10**8) is False
+    assert "500 MB" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"--resident yes: 2,000 MB .* 1,000 MB"):
+        training.resident("yes", 2 * 10**9)
