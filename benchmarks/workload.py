@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,7 @@ def make_trainer(
     import augmentation
     import cnn_model
     import custom_loss
+    import optimization
     import trainer
 
     runtime.set_up(0)
@@ -57,7 +59,7 @@ def make_trainer(
         augmentation.Augmentation(config.AugmentConfig(augment=augment), seed=0),
     )
     model.compile(
-        optimizer=optimizer or trainer.make_optimizer(config.OptimizerConfig(), 100, 1),
+        optimizer=optimizer or optimization.make_optimizer(config.OptimizerConfig(), 100, 1),
         jit_compile=runtime.jit_compile(),
     )
     return model
@@ -72,18 +74,16 @@ def make_fit(settings: config.TrainConfig, train: PreparedSplit) -> Callable[[in
     """
     import experiment
     import trainer
-    from dataset_class import Batches
-    from model_files import model_file
 
     runtime.set_up(settings.seed, settings.precision)
-    network, _ = model_file.new_network(settings.model, train.class_names)
-    batches = Batches(train, settings.batch_size, seed=settings.seed)
-    model = experiment._build_trainer(settings, network, train, len(batches))
+    few = settings.batch_size  # the engine wants images to measure; nothing is measured here
+    measured = dataclasses.replace(train, images=train.images[:few], labels=train.labels[:few], votes=None)
+    engine, _ = experiment.make_engine(settings, {"train": train, settings.select_on: measured})
 
     def fit_seconds(epochs: int) -> list[float]:
         clock = epoch_clock()
-        callbacks = [trainer.EpochOrder(batches), trainer.StopAtNaN(), clock]
-        model.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
+        callbacks = [trainer.EpochOrder(engine.train), trainer.StopAtNaN(engine.train), clock]
+        engine.model.fit(engine.train, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
         return clock.seconds
 
     return fit_seconds
