@@ -148,6 +148,7 @@ def run_row(case: dict[str, Any], folder: str, seconds: float) -> dict[str, Any]
         "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "xla_gpu_per_fusion_autotune_cache_dir",
         "CUDA_CACHE_PATH": str(cache / "cuda"),
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "torch"),
     }
