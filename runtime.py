@@ -182,7 +182,7 @@ def jit_compile() -> bool:
     """The value for ``Model.compile(jit_compile=...)``: XLA on a GPU and on JAX, not on TensorFlow's CPU path.
 
     On 2 cores TensorFlow's own CPU kernels ran an Xception step 5.6 times faster than XLA's, which
-    Keras's ``"auto"`` would pick (`benchmarks/train_step.py`).
+    Keras's ``"auto"`` would pick (`benchmarks/step.py`).
     """
     import keras
 

@@ -6,7 +6,7 @@
 - framing: the scale and shift that turn its box into FER-2013's square (`faces.framing.FRAMES` holds the result);
 - recall by size and by angle, and at the border; boxes where no face is;
 - accuracy of a model on the crops against the given faces, on the same images;
-- time per image at 640 x 480, full HD and 12 megapixels.
+- time per image at 640 x 480, full HD and 12 megapixels; the detectors take turns (`timing.py`).
 
 Everything is drawn from --seed. Prints tables and one JSON line.
 """
@@ -17,7 +17,6 @@ import argparse
 import functools
 import json
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -29,6 +28,9 @@ import faces
 from faces import haar, mtcnn, yunet
 from faces.framing import landmark_square
 from files import UserError, run_command
+
+# isort: split
+import timing
 
 SIZES = (24, 32, 48, 64, 100, 200, 400)
 ANGLES = (0, 10, 20, 30, 45)
@@ -247,21 +249,30 @@ def measure_time(detectors, images, rounds, seed) -> list[dict]:
     """Median time of one image with three faces; the detectors take turns. The CPU's time depends less on the load."""
     rows = [{"detector": detector.name} for detector in detectors]
     for width, height in TIMED:
-        rng, times = np.random.default_rng([seed, width]), [[] for _ in detectors]
-        for turn in range(rounds + 1):
-            scene = background(rng, width, height)
-            for k in range(3):
-                side = height // 8 * (k + 1) // 2
-                paste(scene, images[rng.integers(len(images)), ..., 0], width * (k + 1) / 5, height / 3, side)
-            for detector, taken in zip(detectors, times, strict=True):
-                start = time.perf_counter(), time.process_time()
-                detector.detect(scene)
-                if turn:  # the first one warms up
-                    taken.append((time.perf_counter() - start[0], time.process_time() - start[1]))
-        for row, taken in zip(rows, times, strict=True):
-            wall, cpu = np.median(taken, axis=0) * 1e3
-            row |= {f"{width} x {height}": float(wall), f"{width} x {height}, CPU": float(cpu)}
+        scenes = make_scenes(images, rounds + 1, width, height, np.random.default_rng([seed, width]))
+        # Every detector sees the same images; the first one warms up.
+        sides = {detector.name: functools.partial(detect_next, detector, iter(scenes)) for detector in detectors}
+        found = timing.take_turns(sides, rounds)
+        for row, samples in zip(rows, found.values(), strict=True):
+            name = f"{width} x {height}"
+            row |= {name: 1e3 * samples.median(), f"{name}, spread": samples.spread()}
+            row[f"{name}, CPU"] = 1e3 * samples.median(timing.PROCESSOR)
     return rows
+
+
+def make_scenes(images, count: int, width: int, height: int, rng: np.random.Generator) -> list[np.ndarray]:
+    scenes = []
+    for _ in range(count):
+        scene = background(rng, width, height)
+        for k in range(3):
+            side = height // 8 * (k + 1) // 2
+            paste(scene, images[rng.integers(len(images)), ..., 0], width * (k + 1) / 5, height / 3, side)
+        scenes.append(scene)
+    return scenes
+
+
+def detect_next(detector, scenes) -> None:
+    detector.detect(next(scenes))
 
 
 if __name__ == "__main__":

@@ -8,19 +8,19 @@
 - a clip of 640 x 480 with one face that moves: frames per second, with the detector on every fifth frame;
 - the first label from ``python`` on, beside ``import keras`` alone, with each process's peak memory.
 
-What is compared takes turns in one process, or process by process for the cold starts. Prints three tables and one JSON
-line. What is not installed (``pip install -r requirements-export.txt``) is left out and named.
+What is compared takes turns in one process (`timing.py`), or process by process for the cold starts. Prints three
+tables and one JSON line. What is not installed (``pip install -r requirements-export.txt``) is left out and named.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +30,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import runtime
 from files import UserError, run_command
+
+# isort: split
+import timing
 
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPH = ROOT / "examples" / "astronaut.png"
@@ -101,7 +104,7 @@ def export_all(weights: str | None, folder: Path) -> dict[str, Path]:
 def measure_warm(
     weights: str | None, exported: dict[str, Path], batch_sizes: list[int], rounds: int, folder: Path
 ) -> list[dict]:
-    """A row a task, batch size and side: seconds a call (mean, p50, p99) and images a second."""
+    """One row per task, batch size and side: seconds per call (mean, p50, p99) and images per second."""
     import cv2
 
     from faces import crop
@@ -119,11 +122,11 @@ def measure_warm(
         faces = np.repeat(face[None], batch_size, axis=0)
         calls = max(2, round(rounds / batch_size**0.5))
         sides = model_sides(keras_model, onnx_model, exported.get("tflite"), faces)
-        rows += take_turns("network alone", batch_size, sides, calls)
+        rows += time_calls("network alone", batch_size, sides, calls)
         sides = file_sides(keras_model, onnx_model, [file] * batch_size, detect_face=False)
-        rows += take_turns("face file", batch_size, sides, calls)
+        rows += time_calls("face file", batch_size, sides, calls)
     sides = file_sides(keras_model, onnx_model, [PHOTOGRAPH], detect_face=True)
-    return rows + take_turns("photograph", 1, sides, max(2, rounds // 4))
+    return rows + time_calls("photograph", 1, sides, max(2, rounds // 4))
 
 
 def model_sides(keras_model, onnx_model, tflite: Path | None, faces: np.ndarray) -> dict[str, Callable[[], object]]:
@@ -164,28 +167,22 @@ def file_sides(keras_model, onnx_model, paths: list[Path], detect_face: bool) ->
     return sides
 
 
-def take_turns(task: str, batch_size: int, sides: dict[str, Callable[[], object]], calls: int) -> list[dict]:
+def time_calls(task: str, batch_size: int, sides: dict[str, Callable[[], object]], calls: int) -> list[dict]:
     """Times every side ``calls`` times, in turns, after three calls each that do not count (they compile)."""
-    seconds = {name: [] for name in sides}
-    for turn in range(-3, calls):
-        for name, call in sides.items():
-            start = time.perf_counter()
-            call()
-            if turn >= 0:
-                seconds[name].append(time.perf_counter() - start)
+    found = timing.take_turns(sides, calls, warm_up=3)
     return [
         {
             "task": task,
             "batch_size": batch_size,
             "side": name,
             "calls": calls,
-            "mean_s": float(np.mean(values)),
-            "p50_s": float(np.percentile(values, 50)),
-            "p99_s": float(np.percentile(values, 99)),
-            "images_per_s": batch_size / float(np.mean(values)),
-            "speed_over_predict": float(np.median(seconds["model.predict"]) / np.median(values)),
+            "mean_s": float(np.mean(samples.values())),
+            "p50_s": samples.median(),
+            "p99_s": float(np.percentile(samples.values(), 99)),
+            "images_per_s": batch_size / float(np.mean(samples.values())),
+            "speed_over_predict": timing.ratio(found["model.predict"], samples)[0],
         }
-        for name, values in seconds.items()
+        for name, samples in found.items()
     ]
 
 
@@ -204,7 +201,7 @@ def print_warm(rows: list[dict]) -> None:
 
 
 def measure_video(weights: str | None, onnx: Path | None, rounds: int, folder: str) -> list[dict]:
-    """One row per network and kind of output: frames per second, CPU time per frame and the machine's load."""
+    """One row per network and kind of output: frames per second, CPU time per frame and the machine's load, medians."""
     from faces import open_detector
     from recognition import video_command
     from test_model import TestModels
@@ -213,17 +210,27 @@ def measure_video(weights: str | None, onnx: Path | None, rounds: int, folder: s
     draw_clip(clip, frames=max(10, rounds))
     models = {"onnx": TestModels(onnx)} if onnx is not None else {}
     models["ours"] = TestModels(weights, GPU=runtime.has_gpu())
+    tasks = {"read": {}, "drawn": {"output": Path(folder) / "drawn.mp4"}}
+
+    def play(model, outputs: dict) -> dict[str, float]:
+        result = video_command.recognize_video(model, clip, detector, detect_every=5, **outputs)
+        load = {"load": os.getloadavg()[0]} if hasattr(os, "getloadavg") else {}
+        return {timing.SECONDS: result.wall_seconds, "frames": result.frames, **load}
+
+    sides = {
+        (task, side): functools.partial(play, model, outputs)
+        for side, model in models.items()
+        for task, outputs in tasks.items()
+    }
+    found = timing.take_turns(sides, 5 if rounds > 2 else 1)
     rows = []
-    for turn in range(-1, 3 if rounds > 2 else 1):  # the first turn compiles
-        for side, model in models.items():
-            for task, outputs in (("read", {}), ("drawn", {"output": Path(folder) / "drawn.mp4"})):
-                processor = time.process_time()
-                result = video_command.recognize_video(model, clip, detector, detect_every=5, **outputs)
-                row = {"video": task, "side": side, "detector": detector.name, "frames": result.frames}
-                row["frames_per_s"] = result.frames / result.wall_seconds
-                row["cpu_s_per_frame"] = (time.process_time() - processor) / result.frames
-                row["load"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-                rows += [row] if turn >= 0 else []
+    for (task, side), samples in found.items():
+        frames = samples.median("frames")
+        row = {"video": task, "side": side, "detector": detector.name, "frames": int(frames)}
+        row |= {"frames_per_s": frames / samples.median(), "spread": samples.spread()}
+        row["cpu_s_per_frame"] = samples.median(timing.PROCESSOR) / frames
+        row["load"] = samples.median("load") if hasattr(os, "getloadavg") else None
+        rows.append({**row, "rounds": len(samples)})
     return rows
 
 
@@ -246,10 +253,10 @@ def draw_clip(path: Path, frames: int) -> None:
 
 
 def print_video(rows: list[dict]) -> None:
-    print(f"\n{'video, 640 x 480':<18}{'by':<8}{'frames/s':>9}{'CPU ms/frame':>14}{'load':>7}")
+    print(f"\n{'video, 640 x 480':<18}{'by':<8}{'frames/s':>9}{'spread':>8}{'CPU ms/frame':>14}{'load':>7}")
     for row in rows:
         load = "" if row["load"] is None else f"{row['load']:.1f}"
-        times = f"{row['frames_per_s']:>9.1f}{1e3 * row['cpu_s_per_frame']:>14.1f}"
+        times = f"{row['frames_per_s']:>9.1f}{row['spread']:>8.1%}{1e3 * row['cpu_s_per_frame']:>14.1f}"
         print(f"{row['video']:<18}{row['side']:<8}{times}{load:>7}")
 
 
@@ -257,7 +264,7 @@ def print_video(rows: list[dict]) -> None:
 
 
 def measure_cold(weights: str | None, onnx: Path | None, starts: int) -> list[dict]:
-    """A row a command: median seconds of its wall clock and of its processor, and peak resident bytes."""
+    """One row per command: median seconds of its wall clock and of its processor, and peak resident bytes."""
     recognize = [str(ROOT / "test.py"), "recognize", str(PHOTOGRAPH)]
     commands = {
         "python alone": ["-c", "pass"],
@@ -266,35 +273,38 @@ def measure_cold(weights: str | None, onnx: Path | None, starts: int) -> list[di
     }
     if onnx is not None:
         commands["first label, onnx"] = [*recognize, "--weights", str(onnx)]
-    found = {name: [] for name in commands}
-    for start in range(-1, starts):  # the first round fills the disk's cache
-        for name, args in commands.items():
-            if start >= 0 or starts > 1:
-                outcome = run_once(args)
-                if start >= 0:
-                    found[name].append(outcome)
-    rows = []
-    for name, outcomes in found.items():
-        wall, processor, memory = (float(np.median(values)) for values in zip(*outcomes, strict=True))
-        rows.append({"command": name, "wall_s": wall, "cpu_s": processor, "peak_bytes": int(memory), "starts": starts})
-    return rows
+    sides = {name: functools.partial(run_once, args) for name, args in commands.items()}
+    found = timing.take_turns(sides, starts, warm_up=starts > 1)  # the first round fills the disk's cache
+    return [
+        {
+            "command": name,
+            "wall_s": samples.median(),
+            "spread": samples.spread(),
+            "cpu_s": samples.median(timing.PROCESSOR),
+            "peak_bytes": int(samples.median("peak_bytes")),
+            "starts": starts,
+        }
+        for name, samples in found.items()
+    ]
 
 
-def run_once(args: list[str]) -> tuple[float, float, int]:
-    """Seconds of wall clock, of processor, and peak resident bytes of one Python process."""
+def run_once(args: list[str]) -> dict[str, float]:
+    """Seconds of wall clock and of processor, and peak resident bytes of one Python process."""
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
     command = [sys.executable, "-c", LAUNCHER, sys.executable, *args]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"python {' '.join(args)}: failed; run it to see why ({done.stderr[-400:].strip()})")
     wall, processor, memory = json.loads(done.stdout)
-    return wall, processor, memory * (1 if sys.platform == "darwin" else 1024)
+    peak = memory * (1 if sys.platform == "darwin" else 1024)
+    return {timing.SECONDS: wall, timing.PROCESSOR: processor, "peak_bytes": peak}
 
 
 def print_cold(rows: list[dict]) -> None:
-    print(f"\n{'':<22}{'seconds':>9}{'of CPU':>9}{'peak MB':>9}")
+    print(f"\n{'':<22}{'seconds':>9}{'spread':>8}{'of CPU':>9}{'peak MB':>9}")
     for row in rows:
-        print(f"{row['command']:<22}{row['wall_s']:>9.2f}{row['cpu_s']:>9.2f}{row['peak_bytes'] / 1e6:>9.0f}")
+        times = f"{row['wall_s']:>9.2f}{row['spread']:>8.1%}{row['cpu_s']:>9.2f}"
+        print(f"{row['command']:<22}{times}{row['peak_bytes'] / 1e6:>9.0f}")
 
 
 if __name__ == "__main__":

@@ -11,13 +11,15 @@
 
 Cold means that the pages of the file were dropped from this machine's page cache (fsync, then POSIX_FADV_DONTNEED,
 while nothing maps it); whether the disk below has a cache of its own is not known here. "disk" is what the process
-then had fetched from storage, over the bytes of the images that it asked for (/proc/self/io). Prints tables and one
-JSON line. Linux only.
+then had fetched from storage, over the bytes of the images that it asked for (/proc/self/io). The rows of a table take
+turns (`timing.py`); medians. Prints tables and one JSON line. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -33,8 +35,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import runtime
 from data_helper import PreparedSplit, open_split
 from datasets import CLASS_NAMES
-from datasets.shared.split_writer import SplitWriter
-from files import run_command, write_json
+from files import UserError, run_command, write_json
+
+# isort: split
+import timing
+from workload import make_trainer, write_split
 
 FILES = ((48, 1, 28_709), (224, 3, 4_000))  # side in pixels, channels, images: FER-2013's, and 600 MB
 SPARSE = (287_651, 224, 224, 3)  # AffectNet's training part
@@ -48,24 +53,27 @@ def main() -> None:
     parser.add_argument("--backend", default="tensorflow", choices=("tensorflow", "jax"))
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="the most that are tried")
-    parser.add_argument("--seconds", type=float, default=10.0, help="at most, each row of reading")
-    parser.add_argument("--epochs", type=int, default=3, help="of fit that count")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each row of reading and waiting")
+    parser.add_argument("--seconds", type=float, default=4.0, help="longest turn of reading")
+    parser.add_argument("--epochs", type=int, default=1, help="of fit in a turn of waiting")
     parser.add_argument("--batches", type=int, default=2000, help="of 8 images, read from the sparse file")
     parser.add_argument("--folder", default=None, help="disk to measure; else the system's temporary folder")
     parser.add_argument("--quick", action="store_true", help="small files and few steps: a check, no measurement")
     options = parser.parse_args()
+    if min(options.rounds, options.epochs, options.batches, options.workers) < 1:
+        raise UserError("--rounds, --epochs, --batches, --workers: expected 1 or more")
     files, images = FILES, 40 * BATCH_SIZE
     if options.quick:
         files, images = ((48, 1, 512), (224, 3, 256)), 4 * BATCH_SIZE
-        vars(options).update(seconds=0.5, epochs=1, batches=50, workers=min(2, options.workers))
+        vars(options).update(rounds=1, seconds=0.5, epochs=1, batches=50, workers=min(2, options.workers))
     runtime.choose_backend(options.backend)
     import evaluation
 
     workers = powers_of_two(options.workers)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         measures = {
-            "reading": lambda: measure_reading(folder, files, workers, options.seconds),
-            "waiting": lambda: measure_waiting(folder, images, workers, options.epochs),
+            "reading": lambda: measure_reading(folder, files, workers, options.seconds, options.rounds),
+            "waiting": lambda: measure_waiting(folder, images, workers, options.epochs, options.rounds),
             "memory": lambda: measure_memory(folder, options.backend, options.batches, options.seconds),
         }
         result = {part: measures[part]() for part in PARTS if part in options.parts}
@@ -81,29 +89,38 @@ def powers_of_two(most: int) -> list[int]:
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-def measure_reading(folder: str, files, workers: list[int], seconds: float) -> list[dict]:
+def measure_reading(folder: str, files, workers: list[int], seconds: float, rounds: int) -> list[dict]:
+    """One row per file, way, number of workers and state of the page cache; medians of the rounds."""
     rows = []
-    print(f"{'reading':<16}{'how':<8}{'workers':>8}{'':>6}{'images/s':>11}{'CPU us each':>13}{'disk':>7}", flush=True)
+    print(f"{'reading':<16}{'how':<8}{'workers':>8}{'':>6}{'images/s':>11}{'spread':>8}{'CPU us each':>13}{'disk':>7}")
     for side, channels, num_images in files:
         name = f"read{side}"
         path = write_noise_split(folder, name, (side, side, channels), num_images)
-        for way in WAYS:
-            for count in workers:
-                for state in ("cold", "warm"):
-                    if state == "cold":
-                        drop_cached_pages(path)
-                    # Opened anew: pages that are mapped could not have been dropped.
-                    row = read_for(open_split(folder, name, "train"), way, count, seconds)
-                    rows.append({"side": side, "channels": channels, "state": state, **row})
-                    print(
-                        f"{f'{side} px, {channels} ch':<16}{way:<8}{count:>8}{state:>6}{row['images_per_s']:>11,.0f}"
-                        f"{row['cpu_us']:>13.1f}{row['disk']:>7.2f}",
-                        flush=True,
-                    )
+
+        def read(way: str, count: int, state: str, name: str = name, path: Path = path) -> dict[str, float]:
+            if state == "cold":
+                drop_cached_pages(path)
+            else:
+                path.read_bytes()
+            # Opened anew: pages that are mapped could not be dropped.
+            return read_for(open_split(folder, name, "train"), way, count, seconds)
+
+        cases = list(itertools.product(WAYS, workers, ("cold", "warm")))
+        found = timing.take_turns({case: functools.partial(read, *case) for case in cases}, rounds, warm_up=0)
+        for (way, count, state), samples in found.items():
+            row = {"side": side, "channels": channels, "state": state, "way": way, "workers": count, "rounds": rounds}
+            row |= {key: samples.median(key) for key in ("images_per_s", "cpu_us", "disk")}
+            row["spread"] = samples.spread("images_per_s")
+            rows.append(row)
+            print(
+                f"{f'{side} px, {channels} ch':<16}{way:<8}{count:>8}{state:>6}{row['images_per_s']:>11,.0f}"
+                f"{row['spread']:>8.1%}{row['cpu_us']:>13.1f}{row['disk']:>7.2f}",
+                flush=True,
+            )
     return rows
 
 
-def read_for(split: PreparedSplit, way: str, workers: int, seconds: float) -> dict:
+def read_for(split: PreparedSplit, way: str, workers: int, seconds: float) -> dict[str, float]:
     """Reads one epoch's batches as ``fit`` does, but for the given seconds at most."""
     from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter  # what `fit` reads with
 
@@ -123,8 +140,7 @@ def read_for(split: PreparedSplit, way: str, workers: int, seconds: float) -> di
     fetched = bytes_from_disk() - fetched
     adapter.on_epoch_end()
     return {
-        "way": way,
-        "workers": workers,
+        timing.SECONDS: took,
         "images": num_images,
         "images_per_s": num_images / took,
         "cpu_us": 1e6 * processor / num_images,
@@ -146,10 +162,7 @@ def make_batches(split: PreparedSplit, batch_size: int, way: str | None = None):
 
 def write_noise_split(folder: str, name: str, shape: tuple[int, int, int], num_images: int) -> Path:
     """A split of random pixels, on the disk when this returns; the path of its images."""
-    rng = np.random.default_rng(0)
-    with SplitWriter(folder, name, "train", num_images, shape, CLASS_NAMES[:7], [], {}) as writer:
-        for i in range(num_images):
-            writer.add(rng.integers(0, 256, shape, np.uint8), i % 7)
+    write_split(folder, shape, num_images, name)
     path = Path(folder, name, "train", "images.npy")
     with open(path, "rb+") as file:
         os.fsync(file.fileno())  # dirty pages are not dropped
@@ -206,37 +219,40 @@ class WaitClock:
         yield batch
 
 
-def measure_waiting(folder: str, num_images: int, workers: list[int], epochs: int) -> list[dict]:
-    import train_step
-
+def measure_waiting(folder: str, num_images: int, workers: list[int], epochs: int, rounds: int) -> list[dict]:
+    """One row per number of workers: the seconds of a step and of its wait, medians of the rounds."""
     write_noise_split(folder, "wait", (48, 48, 1), num_images)
     split = open_split(folder, "wait", "train")
-    model = train_step.make_trainer("mini_xcp", 48, {})
-    rows = []
-    print(f"{'waiting':<24}{'workers':>8}{'step ms':>9}{'wait ms':>9}{'longest':>9}{'share':>8}", flush=True)
-    for count in workers:
+    model = make_trainer("mini_xcp", 48, {})
+
+    def train(count: int) -> dict[str, float]:
         batches = make_batches(split, BATCH_SIZE)
         batches.workers = count
-        if count == workers[0]:
-            model.fit(batches, shuffle=False, verbose=0)  # compiles
         clock = WaitClock(model)
         start = time.perf_counter()
         model.fit(batches, epochs=epochs, shuffle=False, verbose=0)
         took = time.perf_counter() - start
         model.train_function = clock.step
         steps = len(clock.waits)
-        row = {
-            "workers": count,
-            "steps": steps,
-            "step_s": took / steps,  # the loop of `fit` and the start of each epoch included
+        return {
+            timing.SECONDS: took / steps,  # the loop of `fit` and the start of each epoch included
             "wait_s": sum(clock.waits) / steps,
             "longest_wait_s": max(clock.waits),
             "share": sum(clock.waits) / took,
         }
+
+    found = timing.take_turns({count: functools.partial(train, count) for count in workers}, rounds)
+    rows = []
+    print(
+        f"{'waiting':<24}{'workers':>8}{'step ms':>9}{'spread':>8}{'wait ms':>9}{'longest':>9}{'share':>8}", flush=True
+    )
+    for count, samples in found.items():
+        row = {"workers": count, "rounds": rounds, "step_s": samples.median(), "spread": samples.spread()}
+        row |= {key: samples.median(key) for key in ("wait_s", "longest_wait_s", "share")}
         rows.append(row)
         print(
-            f"{'mini_xcp 48 px':<24}{count:>8}{1e3 * row['step_s']:>9.1f}{1e3 * row['wait_s']:>9.2f}"
-            f"{1e3 * row['longest_wait_s']:>9.1f}{row['share']:>8.2%}",
+            f"{'mini_xcp 48 px':<24}{count:>8}{1e3 * row['step_s']:>9.1f}{row['spread']:>8.1%}"
+            f"{1e3 * row['wait_s']:>9.2f}{1e3 * row['longest_wait_s']:>9.1f}{row['share']:>8.2%}",
             flush=True,
         )
     return rows
@@ -246,7 +262,7 @@ def measure_waiting(folder: str, num_images: int, workers: list[int], epochs: in
 
 
 def measure_memory(folder: str, backend: str, num_batches: int, seconds: float) -> list[dict]:
-    """One process a way of reading, since a resident set has no way back; through the map for ``seconds`` at most."""
+    """One process per way of reading, since a resident set has no way back; through the map for ``seconds`` at most."""
     path = write_sparse_split(folder, "sparse", SPARSE)
     found = os.stat(path)
     print(f"sparse file: {found.st_size / 1e9:.1f} GB long, {512 * found.st_blocks / 1e6:.3f} MB on the disk")
@@ -295,9 +311,7 @@ def read_sparse(folder: str, backend: str, way: str | None, num_batches: int, se
         Seconds to open it, images a second, and the resident set at each place of `MEMORY`, in KiB.
     """
     runtime.choose_backend(backend)
-    import train_step
-
-    model = train_step.make_trainer("mini_xcp", 48, {})
+    model = make_trainer("mini_xcp", 48, {})
     row: dict = {"way": way, "before": resident_set()}
     start = time.perf_counter()
     split = open_split(folder, "sparse", "train")

@@ -5,21 +5,21 @@ compiled as the backend trains (TensorFlow without XLA on a CPU), against one ma
 of a batch would need: (B, k d) x (k d, B), without a gradient. From batch 16,384 on, whose product alone has 1 GB, the
 product is left out.
 
-Time: the two take turns in one process; medians. Memory: each in a process of its own, by how much the highest
-resident set (Linux's ``VmHWM``, reset before the run) rises in one run over the backend, the inputs and a first run
-with 2 faces; the results count. On JAX beside it what the compiled program takes besides inputs and results
-(``temp_size_in_bytes``), which has no noise. Prints a table and one JSON line.
+Time: the two take turns in one process (`timing.py`); medians, and the spread of their ratio. Memory: each in a process
+of its own, by how much the highest resident set (Linux's ``VmHWM``, reset before the run) rises in one run over the
+backend, the inputs and a first run with 2 faces; the results count. On JAX beside it what the compiled program takes
+besides inputs and results (``temp_size_in_bytes``), which has no noise. Prints a table and one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +29,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import runtime
 from files import UserError, run_command
 
+# isort: split
+import timing
+
 BATCHES = (50, 256, 1024, 4096, 16384)
 EMBEDDINGS = (7, 10)
 SIZE = 256
 NUM_CLASSES = 7
 PRODUCT_UP_TO = 4096
+LEAST_ROUNDS = 5
 SIDES = ("terms", "product")
 
 
@@ -41,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="tensorflow", choices=("tensorflow", "jax"))
     parser.add_argument("--batches", type=int, nargs="+", metavar="B", help=f"default {BATCHES}")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of measuring a row's time, three rounds at least")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of measuring a row's time, five rounds at least")
     parser.add_argument("--quick", action="store_true", help="one small batch, k = 7, a tenth of a second")
     # How the benchmark calls itself: one side's memory, printed as JSON.
     parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
@@ -61,7 +65,7 @@ def main() -> None:
     import evaluation
 
     rows = []
-    print("  batch   k  terms ms  product ms  terms/product  terms MB  product MB  compiled MB")
+    print("  batch   k  terms ms  product ms  terms/product  spread  terms MB  product MB  compiled MB")
     for batch_size in batches:
         for k in ks:
             rows.append(measure(options.backend, batch_size, k, seconds))
@@ -74,21 +78,14 @@ def measure(backend: str, batch_size: int, k: int, seconds: float) -> dict:
     sides = SIDES if batch_size <= PRODUCT_UP_TO else SIDES[:1]
     arrays = make_arrays(batch_size, k)
     steps = {side: compiled(program(side, k)) for side in sides}
-    for step in steps.values():
-        step(*arrays)
-    times = {side: [] for side in sides}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times["terms"]) < 3:
-        for side, step in steps.items():
-            start = time.perf_counter()
-            step(*arrays)
-            times[side].append(time.perf_counter() - start)
-    row = {"batch_size": batch_size, "k": k, "d": SIZE, "rounds": len(times["terms"])}
-    for side in sides:
-        row[f"{side}_s"] = float(np.median(times[side]))
+    turns = {side: functools.partial(step, *arrays) for side, step in steps.items()}
+    found = timing.take_turns(turns, LEAST_ROUNDS, seconds=seconds)
+    row = {"batch_size": batch_size, "k": k, "d": SIZE, "rounds": len(found["terms"])}
+    for side, samples in found.items():
+        row |= {f"{side}_s": samples.median(), f"{side}_spread": samples.spread()}
         row |= {f"{side}_{name}": size for name, size in memory_of(backend, side, batch_size, k).items()}
     if len(sides) == 2:
-        row["terms_over_product"] = float(np.median(np.divide(times["terms"], times["product"])))
+        row["terms_over_product"], row["ratio_spread"] = timing.ratio(found["terms"], found["product"])
     return row
 
 
@@ -99,7 +96,7 @@ def format_row(row: dict) -> str:
     return (
         f"{row['batch_size']:>7}{row['k']:>4}"
         f"{cell('terms_s', 1e3, 10, 2)}{cell('product_s', 1e3, 12, 2)}{cell('terms_over_product', 1, 15, 3)}"
-        f"{cell('terms_bytes', 1e-6, 10, 1)}{cell('product_bytes', 1e-6, 12, 1)}"
+        f"{cell('ratio_spread', 1, 8, 3)}{cell('terms_bytes', 1e-6, 10, 1)}{cell('product_bytes', 1e-6, 12, 1)}"
         f"{cell('terms_compiled_bytes', 1e-6, 13, 1)}"
     )
 

@@ -1,7 +1,7 @@
 """Measures how fast images are prepared, against a bare multi-process loop of cv2.imread and cv2.resize.
 
-``python benchmarks/prepare.py`` makes JPEGs in a temporary folder, a zip and a tar and measures, in turn and round by
-round:
+``python benchmarks/prepare.py`` makes JPEGs in a temporary folder, a zip and a tar and measures, in turns
+(`timing.py`):
 
 - the bare loop, which writes nothing, with OpenCV's default filter (bilinear, which aliases) and with the area
   filter, processes started beforehand;
@@ -23,7 +23,6 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -37,13 +36,14 @@ from files import run_command
 # isort: split
 import cv2  # after our modules, which set its limits
 import numpy as np
+import timing
 
 FILTERS = {"bare loop, bilinear": cv2.INTER_LINEAR, "bare loop, area": cv2.INTER_AREA}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=3000)
+    parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--side", type=int, default=400, help="of the JPEGs, pixels")
     parser.add_argument("--size", type=int, default=224, help="of what is prepared, pixels")
     parser.add_argument("--rounds", type=int, default=5)
@@ -51,14 +51,14 @@ def main() -> None:
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder, context.Pool(options.workers, cv2.setNumThreads, (1,)) as pool:
-        sources = make_sources(Path(folder), options.pictures, options.side)
-        sides: dict[str, Callable[[], float]] = {}
+        sources = make_sources(Path(folder), options.images, options.side)
+        sides: dict[str, timing.Side] = {}
         for name, method in FILTERS.items():
             sides[name] = partial(bare_loop, pool, sources["folder"], options.size, method)
         for form, source in sources.items():
             sides[f"ours, {form}"] = partial(prepare, source, Path(folder, "data"), options.size, options.workers)
-        rounds = measure(sides, options.rounds)
-    report(rounds, options)
+        found = timing.take_turns(sides, options.rounds)
+    report(found, options)
 
 
 def make_sources(folder: Path, num_images: int, side: int) -> dict[str, Path]:
@@ -77,10 +77,11 @@ def make_sources(folder: Path, num_images: int, side: int) -> dict[str, Path]:
     return {"folder": images, "zip": folder / "jpeg.zip", "tar": folder / "jpeg.tar"}
 
 
-def bare_loop(pool: multiprocessing.pool.Pool, folder: Path, size: int, method: int) -> float:
-    """Returns the seconds of processor time."""
+def bare_loop(pool: multiprocessing.pool.Pool, folder: Path, size: int, method: int) -> dict[str, float]:
+    """Returns the seconds of processor time, of all processes."""
     paths = map(str, sorted(folder.iterdir()))
-    return sum(pool.map(partial(read_and_resize, size=size, method=method), paths, chunksize=16))
+    seconds = sum(pool.map(partial(read_and_resize, size=size, method=method), paths, chunksize=16))
+    return {timing.PROCESSOR: seconds}
 
 
 def read_and_resize(path: str, size: int, method: int) -> float:
@@ -89,38 +90,33 @@ def read_and_resize(path: str, size: int, method: int) -> float:
     return time.process_time() - start
 
 
-def prepare(source: Path, data_dir: Path, size: int, workers: int) -> float:
-    """Returns the seconds of processor time, of all threads."""
-    start = time.process_time()
+def prepare(source: Path, data_dir: Path, size: int, workers: int) -> dict[str, float]:
+    """Returns the seconds of processor time of all threads, and of the clock, without cleaning up."""
+    start, processor = time.perf_counter(), time.process_time()
     files = SourceFiles(source, ["*.jpg"])
     images = [ImageFile("train", name, 0) for name in files.names]
     write_images(data_dir, "bench", ImageRelease(files, images, size, 3, ["a"], [files.stamp()], {}), workers=workers)
-    seconds = time.process_time() - start
+    found = {timing.SECONDS: time.perf_counter() - start, timing.PROCESSOR: time.process_time() - processor}
     shutil.rmtree(data_dir)
-    return seconds
+    return found
 
 
-def measure(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, np.ndarray]:
-    """Seconds by the clock and of processor time, (rounds, 2), of each side, after one round that does not count."""
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    for _ in range(rounds + 1):
-        for name, run in sides.items():
-            start = time.perf_counter()
-            processor = run()
-            seconds[name].append((time.perf_counter() - start, processor))
-    return {name: np.array(values[1:]) for name, values in seconds.items()}
-
-
-def report(rounds: dict[str, np.ndarray], options: argparse.Namespace) -> None:
+def report(found: dict[str, timing.Samples], options: argparse.Namespace) -> None:
     """Ratios are taken round by round, because another program slows both sides of a round alike."""
     rows = []
-    print(f"{'':<22}{'images/s':>12}{'CPU ms each':>13}{'of bilinear':>20}{'of area':>20}")
-    for name, seconds in rounds.items():
-        clock, processor = np.median(seconds, axis=0)
-        row = {"side": name, "pictures_per_s": options.pictures / clock, "cpu_ms": 1e3 * processor / options.pictures}
-        print(f"{name:<22}{row['pictures_per_s']:>12.0f}{row['cpu_ms']:>13.2f}", end="")
+    print(f"{'':<22}{'images/s':>12}{'spread':>8}{'CPU ms each':>13}{'of bilinear':>20}{'of area':>20}")
+    for name, samples in found.items():
+        rate, processor = options.images / samples.median(), samples.median(timing.PROCESSOR)
+        row = {
+            "side": name,
+            "images_per_s": rate,
+            "spread": samples.spread(),
+            "cpu_ms": 1e3 * processor / options.images,
+        }
+        print(f"{name:<22}{rate:>12.0f}{row['spread']:>8.1%}{row['cpu_ms']:>13.2f}", end="")
         for bare in FILTERS:
-            row[f"of {bare}"], row[f"of {bare}, CPU"] = np.median(rounds[bare] / seconds, axis=0).tolist()
+            row[f"of {bare}"] = timing.ratio(found[bare], samples)[0]
+            row[f"of {bare}, CPU"] = timing.ratio(found[bare], samples, timing.PROCESSOR)[0]
             print(f"{row[f'of {bare}']:>9.2f}, CPU {row[f'of {bare}, CPU']:>4.2f}", end="")
         print()
         rows.append(row)

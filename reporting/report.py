@@ -15,7 +15,7 @@ from files import UserError, write_text
 from reporting.figures import save_figures
 from reporting.formats import Table, csv_text, latex_tables
 from reporting.page import Section, html_page, markdown_page
-from reporting.rows import AD_CORRE, Record, Row, check_same_images, run_records
+from reporting.rows import AD_CORRE, Record, Row, check_same_images, mean_train_seconds, run_records
 from reporting.tables import (
     NOT_RUN,
     accuracy_table,
@@ -139,7 +139,7 @@ def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
         ("Epochs", _listed(options["epochs"] for options in settings)),
         ("Network", _listed(options["arch"] for options in settings)),
         ("Parameters", _listed((result.get("parameters") for result in results), ",")),
-        ("Mean training time", _minutes(results)),
+        ("Mean training time", _minutes(rows)),
         ("Mirror images", "averaged with" if any(result.get("flip") for result in results) else ""),
         ("Commit", _listed(result.get("commit") for result in results)),
         ("Options of all rows", " ".join(command_line.to_args(shared))),
@@ -154,9 +154,11 @@ def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
     return [(title, text) for title, text in facts if text]
 
 
-def _minutes(results: Sequence[dict[str, Any]]) -> str:
-    seconds = [result["train_seconds"] for result in results if result.get("train_seconds")]
-    return f"{sum(seconds) / len(seconds) / 60:.1f} minutes per run" if seconds else ""
+def _minutes(rows: Sequence[Row]) -> str:
+    """The mean of each row, such as ``CE 17.0, Ad-Corre 17.2 minutes per run``."""
+    seconds = [(row.name, mean_train_seconds(row)) for row in rows]
+    means = ", ".join(f"{name} {value / 60:.1f}" for name, value in seconds if value)
+    return f"{means} minutes per run" if means else ""
 
 
 def _listed(values: Iterable[Any], form: str = "") -> str:

@@ -302,8 +302,14 @@ def summary_record(row: Row, reference: Row) -> Record:
         values = row.values(name) or [None]
         mean, std = (None, None) if None in values else mean_and_std(values)
         record |= {f"{name}_mean": mean, f"{name}_std": std}
+    record["train_seconds_mean"] = mean_train_seconds(row)
     record["accuracy_low"], record["accuracy_high"] = bootstrap_interval(row.correct(sorted(row.runs)))
     return record | (_difference_record(row, reference) if row is not reference else {})
+
+
+def mean_train_seconds(row: Row) -> float | None:
+    """The mean over the seeds whose result has them; None without any."""
+    return mean_and_std([result["train_seconds"] for result in row.results if result.get("train_seconds")])[0]
 
 
 def _difference_record(row: Row, reference: Row) -> Record:
@@ -315,6 +321,7 @@ def _difference_record(row: Row, reference: Row) -> Record:
     record: Record = {
         "seeds_shared": len(seeds),
         "difference": over_images.difference,
+        "difference_std": mean_and_std(correct.mean(axis=1) - other.mean(axis=1))[1],
         "difference_low": over_images.low,
         "difference_high": over_images.high,
         "p_seeds": paired_t(correct.mean(axis=1), other.mean(axis=1)),

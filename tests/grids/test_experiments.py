@@ -33,6 +33,25 @@ def test_components_add_one_term_after_the_other():
     assert [each.settings.loss.adaptive for each in grid_of("components").experiments] == [True] * 4 + [False]
 
 
+def test_half_precisions_are_compared_with_float32_and_differ_in_nothing_else():
+    rows = grid_of("precision").experiments
+    assert [row.settings.precision for row in rows] == ["float32", "mixed_bfloat16", "mixed_float16"]
+    assert len({dataclasses.replace(row.settings, precision="float32") for row in rows}) == 1
+
+
+def test_the_gpu_recipe_changes_network_and_loss_only():
+    """The recipe of docs/gpu.md; TrainConfig's own warm-up, weight decay and erasing are part of it."""
+    rows = [row.settings for row in grid_of("gpu-fer2013").experiments]
+    assert [(row.model.arch, row.epochs, row.optimizer.learning_rate, row.loss.w_fd) for row in rows] == [
+        *[("mini_xcp", 160, 2e-3, 0), ("mini_xcp", 160, 2e-3, 1)],
+        *[("xcp", 80, 1e-3, 0), ("xcp", 80, 1e-3, 1)],
+    ]
+    shared = [(row.augmentation, row.batch_size, row.precision, row.backend, row.optimizer.average) for row in rows]
+    assert (
+        len(set(shared)) == 1 and shared[0][0].mixup == 0.2 and shared[0][1:] == (256, "mixed_bfloat16", "jax", 0.999)
+    )
+
+
 def test_rows_win_over_the_command_line_and_keep_its_other_options():
     rows = grid_of("num-embeddings", epochs=5, num_embeddings=3, w_fd=0.5).experiments
     assert [row.settings.model.num_embeddings for row in rows] == [1, 2, 4, 7, 10]

@@ -302,12 +302,13 @@ def test_the_benchmark_counts_time_and_memory(inference):
     def side(seconds):
         return lambda: time.sleep(seconds)
 
-    rows = inference.take_turns("toy", 4, {"model.predict": side(0.04), "ours": side(0.01)}, calls=3)
+    rows = inference.time_calls("toy", 4, {"model.predict": side(0.04), "ours": side(0.01)}, calls=3)
     assert [row["calls"] for row in rows] == [3, 3]
     assert rows[1]["p99_s"] >= rows[1]["p50_s"] >= 0.01 and rows[0]["images_per_s"] <= 4 / 0.04
     assert rows[0]["speed_over_predict"] == 1 < rows[1]["speed_over_predict"] <= 4.5
     code = "import time; b = b'x' * (9 * 10**7); time.sleep(0.3)"
-    wall, processor, memory = inference.run_once(["-c", code])
-    assert wall > 0.3 and wall > processor > 0 and 9e7 < memory < 2e8
+    found = inference.run_once(["-c", code])
+    assert found["seconds"] > 0.3 and found["seconds"] > found["processor_seconds"] > 0
+    assert 9e7 < found["peak_bytes"] < 2e8
     with pytest.raises(UserError, match="failed"):
         inference.run_once(["-c", "raise SystemExit(3)"])

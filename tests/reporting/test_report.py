@@ -89,7 +89,9 @@ def test_a_report_is_one_page_with_tables_figures_and_raw_numbers(tmp_path):
     assert all((folder / link["href"]).is_file() for link in page.attributes("a")) and page.attributes("a")
 
     text = "".join(page.texts)
-    for fact in ("val, 210 images", "0, 1, 2", f"{'c' * 40}, {'d' * 40}-dirty", "mini_xcp", "--epochs 3"):
+    took = f"CE 0.2, {AD_CORRE} 0.2, other code 0.2 minutes per run"
+    commits = f"{'c' * 40}, {'d' * 40}-dirty"
+    for fact in (took, "val, 210 images", "0, 1, 2", commits, "mini_xcp", "--epochs 3"):
         assert fact in text and fact in markdown
     assert COMMAND in text and all(line in markdown for line in COMMAND.splitlines())
     assert "--w-fd 0 --w-md 0 --w-ed 0" in text

@@ -151,7 +151,7 @@ def test_summary_is_over_the_seeds(tmp_path):
     assert record["accuracy_std"] == pytest.approx(math.sqrt(sum((x - mean) ** 2 for x in accuracies) / 2))
     assert record["accuracy_low"] < mean < record["accuracy_high"]
     assert (record["seeds_done"], record["seeds_wanted"], record["seeds_failed"], record["n"]) == (3, 4, 1, 210)
-    assert "difference" not in record
+    assert record["train_seconds_mean"] == 12.5 and "difference" not in record
 
 
 def test_difference_is_over_the_shared_seeds(tmp_path, two_rows):
@@ -162,6 +162,7 @@ def test_difference_is_over_the_shared_seeds(tmp_path, two_rows):
     differences = [np.mean(a) - np.mean(b) for a, b in pairs]
     assert record["seeds_shared"] == 2
     assert record["difference"] == pytest.approx(np.mean(differences))
+    assert record["difference_std"] == pytest.approx(np.std(differences, ddof=1))
     assert record["difference_low"] < record["difference"] < record["difference_high"]
     t = np.mean(differences) / (np.std(differences, ddof=1) / math.sqrt(2))
     assert record["p_seeds"] == pytest.approx(1 - 2 / math.pi * math.atan(abs(t)))
