@@ -305,8 +305,8 @@ def open_split(data_dir: str | Path, dataset: str, split: str) -> PreparedSplit:
     counts = np.bincount(labels, minlength=num_classes).tolist()
     if counts != meta["class_counts"]:
         raise UserError(
-            f"{folder}/labels.npy: expected {meta['class_counts']} labels per class, as meta.json says, found {counts}; "
-            "prepare the data set again"
+            f"{folder}/labels.npy: expected {meta['class_counts']} labels per class, as meta.json says, found "
+            f"{counts}; prepare the data set again"
         )
     split = PreparedSplit(images, labels, meta, _open_votes(folder / "votes.npy", labels, num_classes), folder)
     if images.nbytes <= _VERIFIED_BYTES:

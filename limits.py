@@ -20,6 +20,7 @@ ANNOTATION_BYTES = 4_096  # a `_exp.npy` holds one number
 LIST_BYTES = 50_000_000  # RAF-DB's list of 15,339 images has 300 kB
 TABLE_BYTES = 2_000_000_000  # fer2013.csv has 301 MB, AffectNet's training.csv less than that
 TABLE_LINE = 1_000_000  # characters: a row of fer2013.csv has 10,000
+TABLE_LINES = 10_000_000
 ARCHIVE_MEMBERS = 2_000_000  # AffectNet has 1.6 million files
 
 # Files of ours.

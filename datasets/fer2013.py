@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import collections
-import csv
 import dataclasses
-import io
 import re
-import tarfile
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from datasets.shared.archives import SourceFiles, damaged_zip, file_identity, is_zip
+from datasets.shared.archives import SourceFiles, file_identity
 from datasets.shared.dataset import DataSet
 from datasets.shared.expressions import ANGER, CLASS_NAMES, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
 from datasets.shared.release import Release, ReleaseOptions, write_release
+from datasets.shared.tables import Table, few_names, find_table, found_in
 from files import UserError
 from images import decode_image
 
@@ -88,34 +86,10 @@ def _read(source: Path) -> Release:
     if table := find_table(source, _CSV_NAMES):
         return _read_csv(table)
     files = SourceFiles(source, _PATTERNS)
-    images = [name for name in files.names if _IMAGE.search(name) and not _is_hidden(name)]
+    images = [name for name in files.names if _IMAGE.search(name)]
     if images:
         return _read_folders(files, images)
     raise UserError(f"{source}: found {found_in(source)}; {_FORMS}")
-
-
-def is_archive(path: Path) -> bool:
-    """True for a zip and for a tar, compressed or not."""
-    return path.is_file() and (is_zip(path) or tarfile.is_tarfile(path))
-
-
-def _is_hidden(name: str) -> bool:
-    """True for files that file managers leave behind: ``.DS_Store``, ``__MACOSX/``."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-
-
-def found_in(source: Path) -> str:
-    """The first names in a folder or archive, for a message."""
-    names = (
-        sorted(file.name for file in source.iterdir())
-        if source.is_dir()
-        else [name for name in SourceFiles(source, ()).names if not _is_hidden(name)]
-    )
-    return _few(names)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(repr(name[:40]) for name in names[:3]) + ", ..." * (len(names) > 3) if names else "nothing"
 
 
 def _release(counts: collections.Counter[str], examples: Iterator, source: dict[str, Any], form: str) -> Release:
@@ -125,62 +99,6 @@ def _release(counts: collections.Counter[str], examples: Iterator, source: dict[
 
 
 # --- CSV ------------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A CSV file, which may lie in an archive.
-
-    Attributes:
-        path: the file, or the archive around it.
-        name: its name in messages.
-        open: opens its bytes.
-    """
-
-    path: Path
-    name: str
-    open: Callable[[], BinaryIO]
-
-    def rows(
-        self, check_columns: Callable[[Sequence[str], str], None], expected: str
-    ) -> Iterator[tuple[str, dict[str, str]]]:
-        """Yields the place of each row, for messages, and its cells by column; empty lines are ignored.
-
-        Args:
-            check_columns: called with the columns and `name`; raises for a header that it cannot use.
-            expected: ends the message about a file that is no table.
-
-        Raises:
-            UserError: not a CSV table, a row of another length, or a damaged archive.
-        """
-        line = 1
-        try:
-            with damaged_zip(self.path), io.TextIOWrapper(self.open(), encoding="utf-8-sig", newline="") as text:
-                rows = csv.reader(text)
-                columns = [column.strip() for column in next(rows, [])]
-                check_columns(columns, self.name)
-                for row in filter(None, rows):
-                    line = rows.line_num
-                    where = f"{self.name}, line {line}"
-                    if len(row) != len(columns):
-                        raise UserError(
-                            f"{where}: expected {len(columns)} columns, found {len(row)}; is the file cut off?"
-                        )
-                    yield where, dict(zip(columns, row, strict=True))
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{self.name}, after line {line}: expected a CSV table ({error}); {expected}") from None
-
-
-def find_table(source: Path, names: Sequence[str]) -> Table | None:
-    """The first of ``names`` that a folder or archive holds; a file that is no archive is taken as the table."""
-    if source.is_file() and not is_archive(source):
-        return Table(source, str(source), lambda: open(source, "rb"))
-    files = SourceFiles(source, ("*.csv",))
-    there = [name for name in files.names if not _is_hidden(name)]
-    found = next((name for wanted in names for name in there if PurePosixPath(name).name == wanted), None)
-    if found is None:
-        return None
-    return Table(source / found if source.is_dir() else source, f"{source}/{found}", lambda: files.open(found))
 
 
 class Row(NamedTuple):
@@ -233,11 +151,13 @@ def _check_columns(columns: Sequence[str], name: str) -> None:
         raise UserError(f"{name}: the file is empty; {_FORMS}")
     if "pixels" in columns and "emotion" not in columns:
         raise UserError(
-            f"{name}: this file has pixels but no labels (found columns {_few(columns)}); the same images with "
+            f"{name}: this file has pixels but no labels (found columns {few_names(columns)}); the same images with "
             "labels are in fer2013.csv and in icml_face_data.csv (PublicTest and PrivateTest): give one of those"
         )
     if not {"emotion", "pixels"} <= set(columns):
-        raise UserError(f"{name}: expected columns 'emotion', 'pixels' and 'Usage', found {_few(columns)}; {_FORMS}")
+        raise UserError(
+            f"{name}: expected columns 'emotion', 'pixels' and 'Usage', found {few_names(columns)}; {_FORMS}"
+        )
 
 
 # --- folders --------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
+import limits
 from command_line import Range
 from datasets.shared.annotations import few
 from datasets.shared.archives import SourceFiles
@@ -74,7 +75,7 @@ def prepare_rafdb(settings: PrepareRafdbConfig) -> dict[str, dict[str, Any]]:
         return prepared
     names = set(files.names)
     top = _top(files.path, names)
-    rows = _read_list(files.read(top + LIST), f"{files.path}/{top}{LIST}")
+    rows = _read_list(files.read(top + LIST, limits.LIST_BYTES), f"{files.path}/{top}{LIST}")
     images = _images(files, top, rows, original, settings)
     options["unlisted"] = _report_unlisted(names, top + (_ORIGINAL if original else _ALIGNED), images)
     release = ImageRelease(files, images, settings.size, 3, CLASS_NAMES[: len(CODES)], sources, options)
@@ -130,7 +131,7 @@ def _images(
     if original:
         box_paths = [f"{top}{_BOXES}/{stem}_boundingbox.txt" for stem in stems]
         _check_there(files, box_paths, "bounding boxes", f"{_BOXES}/")
-        boxes = [_read_box(files.read(path), f"{files.path}/{path}") for path in box_paths]
+        boxes = [_read_box(files.read(path, limits.ANNOTATION_BYTES), f"{files.path}/{path}") for path in box_paths]
     train = [place for place, stem in enumerate(stems) if stem.startswith("train")]
     held_out = stratified_hold_out([rows[place][1] for place in train], settings.val_share, settings.seed)
     splits = ["test"] * len(rows)

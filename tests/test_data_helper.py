@@ -191,6 +191,10 @@ def cut(name, length):
     return damage
 
 
+def append(name):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes() + b"x")
+
+
 def edit_meta(**values):
     def damage(folder):
         path = folder / "meta.json"
@@ -200,8 +204,8 @@ def edit_meta(**values):
     return damage
 
 
-def as_csv(name):
-    return lambda folder: (folder / name).write_text("emotion,pixels\n0,70 80 82\n")
+def as_text(name, text):
+    return lambda folder: (folder / name).write_text(text)
 
 
 def flip(name, place):
@@ -219,13 +223,10 @@ DAMAGES = {
     "fewer labels": (replace("labels.npy", INTS[:22]), r"labels\.npy: expected int64 \(23\) .*found int64 \(22\)"),
     "meta counts others": (edit_meta(num_images=24), r"images\.npy: expected uint8 \(24, 8, 8, 1\).*\(23, 8, 8, 1\)"),
     "images cut off": (cut("images.npy", -10), r"images\.npy: not a whole \.npy file: expected 1,600 .*found 1,590"),
-    "images too long": (
-        lambda folder: open(folder / "images.npy", "ab").write(b"x"),
-        r"images\.npy: not a whole .*expected 1,600 .*found 1,601",
-    ),
+    "images too long": (append("images.npy"), r"images\.npy: not a whole .*expected 1,600 .*found 1,601"),
     "labels cut off": (cut("labels.npy", -1), r"labels\.npy: not a whole \.npy file"),
     "header cut off": (cut("images.npy", 60), r"images\.npy: the file is cut off in its header"),
-    "images are text": (as_csv("images.npy"), r"images\.npy: no \.npy file"),
+    "images are text": (as_text("images.npy", "emotion,pixels\n0,70 80 82\n"), r"images\.npy: no \.npy file"),
     "labels are objects": (replace("labels.npy", np.array([None] * 23)), r"labels\.npy: Python objects"),
     "images are floats": (replace("images.npy", IMAGES / 255), r"expected uint8 .*found float64"),
     "images of another shape": (replace("images.npy", IMAGES.reshape(23, 4, 16, 1)), r"found uint8 \(23, 4, 16, 1\)"),
@@ -251,11 +252,8 @@ DAMAGES = {
     "a length as text": (edit_meta(num_images="23"), r"meta\.json: num_images: expected a valid integer, found '23'"),
     "options are a list": (edit_meta(options=[1]), r"meta\.json: options"),
     "counts are nested": (edit_meta(options={"left_out": {"train": [3]}}), r"meta\.json: options\.left_out\.train"),
-    "meta is a list": (lambda folder: (folder / "meta.json").write_text("[1, 2]"), r"meta\.json: expected"),
-    "meta nests deeply": (
-        lambda folder: (folder / "meta.json").write_text("[" * 100_000),
-        r"meta\.json: expected JSON",
-    ),
+    "meta is a list": (as_text("meta.json", "[1, 2]"), r"meta\.json: expected"),
+    "meta nests deeply": (as_text("meta.json", "[" * 100_000), r"meta\.json: expected JSON"),
     "meta cut off": (cut("meta.json", 50), r"meta\.json: expected JSON"),
 }
 

@@ -247,9 +247,9 @@ def test_a_folder_or_zip_of_something_else(tmp_path, check_refused):
 
 def test_a_file_of_something_else(tmp_path, check_refused):
     (tmp_path / "fer2013.tar.gz").write_bytes(b"\x1f\x8b\x08\x00" + bytes(range(256)))
-    check_refused(
-        tmp_path / "fer2013.tar.gz", r"fer2013\.tar\.gz, after line 1: expected a CSV table .* expected fer2013"
-    )
+    check_refused(tmp_path / "fer2013.tar.gz", r"fer2013\.tar\.gz: the gzip file is cut off or damaged")
+    (tmp_path / "latin1.csv").write_bytes(b"emotion,pixels\n\xe9,1\n")
+    check_refused(tmp_path / "latin1.csv", r"latin1\.csv, after line 0: expected a CSV table .* expected fer2013")
     (tmp_path / "fake.zip").write_bytes(b"hello")
     check_refused(tmp_path / "fake.zip", "the zip is cut off or damaged")
 
