@@ -6,6 +6,7 @@ these numbers before it takes the memory, and names the number in its message.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from files import UserError
@@ -35,7 +36,7 @@ def check_size(size: int, limit: int, name: str | Path, what: str) -> None:
     """Refuses what is larger than its limit.
 
     Args:
-        size: bytes found.
+        size: bytes found so far.
         limit: one of the limits above, in bytes.
         name: the file's name in the message.
         what: what is that large, such as "a table".
@@ -44,7 +45,7 @@ def check_size(size: int, limit: int, name: str | Path, what: str) -> None:
         UserError: ``size`` is above ``limit``.
     """
     if size > limit:
-        raise UserError(f"{name}: expected {what} of at most {limit:,} bytes, found {size:,} or more")
+        raise UserError(f"{name}: expected {what} of at most {limit:,} bytes, found more")
 
 
 def read_bytes(path: str | Path, limit: int, what: str) -> bytes:
@@ -54,6 +55,7 @@ def read_bytes(path: str | Path, limit: int, what: str) -> bytes:
         UserError: the file is larger.
     """
     with open(path, "rb") as file:
-        data = file.read(limit + 1)
+        check_size(os.fstat(file.fileno()).st_size, limit, path, what)
+        data = file.read(limit + 1)  # a device or pipe has no size
     check_size(len(data), limit, path, what)
     return data
