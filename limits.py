@@ -7,6 +7,7 @@ these numbers before it takes the memory, and names the number in its message.
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from files import UserError
@@ -55,7 +56,9 @@ def read_bytes(path: str | Path, limit: int, what: str) -> bytes:
         UserError: the file is larger.
     """
     with open(path, "rb") as file:
-        check_size(os.fstat(file.fileno()).st_size, limit, path, what)
-        data = file.read(limit + 1)  # a device or pipe has no size
+        status = os.fstat(file.fileno())
+        check_size(status.st_size, limit, path, what)
+        # A device or pipe has no size. Not the limit for a file: Python would take that much memory.
+        data = file.read((status.st_size if stat.S_ISREG(status.st_mode) else limit) + 1)
     check_size(len(data), limit, path, what)
     return data
