@@ -39,11 +39,6 @@ def printable_lines(text: str) -> str:
     return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
 
 
-def figure_text(text: object) -> str:
-    """The text for a figure: printable, and matplotlib reads no formula between its dollar signs."""
-    return printable(text).replace("$", r"\$")
-
-
 def csv_cell(value: object) -> object:
     """A cell of a CSV file that holds foreign text: a spreadsheet must not take it for a formula.
 
@@ -53,7 +48,7 @@ def csv_cell(value: object) -> object:
         return value
     if value.startswith(_FORMULA) and not _is_number(value):
         value = f"'{value}"
-    return printable(value)
+    return printable_lines(value)
 
 
 def _is_number(value: str) -> bool:
