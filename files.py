@@ -21,6 +21,8 @@ from typing import Any
 
 import filelock
 
+from text import printable
+
 _LOCK = ".lock"
 _PATIENCE_SECONDS = 0.5  # because `is_taken` holds the lock for an instant
 _PROBE_SECONDS = 0.05  # because two processes may ask `is_taken` at the same time
@@ -224,8 +226,12 @@ class UserError(Exception):
     """A mistake that the user can correct.
 
     The message says what is wrong, where, what was expected, what was received and the remedy.
-    Every command prints it on one line of standard error and ends with exit code 2.
+    Every command prints it on one line of standard error and ends with exit code 2. What it quotes of files and their
+    names is made printable (`text.printable`).
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 def run_command(main: Callable[[], None]) -> int:
@@ -260,4 +266,4 @@ def _message(error: Exception) -> str:
             f"the disk is full while writing {error.filename or 'a file'}: "
             "nothing half-written was kept; free some space and run the same command again"
         )
-    return str(error)
+    return printable(error)

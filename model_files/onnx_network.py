@@ -64,7 +64,10 @@ class OnnxNetwork:
         for item in (*self._session.get_inputs(), *self._session.get_outputs()):
             if item.type != "tensor(float)":
                 raise UserError(f"{path}: {printable(item.name, 80)}: expected tensor(float), found {item.type}")
-        text = self._session.get_modelmeta().custom_metadata_map.get(ATTRIBUTE)
+        try:
+            text = self._session.get_modelmeta().custom_metadata_map.get(ATTRIBUTE)
+        except UnicodeDecodeError:
+            text = None
         if text is None:
             raise UserError(
                 f"{path}: no description of its network ({ATTRIBUTE!r}); expected a file that `python test.py export` "
