@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 import struct
 import warnings
 from pathlib import Path
 
-from limits import DECODED_BYTES, IMAGE_BYTES, MAX_PIXELS, read_bytes
-
 # OpenCV reads both when it is first imported: an image of more pixels is refused before it takes the
 # memory, and OpenCV's own warnings do not mix with our one message.
+from limits import IMAGE_BYTES, MAX_PIXELS, read_bytes
+
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
@@ -20,13 +19,11 @@ import cv2
 import numpy as np
 
 from files import UserError
+from image_size import check_decoded_size
 
 MID_GRAY = 128
 
 _JPEG = b"\xff\xd8\xff"
-_PNG_CHANNELS = {0: 1, 2: 3, 3: 4, 4: 4, 6: 4}  # colour type -> what OpenCV makes of it
-_TIFF_BITS, _TIFF_SAMPLES = 258, 277  # tags
-_ROWS = 256  # blended at a time
 _ORIENTATION = 0x0112  # EXIF's tag
 # What EXIF's orientations need: t transposes, then y mirrors top and bottom, and x left and right.
 _TURNS = {2: "x", 3: "yx", 4: "y", 5: "t", 6: "tx", 7: "tyx", 8: "ty"}
@@ -46,23 +43,21 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         uint8 (H, W, 1) for a gray file, (H, W, 3) RGB for a colour file.
 
     Raises:
-        UserError: empty, no image, cut off (also a JPEG whose lower rows have no data), more than
-            `limits.MAX_PIXELS` pixels or `limits.DECODED_BYTES` bytes of pixels, or neither 8 nor 16 bits per channel.
+        UserError: empty, no image, cut off (also a JPEG whose lower rows have no data), more than `MAX_PIXELS`
+            pixels, or neither 8 nor 16 bits per channel.
     """
+    check_decoded_size(data, name)
     if not data:
         raise UserError(f"{name}: the file is empty; expected an image")
     try:
-        size, pixels = _decoded_size(data), None
-        too_large = size is not None and size > DECODED_BYTES
-        if size is not None and not too_large:
-            pixels = _decode(data)
+        pixels = _decode(data)
     except cv2.error as error:
-        too_large = "MAX_IMAGE" in error.err
-    if too_large:
-        raise UserError(
-            f"{name}: the image is too large; expected at most {MAX_PIXELS:,} pixels, no side of more than 1,048,576, "
-            f"and {DECODED_BYTES:,} bytes of pixels; make it smaller first"
-        )
+        if "MAX_IMAGE" in error.err:
+            raise UserError(
+                f"{name}: the image is too large; expected at most {MAX_PIXELS:,} pixels, and no side of more than "
+                "1,048,576; make it smaller first"
+            ) from None
+        pixels = None
     if pixels is None:
         raise UserError(
             f"{name}: expected a whole JPEG, PNG, BMP, TIFF, WebP or GIF image, found {len(data):,} bytes that "
@@ -88,32 +83,6 @@ def _decode(data: bytes) -> np.ndarray | None:
     # Only IMREAD_UNCHANGED keeps transparency, and it alone ignores EXIF; a JPEG has the latter, never the former.
     flag = cv2.IMREAD_ANYCOLOR if data.startswith(_JPEG) else cv2.IMREAD_UNCHANGED
     return cv2.imdecode(np.frombuffer(data, np.uint8), flag)
-
-
-def _decoded_size(data: bytes) -> float | None:
-    """Bytes that the pixels take, from the file's header; None for a file that is no image.
-
-    OpenCV limits the number of pixels only, and 16 bits in four channels are eight bytes each.
-    """
-    if data.startswith(_JPEG):
-        return 0  # at most 3 bytes per pixel: OpenCV's limit is enough
-    if data.startswith(b"\x89PNG") and len(data) >= 26:
-        width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
-        return width * height * _PNG_CHANNELS.get(colour, 4) * (2 if bits == 16 else 1)
-    from PIL import Image
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
-            tags = getattr(image, "tag_v2", {})
-            bits = max(np.ravel(tags.get(_TIFF_BITS, 16 if image.mode.startswith("I") else 8)).tolist())
-            channels = max(4, tags.get(_TIFF_SAMPLES, 1))
-    except Image.DecompressionBombError:
-        return math.inf
-    except Exception:  # Pillow lets through errors of many kinds for a damaged file; what it cannot read is no image
-        return None
-    return image.width * image.height * channels * max(8, bits) / 8
 
 
 def _lacks_rows(data: bytes, pixels: np.ndarray) -> bool:
@@ -193,11 +162,11 @@ def _exif(data: bytes) -> bytes | None:
 def over_mid_gray(pixels: np.ndarray) -> np.ndarray:
     """Blends uint8 (H, W, 4) with `MID_GRAY` by its last channel, which is the opacity; uint8 (H, W, 3)."""
     blended = np.empty((*pixels.shape[:2], 3), np.uint8)
-    for start in range(0, len(pixels), _ROWS):  # because the 16-bit copies take five times the memory
-        rows = pixels[start : start + _ROWS]
+    for start in range(0, len(pixels), 256):  # because the 16-bit copies take five times the memory
+        rows = pixels[start : start + 256]
         alpha = rows[..., 3:].astype(np.uint16)
         blend = rows[..., :3] * alpha + MID_GRAY * (255 - alpha) + 127  # at most 255 * 255 + 127 < 2**16
-        blended[start : start + _ROWS] = blend // 255
+        blended[start : start + 256] = blend // 255
     return blended
 
 
