@@ -285,7 +285,10 @@ def open_split(data_dir: str | Path, dataset: str, split: str) -> PreparedSplit:
     """
     folder = split_dir(data_dir, dataset, split)
     if not (folder / "meta.json").is_file():
-        found = ", ".join("/".join(pair) for pair in prepared_splits(data_dir)) or "nothing"
+        prepared = prepared_splits(data_dir)
+        found = ", ".join("/".join(pair) for pair in prepared) or "nothing"
+        if any(name == dataset for name, _ in prepared):
+            raise UserError(_lacks_part(data_dir, dataset, split, found))
         source = "" if dataset == "synthetic" else " --source PATH"
         raise UserError(
             f"{dataset}/{split} is not prepared in {data_dir} (found: {found}); "
@@ -312,6 +315,17 @@ def open_split(data_dir: str | Path, dataset: str, split: str) -> PreparedSplit:
     if images.nbytes <= _VERIFIED_BYTES:
         split.verify()
     return split
+
+
+def _lacks_part(data_dir: str | Path, dataset: str, split: str, found: str) -> str:
+    """The message for a split that the prepared source did not have: the same command again would not make it."""
+    remedy = f"prepare {dataset} again from a source that has it"
+    if split == "val":
+        remedy = (
+            "prepare it again with --val-share 0.1, which holds it out of train (where the data set has that option), "
+            "or train with --select-on test"
+        )
+    return f"{dataset}/{split} is not prepared in {data_dir}: the source had no such part (found: {found}); {remedy}"
 
 
 def _open_votes(path: Path, labels: np.ndarray, num_classes: int) -> np.ndarray | None:

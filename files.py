@@ -222,6 +222,9 @@ def _acquired(folder: Path, seconds: float) -> filelock.BaseFileLock | None:
 # --- failures
 
 
+_LONGEST_MESSAGE = 4_000  # characters; lists of images are longer than most
+
+
 class UserError(Exception):
     """A mistake that the user can correct.
 
@@ -231,7 +234,7 @@ class UserError(Exception):
     """
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return printable(super().__str__(), _LONGEST_MESSAGE)
 
 
 def run_command(main: Callable[[], None]) -> int:

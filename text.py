@@ -34,6 +34,11 @@ def printable(text: object, longest: int | None = None) -> str:
     )
 
 
+def quoted(text: object) -> str:
+    """A short piece of foreign text for a message: printable, in quotation marks, at most 60 characters."""
+    return f"'{printable(text, 60)}'"
+
+
 def printable_lines(text: str) -> str:
     """As `printable`, for a text of several lines: keeps its line breaks and tabs."""
     return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))

@@ -27,7 +27,7 @@ from datasets.shared.expressions import CLASS_NAMES
 from datasets.shared.release import ImageRelease, PrepareOptions, find_prepared, stratified_hold_out, write_images
 from datasets.shared.tables import Table
 from files import UserError
-from text import printable
+from text import printable, quoted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,7 +267,9 @@ def _labelled(row: Sequence[str], columns: Sequence[str], where: str) -> _Labell
     # Valence and arousal are not used; a table that is cut off lacks them first.
     for column in ("face_x", "face_y", "face_width", "face_height", "valence", "arousal"):
         if not _is_number(cells[column]):
-            raise UserError(f"{where}: expected a number in {column}, found {cells[column]!r}; is the file cut off?")
+            raise UserError(
+                f"{where}: expected a number in {column}, found {quoted(cells[column])}; is the file cut off?"
+            )
     x, y, width, height = (float(cells[column]) for column in _COLUMNS[1:5])
     return _Labelled(name, code, (x, y, width, height))
 

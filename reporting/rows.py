@@ -21,6 +21,7 @@ from arrays import read_npz
 from files import UserError, read_json
 from metrics import MEASURES
 from reporting.statistics import bootstrap_interval, mcnemar, mean_and_std, paired_bootstrap, paired_t
+from text import printable
 
 # The name of the full loss's row. The paper's number is shown there.
 AD_CORRE = "Ad-Corre"
@@ -80,7 +81,9 @@ def _read_result(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: expected the result of a run, found none of {', '.join(missing)}; run it again")
     for name, kind in (_OPTIONAL | _NEEDED).items():
         if not isinstance(result.get(name), (*(kind if isinstance(kind, tuple) else (kind,)), type(None))):
-            raise UserError(f"{path}: {name}: expected another type, found {result[name]!r}; run it again")
+            raise UserError(
+                f"{path}: {name}: expected another type, found {printable(repr(result[name]), 80)}; run it again"
+            )
     return result
 
 
@@ -109,7 +112,9 @@ def _read_history(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError) as error:  # pandas's own errors are ValueErrors
-        raise UserError(f"{path}: expected numbers, one line per epoch, found something else ({error})") from None
+        raise UserError(
+            f"{path}: expected numbers, one line per epoch, found something else ({printable(error, 200)})"
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -176,8 +176,15 @@ def test_what_is_not_prepared_names_the_command(tmp_path, dataset, source):
         open_split(tmp_path, dataset, "train")
     assert f"python prepare_data.py {dataset}{source} --data-dir {tmp_path}" in str(caught.value)
     write_split(tmp_path, [0, 1], dataset=dataset, split="val")
-    with pytest.raises(UserError, match=rf"found: {dataset}/val"):
+    with pytest.raises(UserError, match=rf"source had no such part \(found: {dataset}/val\); prepare {dataset} again"):
         open_split(tmp_path, dataset, "train")
+
+
+def test_a_missing_validation_part_names_what_makes_one(tmp_path):
+    """The command that was just run would leave the same splits again."""
+    write_split(tmp_path, [0, 1], dataset="rafdb")
+    with pytest.raises(UserError, match=r"rafdb/val is not prepared .*--val-share 0\.1.*--select-on test"):
+        open_split(tmp_path, "rafdb", "val")
 
 
 def replace(name, array):

@@ -21,6 +21,7 @@ import limits
 from arrays import read_header
 from datasets.shared.expressions import CONTEMPT
 from files import UserError
+from text import printable, quoted
 
 # AffectNet's codes 0..7 are the canonical ones; an image with one of these has no expression to learn.
 NOT_EXPRESSIONS = {8: "none", 9: "uncertain", 10: "non-face"}
@@ -39,7 +40,7 @@ def expression_code(text: str, where: str) -> int:
     """
     if text not in _CODES:
         others = ", ".join(f"{code} {name}" for code, name in NOT_EXPRESSIONS.items())
-        raise UserError(f"{where}: expected an expression code 0..7 ({others} are left out), found {text!r}")
+        raise UserError(f"{where}: expected an expression code 0..7 ({others} are left out), found {quoted(text)}")
     return _CODES[text]
 
 
@@ -179,4 +180,4 @@ def _not_paired(where: str, orphans: Sequence[str], bare: Sequence[str]) -> str:
 
 def few(names: Sequence[str]) -> str:
     """The first three names, for a message."""
-    return ", ".join(names[:3]) + ", ..." * (len(names) > 3) if names else "nothing"
+    return ", ".join(printable(name, 80) for name in names[:3]) + ", ..." * (len(names) > 3) or "nothing"
