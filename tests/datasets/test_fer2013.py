@@ -140,7 +140,7 @@ def test_validation_can_be_held_out_of_train_csv(tmp_path):
         images, labels = (np.load(tmp_path / f"data/fer2013/{split}/{name}.npy") for name in ("images", "labels"))
         assert [LEVEL_NAMES[level] for level in images[:, 40, 40, 0].tolist()] == [CLASS_NAMES[k] for k in labels]
     path.write_text(table())
-    with pytest.raises(UserError, match="--val-share .*has test and train and val"):
+    with pytest.raises(UserError, match=r"--val-share .*has test and train and val"):
         prepare(path, tmp_path / "data", val_share=0.1)
 
 
