@@ -282,9 +282,12 @@ def write_sparse_split(folder: str, name: str, shape: tuple[int, ...]) -> Path:
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         file.truncate(file.tell() + int(np.prod(shape)))
-    np.save(path.with_name("labels.npy"), np.arange(shape[0]) % 7)
-    meta = {"format_version": 1, "dataset": name, "split": "train", "num_images": shape[0]}
-    write_json(path.with_name("meta.json"), {**meta, "class_names": CLASS_NAMES[:7]})
+    labels = np.arange(shape[0]) % 7
+    np.save(path.with_name("labels.npy"), labels)
+    meta = {"format_version": 1, "dataset": name, "split": "train", "num_images": shape[0], "image_shape": shape[1:]}
+    counts = np.bincount(labels, minlength=7).tolist()
+    meta |= {"class_names": CLASS_NAMES[:7], "class_counts": counts, "sources": [], "options": {}}
+    write_json(path.with_name("meta.json"), meta)
     return path
 
 

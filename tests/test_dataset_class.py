@@ -128,10 +128,9 @@ def test_balanced_epochs_draw_present_classes_equally(split):
 @pytest.fixture
 def voted(tmp_path):
     """A split of 23 images, each with its own distribution of the votes."""
-    folder = write_split(tmp_path, LABELS)
     votes = np.random.default_rng(0).dirichlet(np.ones(7), len(LABELS)) * 0.49
     votes[np.arange(len(LABELS)), LABELS] += 0.51
-    np.save(folder / "votes.npy", votes.astype(np.float32))
+    write_split(tmp_path, LABELS, votes=votes.astype(np.float32))
     return open_split(tmp_path, "synthetic", "train"), votes
 
 
