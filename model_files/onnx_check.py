@@ -22,6 +22,7 @@ SECONDS = 60  # for loading and the first two batches; a ResNet50 takes about tw
 _MEMORY = 2 * 2**30  # bytes beside four times the file, on systems that have such a limit
 _LONGEST_REASON = 400
 _BATCHES = (1, 3)  # a network with one row for any batch passes with one of them only
+_OUTSIDE = b"\x0a\x08location\x12"  # how a tensor with its data elsewhere names the file, in ONNX's binary form
 _SUM_ERROR = 1e-3
 
 
@@ -86,6 +87,9 @@ def open_session(path: str | Path, providers: list[str], threads: int = 0):
         path: the file.
         providers: of ONNX Runtime, the wanted ones first.
         threads: 0 is ONNX Runtime's choice.
+
+    Raises:
+        UserError: the file is too large, or keeps weights in another file.
     """
     import onnxruntime
 
@@ -96,6 +100,8 @@ def open_session(path: str | Path, providers: list[str], threads: int = 0):
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # From memory: then there is no folder in which ONNX Runtime would look for data outside of the file.
     data = limits.read_bytes(path, limits.ONNX_BYTES, "an ONNX file")
+    if _OUTSIDE in data:
+        raise UserError(f"{path}: expected a network in one file, found one that keeps weights in another file")
     return onnxruntime.InferenceSession(data, options, providers=providers)
 
 

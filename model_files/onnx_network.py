@@ -48,6 +48,8 @@ class OnnxNetwork:
         wanted = ("CUDAExecutionProvider", "CPUExecutionProvider") if gpu else ("CPUExecutionProvider",)
         try:
             self._session = onnx_check.open_session(path, [name for name in wanted if name in usable])
+        except UserError:
+            raise
         except Exception as error:  # ONNX Runtime's exceptions have no common class but this
             reason = printable(" ".join(str(error).split()), 400)
             raise UserError(f"{path}: expected an ONNX file, found one that cannot be read ({reason})") from None

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 def write_split(
     data_dir, labels, *, split="train", dataset="synthetic", shape=(8, 8, 1), num_classes=7, images=None, votes=None
 ):
-    """Prepares a split of ``images``, or one whose image i is filled with i % 256: a batch tells which rows it holds."""
+    """Prepares a split of ``images``, or of images filled with their row % 256, so that a batch tells its rows."""
     from datasets.shared.split_writer import SplitWriter
 
     with SplitWriter(data_dir, dataset, split, len(labels), shape, CLASS_NAMES[:num_classes], [], {}) as writer:
