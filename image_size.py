@@ -14,6 +14,8 @@ from limits import DECODED_BYTES, MAX_PIXELS
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 4, 4: 4, 6: 4}  # colour type -> what OpenCV makes of it
+_PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type -> values per pixel in the file
+_MOST_DEFLATED = 1_040  # bytes that one byte of Deflate can become, 1,032, and some
 _TIFF_BITS, _TIFF_SAMPLES = 258, 277  # tags
 
 
@@ -48,7 +50,11 @@ def _decoded_size(data: bytes) -> float | None:
     """Bytes that the pixels take; None for a file that is no image."""
     if data.startswith(_PNG) and len(data) >= 26:
         width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
-        return width * height * _PNG_CHANNELS.get(colour, 4) * (2 if bits == 16 else 1)
+        size = width * height * _PNG_CHANNELS.get(colour, 4) * (2 if bits == 16 else 1)
+        in_file = width * height * _PNG_SAMPLES.get(colour, 4) * bits / 8
+        if size <= DECODED_BYTES and in_file > _MOST_DEFLATED * len(data):
+            return None  # so little data cannot be so many pixels: a damaged header must not cost the memory
+        return size
     from PIL import Image
 
     try:

@@ -199,7 +199,8 @@ def _read_tables(files: SourceFiles, tables: dict[str, str]) -> dict[str, list[_
         raise UserError(
             f"{files.path}: {len(missing):,} of the {len(wanted):,} images that {' and '.join(tables.values())} name "
             f"are missing ({few(missing)}); searched {files.path} for names that end like that, as in "
-            f"Manually_Annotated_Images/{missing[0]}; is the release unpacked whole, with the tables beside it?"
+            f"Manually_Annotated_Images/{printable(missing[0], 80)}; is the release unpacked whole, with the tables "
+            "beside it?"
         )
     return {
         split: [row._replace(name=places.get(row.name, row.name)) for row in found] for split, found in rows.items()

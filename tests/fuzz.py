@@ -31,7 +31,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 20.0  # that a case may take; a fifth of a second is usual
+SECONDS = 30.0  # that a case may take; a fiftieth of a second is usual
 MEMORY = 2**30  # bytes that a case may add
 _ADDRESSES = 8 * 2**30  # bytes of addresses that a worker may add; protects the machine
 _LONGEST_MESSAGE = 2_000

@@ -13,6 +13,7 @@ import pytest
 from conftest import run_python
 from PIL import Image, ImageOps
 
+import images
 from files import UserError
 from images import decode_image, read_image, resize_image
 
@@ -172,6 +173,12 @@ def deep_tiff(side):
     )
     directory = b"".join(struct.pack("<HHII", *tag) for tag in tags)
     return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + directory + bytes(4) + struct.pack("<4H", 16, 16, 16, 16)
+
+
+def test_a_png_that_cannot_hold_its_pixels_is_refused_before_they_take_memory(monkeypatch):
+    monkeypatch.setattr(images, "_decode", None)  # is not called
+    with pytest.raises(UserError, match="cannot be decoded"):
+        decode_image(png(9_000, 9_000, 8, 2, [b""]), "x.png")
 
 
 TOO_LARGE = "the image is too large; expected at most 100,000,000 pixels"

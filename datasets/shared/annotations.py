@@ -78,6 +78,9 @@ def _npy_text(data: bytes) -> str:
         raise ValueError(f"{header.dtype} of shape {header.shape}")
     if len(data) != header.num_bytes:
         raise ValueError(f"{len(data):,} bytes instead of {header.num_bytes:,}; the file is cut off or damaged")
+    if header.dtype.kind == "U":  # NumPy would make any number a character
+        order = "be" if header.dtype.byteorder == ">" else "le"
+        return data[header.offset :].decode(f"utf-32-{order}").strip("\0 \t\r\n")
     value = np.frombuffer(data, header.dtype, offset=header.offset).item()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))

@@ -323,6 +323,7 @@ def test_a_label_that_is_none(tmp_path, check_refused):
         (npy(3)[:-3], "133 bytes instead of 136; the file is cut off or damaged"),
         (npy(3) + b"3", "137 bytes instead of 136"),
         (npy(3)[:40], "expected a .npy file"),
+        (npy("7").replace(b"7\0\0\0", b"\xff\xff\xff\xff"), "codec can't decode"),
         (b"", "it begins with b''"),
         (npy(3).replace(b"'shape': ()", b"'shape': (10**12,)"), "expected a .npy file"),
     ):
