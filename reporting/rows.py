@@ -23,6 +23,8 @@ from metrics import MEASURES
 from reporting.statistics import bootstrap_interval, mcnemar, mean_and_std, paired_bootstrap, paired_t
 from text import printable
 
+_PREDICTIONS = {"labels": ("iu", 1), "probabilities": ("f", 2), "tsne_rows": ("iu", 1), "tsne_places": ("f", 2)}
+
 # The name of the full loss's row. The paper's number is shown there.
 AD_CORRE = "Ad-Corre"
 CORRELATIONS = ("same_class", "different_classes", "between_class_means", "between_embeddings")
@@ -31,7 +33,6 @@ _NUMBER = (int, float)
 _NEEDED = {"dataset": str, "split": str, "n": int, "accuracy": _NUMBER, "class_names": list}
 _OPTIONAL = dict.fromkeys(MEASURES, _NUMBER) | dict.fromkeys(("per_class", "correlations", "config"), dict)
 _OPTIONAL |= {"correlations_untrained": dict, "confusion_matrix": list}
-_PREDICTIONS = {"labels": ("iu", 1), "probabilities": ("f", 2), "tsne_rows": ("iu", 1), "tsne_places": ("f", 2)}
 Record = dict[str, Any]
 
 
@@ -81,9 +82,7 @@ def _read_result(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: expected the result of a run, found none of {', '.join(missing)}; run it again")
     for name, kind in (_OPTIONAL | _NEEDED).items():
         if not isinstance(result.get(name), (*(kind if isinstance(kind, tuple) else (kind,)), type(None))):
-            raise UserError(
-                f"{path}: {name}: expected another type, found {printable(repr(result[name]), 80)}; run it again"
-            )
+            raise UserError(f"{path}: {name}: expected another type, found {result[name]!r}; run it again")
     return result
 
 
