@@ -288,7 +288,7 @@ def open_split(data_dir: str | Path, dataset: str, split: str) -> PreparedSplit:
         prepared = prepared_splits(data_dir)
         found = ", ".join("/".join(pair) for pair in prepared) or "nothing"
         if any(name == dataset for name, _ in prepared):
-            raise UserError(_lacks_part(data_dir, dataset, split, found))
+            raise UserError(_lacks_part(data_dir, dataset, split, prepared))
         source = "" if dataset == "synthetic" else " --source PATH"
         raise UserError(
             f"{dataset}/{split} is not prepared in {data_dir} (found: {found}); "
@@ -317,14 +317,15 @@ def open_split(data_dir: str | Path, dataset: str, split: str) -> PreparedSplit:
     return split
 
 
-def _lacks_part(data_dir: str | Path, dataset: str, split: str, found: str) -> str:
+def _lacks_part(data_dir: str | Path, dataset: str, split: str, prepared: Sequence[tuple[str, str]]) -> str:
     """The message for a split that the prepared source did not have: the same command again would not make it."""
     remedy = f"prepare {dataset} again from a source that has it"
     if split == "val":
         remedy = (
-            "prepare it again with --val-share 0.1, which holds it out of train (where the data set has that option), "
-            "or train with --select-on test"
+            "prepare it again with --val-share 0.1, which holds it out of train (where the data set has that option)"
         )
+        remedy += ", or train with --select-on test" if (dataset, "test") in prepared else ""
+    found = ", ".join("/".join(pair) for pair in prepared)
     return f"{dataset}/{split} is not prepared in {data_dir}: the source had no such part (found: {found}); {remedy}"
 
 

@@ -183,7 +183,11 @@ def test_what_is_not_prepared_names_the_command(tmp_path, dataset, source):
 def test_a_missing_validation_part_names_what_makes_one(tmp_path):
     """The command that was just run would leave the same splits again."""
     write_split(tmp_path, [0, 1], dataset="rafdb")
-    with pytest.raises(UserError, match=r"rafdb/val is not prepared .*--val-share 0\.1.*--select-on test"):
+    with pytest.raises(UserError, match=r"rafdb/val is not prepared .*--val-share 0\.1") as caught:
+        open_split(tmp_path, "rafdb", "val")
+    assert "--select-on" not in str(caught.value), "there is no test part either"
+    write_split(tmp_path, [0, 1], dataset="rafdb", split="test")
+    with pytest.raises(UserError, match=r"--val-share 0\.1.*or train with --select-on test"):
         open_split(tmp_path, "rafdb", "val")
 
 
