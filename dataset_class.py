@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
-import os
-
 import keras
 import numpy as np
 
 from data_helper import PreparedSplit
 from distributed.process_group import GROUP_OF_ONE, ProcessGroup
 from files import UserError
-
-# Pixels of larger files are read with `pread` instead of through the memory map. In random order a page fault there
-# reads the disk's whole read-ahead (8 MB on some) for one image, and each page read counts as memory of the process.
-MAPPED_BYTES = 2**30
 
 
 class Batches(keras.utils.PyDataset):
@@ -40,6 +33,7 @@ class Batches(keras.utils.PyDataset):
 
     Attributes:
         epoch: number of the epoch, from 0.
+        images: where the images are read from.
         first_step: steps of this epoch that have been done already; its first item comes after them.
         steps_per_call: steps of an item, 1 where the images are not resident.
 
@@ -67,7 +61,7 @@ class Batches(keras.utils.PyDataset):
                 "or without --soft-labels"
             )
         self.split = split
-        self._images = _readable(split.images)
+        self.images = split.rows
         self.batch_size = min(batch_size, len(split))
         if training and self.batch_size % group.all_devices:
             raise UserError(
@@ -125,7 +119,7 @@ class Batches(keras.utils.PyDataset):
         steps = self.steps_of(index)
         if not self.resident:
             rows = self._rows(steps[0])
-            return self.group.take(self._images, rows), self.targets[rows]
+            return self.group.take(self.images, rows), self.targets[rows]
         used = np.stack([self._rows(step) for step in steps])
         rows = np.full((self._full_steps if steps[0] < self._full_steps else 1, used.shape[1]), -1, np.int32)
         rows[: len(used)] = used
@@ -150,33 +144,3 @@ class Batches(keras.utils.PyDataset):
         counts = self.split.class_counts
         share = np.where(counts > 0, 1.0 / np.maximum(counts, 1), 0.0)[self.split.labels]
         return rng.choice(len(self.split), size=len(self.split), p=share / share.sum())
-
-
-def _readable(images: np.ndarray) -> np.ndarray | _DiskRows:
-    """The fastest source of rows: the images themselves, or their file where it is large."""
-    whole_file = isinstance(images.base, mmap.mmap) and images.flags.c_contiguous  # no part of a map, no copy
-    if whole_file and images.nbytes > MAPPED_BYTES and hasattr(os, "preadv"):  # Windows lacks it
-        return _DiskRows(images)
-    return images
-
-
-class _DiskRows:
-    """Rows of a memory-mapped array, read from its file into memory of our own; several threads may ask at a time."""
-
-    def __init__(self, mapped: np.memmap):
-        self._mapped = mapped  # for its shape only
-        self._file = open(mapped.filename, "rb", buffering=0)  # noqa: SIM115 - open as long as this is
-
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """The rows, int (B,), as an array (B, ...) like the mapped one's.
-
-        Raises:
-            UserError: the file has become shorter (through the memory map that would kill the process).
-        """
-        found = np.empty((len(rows), *self._mapped.shape[1:]), self._mapped.dtype)
-        num_bytes = found[:1].nbytes
-        for row, place in zip(np.asarray(rows).tolist(), found, strict=True):
-            start = self._mapped.offset + row * num_bytes
-            if os.preadv(self._file.fileno(), [place], start) != num_bytes:
-                raise UserError(f"{self._file.name}: ends before row {row}; prepare the data set again")
-        return found

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 import datasets
+from arrays import Rows
 from data_helper import PreparedSplit
 from distributed import exchange
 from distributed.process_group import GROUP_OF_ONE, ProcessGroup
@@ -23,7 +24,7 @@ _MOST_MAPPED = 64  # images whose feature maps are in memory in float64
 
 def predict(
     network: keras.Model,
-    images: np.ndarray,
+    images: np.ndarray | Rows,
     batch_size: int = 256,
     flip: bool = False,
     compiled: bool = True,
@@ -33,7 +34,7 @@ def predict(
 
     Args:
         network: pixels 0..255 to ``{"logits": (B, C), "embeddings": (B, k, d)}`` (`cnn_model.build_model`).
-        images: uint8 or float (N, H, W, 1 or 3) in 0..255; may be a memory map.
+        images: uint8 or float (N, H, W, 1 or 3) in 0..255; may be a memory map, or rows of one (`PreparedSplit.rows`).
         batch_size: images per batch.
         flip: average the probabilities of each image and its mirror image (test-time augmentation); the
             embeddings stay the image's own.
@@ -47,10 +48,21 @@ def predict(
     Raises:
         UserError: no images, no batch size, or a network whose outputs are not finite.
     """
+    shared = (network, images, batch_size, compiled, group)
+    probabilities, embeddings = _predict(*shared, mirrored=False)
     if flip:
-        probabilities, embeddings = predict(network, images, batch_size, compiled=compiled, group=group)
-        mirrored, _ = predict(network, images[:, :, ::-1], batch_size, compiled=compiled, group=group)
-        return (probabilities + mirrored) / 2, embeddings
+        probabilities = (probabilities + _predict(*shared, mirrored=True)[0]) / 2
+    return probabilities, embeddings
+
+
+def _predict(
+    network: keras.Model,
+    images: np.ndarray | Rows,
+    batch_size: int,
+    compiled: bool,
+    group: ProcessGroup,
+    mirrored: bool,
+) -> tuple[np.ndarray, np.ndarray]:
     num_images = len(images)
     if not num_images:
         raise UserError("predict: expected at least one image, received none")
@@ -63,7 +75,8 @@ def predict(
     for start in range(0, num_images, batch_size):
         rows = range(start, min(start + batch_size, num_images))
         # The short last batch is filled up and its surplus cut off: a second shape would be compiled a second time.
-        outputs = outputs_of(group.take(images, rows, batch_size))
+        batch = group.take(images, rows, batch_size)
+        outputs = outputs_of(batch[:, :, ::-1] if mirrored else batch)
         logits[rows.start : rows.stop] = outputs["logits"][: len(rows)]
         embeddings[rows.start : rows.stop] = outputs["embeddings"][: len(rows)]
     finite = np.isfinite(logits).all(axis=1)
@@ -131,7 +144,7 @@ def evaluate(
 
         explain.check(network)
     folder = Path(folder)
-    probabilities, embeddings = predict(network, split.images, batch_size, flip, group=group)
+    probabilities, embeddings = predict(network, split.rows, batch_size, flip, group=group)
     if not group.is_rank0:
         return {}
     scores = metrics.score(split.labels, probabilities, split.class_names, seed)
@@ -181,7 +194,7 @@ def _explained(
     import explain
     import mean_maps
 
-    batches = explain.batches(network, split.images, probabilities.argmax(axis=1), min(batch_size, _MOST_MAPPED))
+    batches = explain.batches(network, split.rows, probabilities.argmax(axis=1), min(batch_size, _MOST_MAPPED))
     maps = mean_maps.average(batches, split.num_classes)
     overlap = maps.mean_overlap(seed)
     shown = "Mean Grad-CAM by predicted expression" + (f", overlap {overlap[0]:.3f}" if overlap else "")

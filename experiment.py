@@ -28,6 +28,7 @@ import optimization
 import plots
 import run_identity
 import runtime
+from arrays import Rows
 from config import DatasetName, TrainConfig
 from data_helper import PreparedSplit, open_split, prepared_splits
 from dataset_class import Batches
@@ -175,8 +176,10 @@ def _train(settings: TrainConfig, folder: Path, splits: Splits, run: Run) -> Non
         within = f" and {state.steps_done} of {engine.train.steps} steps" if state.steps_done else ""
         print(f"going on after epoch {state.epochs_done} of {epochs}{within}")
     else:
+        for name in {"train", settings.select_on}:
+            splits[name].verify()  # reads all pixels: once per run
         validation = engine.validation.split
-        _, embeddings = evaluation.predict(network, validation.images, group=group)
+        _, embeddings = evaluation.predict(network, validation.rows, group=group)
         save_json(folder / UNTRAINED, metrics.correlations(validation.labels, embeddings, validation.num_classes))
     save_json(folder / "env.json", runtime.versions())
 
@@ -216,7 +219,7 @@ def make_engine(
         train, soft = _taught(train, settings, group), True
     batches = Batches(train, **shared, soft_labels=soft, balanced=settings.balanced)
     network, described = model_file.new_network(settings.model, train.class_names, settings.weights)
-    model = _build_trainer(settings, network, train, batches.steps, (train.images, measured.images) if kept else ())
+    model = _build_trainer(settings, network, train, batches.steps, (train.rows, measured.rows) if kept else ())
     engine = Engine(model, batches, validation)
     if kept:
         engine.choose_steps_per_call(engine.seconds_per_step())
@@ -338,7 +341,7 @@ def _taught(train: PreparedSplit, settings: TrainConfig, group: ProcessGroup) ->
             f"{settings.teacher}: expected a teacher of the classes {', '.join(train.class_names)}, found one of "
             f"{', '.join(info.network.class_names)}"
         )
-    predicted, _ = evaluation.predict(teacher, train.images, flip=True, group=group)
+    predicted, _ = evaluation.predict(teacher, train.rows, flip=True, group=group)
     known = train.votes if settings.soft_labels else np.eye(train.num_classes, dtype=np.float32)[train.labels]
     share = np.float32(settings.teacher_share)
     return dataclasses.replace(train, votes=(1 - share) * known + share * predicted)
@@ -349,7 +352,7 @@ def _build_trainer(
     network: keras.Model,
     train: PreparedSplit,
     steps_per_epoch: int,
-    on_device: tuple[np.ndarray, ...],
+    on_device: tuple[np.ndarray | Rows, ...],
 ) -> AdCorreTrainer:
     """The compiled model that `fit` trains, all its variables made; ``on_device`` are the images to keep there."""
     mixup, average = settings.augmentation.mixup, settings.optimizer.average

@@ -23,6 +23,8 @@ from typing import Any
 
 import filelock
 
+from text import printable
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -279,12 +281,19 @@ def _acquired_folder(folder: Path, seconds: float) -> contextlib.ExitStack | Non
 # --- failures
 
 
+_LONGEST_MESSAGE = 4_000  # characters; lists of images are longer than most
+
+
 class UserError(Exception):
     """A mistake that the user can correct.
 
     The message says what is wrong, where, what was expected, what was received and the remedy.
-    Every command prints it on one line of standard error and ends with exit code 2.
+    Every command prints it on one line of standard error and ends with exit code 2. What it quotes of files and their
+    names is made printable (`text.printable`).
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), _LONGEST_MESSAGE)
 
 
 class Terminated(KeyboardInterrupt):
@@ -353,4 +362,4 @@ def _message(error: Exception) -> str:
             f"the disk is full while writing {error.filename or 'a file'}: "
             "nothing half-written was kept; free some space and run the same command again"
         )
-    return str(error)
+    return printable(error)

@@ -15,16 +15,17 @@ from pathlib import Path
 
 # OpenCV reads both when it is first imported: an image of more pixels is refused before it takes the
 # memory, and OpenCV's own warnings do not mix with our one message.
-MAX_PIXELS = 100_000_000
+from limits import IMAGE_BYTES, MAX_PIXELS, read_bytes
+
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
+import cv2
+import numpy as np
 
-from files import UserError  # noqa: E402
+from files import UserError
+from image_size import check_decoded_size
 
-MAX_BYTES = 1_000_000_000
 MID_GRAY = 128
 
 _JPEG = b"\xff\xd8\xff"
@@ -55,6 +56,7 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         UserError: empty, no image, cut off (also a JPEG that has an end mark, but too little data before it), more
             than `MAX_PIXELS` pixels, or neither 8 nor 16 bits per channel.
     """
+    check_decoded_size(data, name)
     if not data:
         raise UserError(f"{name}: the file is empty; expected an image")
     with _complaints.hidden() as complained:
@@ -243,9 +245,13 @@ def _exif(data: bytes) -> bytes | None:
 
 def over_mid_gray(pixels: np.ndarray) -> np.ndarray:
     """Blends uint8 (H, W, 4) with `MID_GRAY` by its last channel, which is the opacity; uint8 (H, W, 3)."""
-    alpha = pixels[..., 3:].astype(np.uint16)
-    blend = pixels[..., :3] * alpha + MID_GRAY * (255 - alpha) + 127  # at most 255 * 255 + 127 < 2**16
-    return (blend // 255).astype(np.uint8)
+    blended = np.empty((*pixels.shape[:2], 3), np.uint8)
+    for start in range(0, len(pixels), 256):  # because the 16-bit copies take five times the memory
+        rows = pixels[start : start + 256]
+        alpha = rows[..., 3:].astype(np.uint16)
+        blend = rows[..., :3] * alpha + MID_GRAY * (255 - alpha) + 127  # at most 255 * 255 + 127 < 2**16
+        blended[start : start + 256] = blend // 255
+    return blended
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -262,9 +268,7 @@ def read_image(path: str | Path) -> np.ndarray:
         raise UserError(f"{path}: no such file; expected an image")
     if not path.is_file():
         raise UserError(f"{path}: expected an image file, found {'a folder' if path.is_dir() else 'a device'}")
-    if (size := path.stat().st_size) > MAX_BYTES:
-        raise UserError(f"{path}: the file is too large; expected at most {MAX_BYTES:,} bytes, found {size:,}")
-    image = decode_image(path.read_bytes(), str(path))
+    image = decode_image(read_bytes(path, IMAGE_BYTES, "an image"), str(path))
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
 

@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 import config
 from files import UserError, whole_file
 from metrics import reliability_bins
+from text import printable
 
 # Okabe and Ito's colours: distinguishable with common colour blindness; their yellow darkened for white paper.
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000", "#c9b800")
@@ -28,6 +29,7 @@ GRAY = "#8c8c8c"
 PALE = "#c3cfda"
 
 _STYLE = {
+    "text.parse_math": False,  # names of rows, classes and files may hold dollar signs
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.labelsize": 9,
@@ -327,7 +329,7 @@ def new_figure(target: str | Path | io.BytesIO, width: float, height: float, tit
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height + 0.3 * bool(title)), layout="constrained")
         if title:
-            figure.suptitle(title)
+            figure.suptitle(printable(title))
         canvas = FigureCanvasAgg(figure)
         yield figure
         if isinstance(target, io.BytesIO):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -71,10 +72,16 @@ def show_splits(data_dir: str, name: str, splits: Sequence[PreparedSplit]) -> No
     metas = {split.meta["split"]: split.meta for split in splits}
     print(name, summary.counts_table(metas), *summary.official_lines(datasets.get(name), metas), sep="\n")
     for split in splits:
-        grid = Path(data_dir, f"{split.name}.png")
+        grid = _grid_path(data_dir, split.name)
         save_image_grid(grid, split.images, split.labels, split.class_names)
         height, width, channels = split.images.shape[1:]
         print(f"{split.name}: {width} x {height} {'gray' if channels == 1 else 'RGB'}, images in {grid}")
+
+
+def _grid_path(data_dir: str, name: str) -> Path:
+    """Beside the split; in the current folder where the data cannot be written."""
+    beside = Path(data_dir, f"{name}.png")
+    return beside if os.access(beside.parent, os.W_OK) else Path(f"{name.replace('/', '-')}.png")
 
 
 def show_duplicates(config: InspectConfig, splits: Sequence[PreparedSplit]) -> None:

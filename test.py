@@ -18,6 +18,7 @@ from files import UserError, copy_file, run_command
 from recognition.recognize_command import RecognizeConfig, recognize
 from recognition.video_command import VideoConfig, video
 from test_model import DEFAULT_WEIGHTS, Recognition, TestModels, is_onnx
+from text import printable
 
 __all__ = ["Recognition", "TestModels"]  # kept for code that was written for the published repository
 
@@ -208,7 +209,7 @@ def describe(settings: DescribeConfig) -> None:
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name:<{width}}  {value}")
+        print(f"{name:<{width}}  {printable(value)}")
 
 
 _COMMANDS = {

@@ -17,6 +17,7 @@ import numpy as np
 from keras import ops
 
 import runtime
+from arrays import Rows
 from augmentation import Mixup, blend
 from custom_loss import AdCorreLoss, majority
 from dataset_class import Batches
@@ -74,7 +75,7 @@ class AdCorreTrainer(keras.Model):
             if part is not None:
                 part.built = True
 
-    def keep_on_device(self, train: np.ndarray, test: np.ndarray) -> None:
+    def keep_on_device(self, train: np.ndarray | Rows, test: np.ndarray | Rows) -> None:
         """Puts the images of both splits, uint8 (N, H, W, C), on every device, as variables that are never saved."""
         for name, images in (("train", train), ("test", test)):
             self.images[name] = self.add_weight(

@@ -4,7 +4,7 @@
 
 - reading: images per second of `dataset_class.Batches` in random order, 48 px gray and 224 px RGB, cold and warm, with
   1 to N workers of Keras's queue (one worker reads without a queue), through the memory map and with ``pread``
-  (`dataset_class.MAPPED_BYTES` chooses between them);
+  (`arrays.Rows`, what training does);
 - waiting: the share of ``fit``'s time (mini_xcp at 48 px) that the training loop waits in ``next`` for a batch;
 - memory: a sparse file as large as AffectNet's training part (43 GB; it takes no disk) is opened, read in random
   order and trained on, in a process of its own; its resident set, and how much of that is mapped file.
@@ -45,7 +45,7 @@ FILES = ((48, 1, 28_709), (224, 3, 4_000))  # side in pixels, channels, images: 
 SPARSE = (287_651, 224, 224, 3)  # AffectNet's training part
 BATCH_SIZE = 128
 PARTS = ("reading", "waiting", "memory")
-WAYS = {"map": sys.maxsize, "pread": 0}  # to read the file: the MAPPED_BYTES that brings it about
+WAYS = ("map", "pread")  # to read the file
 
 
 def main() -> None:
@@ -149,15 +149,13 @@ def read_for(split: PreparedSplit, way: str, workers: int, seconds: float) -> di
 
 
 def make_batches(split: PreparedSplit, batch_size: int, way: str | None = None):
-    """Training batches, read the given way whatever the file's size."""
+    """Training batches, read the given way; None is the way of a training."""
     import dataset_class
 
-    before = dataset_class.MAPPED_BYTES
-    dataset_class.MAPPED_BYTES = before if way is None else WAYS[way]
-    try:
-        return dataset_class.Batches(split, batch_size, seed=0)
-    finally:
-        dataset_class.MAPPED_BYTES = before
+    batches = dataset_class.Batches(split, batch_size, seed=0)
+    if way == "map":
+        batches.images = split.images
+    return batches
 
 
 def write_noise_split(folder: str, name: str, shape: tuple[int, int, int], num_images: int) -> Path:
@@ -298,9 +296,12 @@ def write_sparse_split(folder: str, name: str, shape: tuple[int, ...]) -> Path:
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         file.truncate(file.tell() + int(np.prod(shape)))
-    np.save(path.with_name("labels.npy"), np.arange(shape[0]) % 7)
-    meta = {"format_version": 1, "dataset": name, "split": "train", "num_images": shape[0]}
-    write_json(path.with_name("meta.json"), {**meta, "class_names": CLASS_NAMES[:7]})
+    labels = np.arange(shape[0]) % 7
+    np.save(path.with_name("labels.npy"), labels)
+    meta = {"format_version": 1, "dataset": name, "split": "train", "num_images": shape[0], "image_shape": shape[1:]}
+    counts = np.bincount(labels, minlength=7).tolist()
+    meta |= {"class_names": CLASS_NAMES[:7], "class_counts": counts, "sources": [], "options": {}}
+    write_json(path.with_name("meta.json"), meta)
     return path
 
 

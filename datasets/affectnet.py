@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import collections
-import csv
 import dataclasses
-import io
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,12 +20,14 @@ from datasets.shared.annotations import (
     few,
     read_annotated,
 )
-from datasets.shared.archives import SourceFiles, damaged_zip
+from datasets.shared.archives import SourceFiles
 from datasets.shared.dataset import DataSet
 from datasets.shared.decoding import ImageFile
 from datasets.shared.expressions import CLASS_NAMES
 from datasets.shared.release import ImageRelease, PrepareOptions, find_prepared, stratified_hold_out, write_images
+from datasets.shared.tables import Table
 from files import UserError
+from text import printable, quoted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +199,8 @@ def _read_tables(files: SourceFiles, tables: dict[str, str]) -> dict[str, list[_
         raise UserError(
             f"{files.path}: {len(missing):,} of the {len(wanted):,} images that {' and '.join(tables.values())} name "
             f"are missing ({few(missing)}); searched {files.path} for names that end like that, as in "
-            f"Manually_Annotated_Images/{missing[0]}; is the release unpacked whole, with the tables beside it?"
+            f"Manually_Annotated_Images/{printable(missing[0], 80)}; is the release unpacked whole, with the tables "
+            "beside it?"
         )
     return {
         split: [row._replace(name=places.get(row.name, row.name)) for row in found] for split, found in rows.items()
@@ -231,21 +232,15 @@ def _tails(name: str) -> Iterator[str]:
 
 def _rows(files: SourceFiles, table: str) -> Iterator[_Labelled]:
     """Yields the rows of a table, with or without a header; those without an expression come without a box."""
-    name, line = f"{files.path}/{table}", 0
-    try:
-        with damaged_zip(files.path), io.TextIOWrapper(files.open(table), encoding="utf-8-sig", newline="") as text:
-            rows = csv.reader(text)
-            columns: list[str] = []
-            for row in tqdm(rows, f"reading {table}", unit="row", disable=None):
-                line = rows.line_num
-                if not columns:
-                    columns = _columns(row, name)
-                    if columns[0] == row[0].strip():
-                        continue
-                if row:
-                    yield _labelled(row, columns, f"{name}, line {line}")
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{name}, after line {line}: expected a CSV table ({error}); {_FORMS}") from None
+    name = f"{files.path}/{printable(table)}"
+    lines = Table(files.path, name, lambda: files.open(table)).lines(_FORMS)
+    columns: list[str] = []
+    for where, row in tqdm(lines, f"reading {printable(table)}", unit="row", disable=None):
+        if not columns:
+            columns = _columns(row, name)
+            if columns[0] == row[0].strip():
+                continue
+        yield _labelled(row, columns, where)
     if not columns:
         raise UserError(f"{name}: the table is empty; expected one row per image; download it again")
 
@@ -273,7 +268,9 @@ def _labelled(row: Sequence[str], columns: Sequence[str], where: str) -> _Labell
     # Valence and arousal are not used; a table that is cut off lacks them first.
     for column in ("face_x", "face_y", "face_width", "face_height", "valence", "arousal"):
         if not _is_number(cells[column]):
-            raise UserError(f"{where}: expected a number in {column}, found {cells[column]!r}; is the file cut off?")
+            raise UserError(
+                f"{where}: expected a number in {column}, found {quoted(cells[column])}; is the file cut off?"
+            )
     x, y, width, height = (float(cells[column]) for column in _COLUMNS[1:5])
     return _Labelled(name, code, (x, y, width, height))
 

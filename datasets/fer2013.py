@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import collections
-import csv
 import dataclasses
-import io
+import itertools
 import re
-import tarfile
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from datasets.shared.archives import SourceFiles, damaged_zip, file_identity, is_zip
+from command_line import Range
+from datasets.shared.archives import SourceFiles, file_identity
 from datasets.shared.dataset import DataSet
 from datasets.shared.expressions import ANGER, CLASS_NAMES, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
-from datasets.shared.release import Release, ReleaseOptions, write_release
+from datasets.shared.release import Release, ReleaseOptions, stratified_hold_out, write_release
+from datasets.shared.tables import Table, few_names, find_table, found_in
 from files import UserError
 from images import decode_image
+from text import quoted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,10 @@ class PrepareFer2013Config(ReleaseOptions):
 
     source: str
     """The official release: a CSV file, a folder, a zip or a tar."""
+    val_share: Annotated[float, Range(0, 0.9)] = 0.0
+    """Share of train held out for validation, stratified by class, of a source without PublicTest (train.csv)."""
+    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
+    """Seed of the hold-out."""
 
 
 IMAGE_SHAPE = (48, 48, 1)
@@ -78,109 +83,31 @@ def prepare_fer2013(settings: PrepareFer2013Config) -> dict[str, dict[str, Any]]
     Raises:
         UserError: the source is missing, of no known form, or damaged; what was prepared earlier is untouched.
     """
-    return write_release(settings.data_dir, "fer2013", _read(Path(settings.source)))
+    return write_release(settings.data_dir, "fer2013", _read(Path(settings.source), settings))
 
 
-def _read(source: Path) -> Release:
+def _read(source: Path, settings: PrepareFer2013Config) -> Release:
     """Finds out which form the source has, and reads it."""
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; {_FORMS}")
     if table := find_table(source, _CSV_NAMES):
-        return _read_csv(table)
+        return _read_csv(table, settings)
     files = SourceFiles(source, _PATTERNS)
-    images = [name for name in files.names if _IMAGE.search(name) and not _is_hidden(name)]
+    images = [name for name in files.names if _IMAGE.search(name)]
     if images:
         return _read_folders(files, images)
     raise UserError(f"{source}: found {found_in(source)}; {_FORMS}")
 
 
-def is_archive(path: Path) -> bool:
-    """True for a zip and for a tar, compressed or not."""
-    return path.is_file() and (is_zip(path) or tarfile.is_tarfile(path))
-
-
-def _is_hidden(name: str) -> bool:
-    """True for files that file managers leave behind: ``.DS_Store``, ``__MACOSX/``."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-
-
-def found_in(source: Path) -> str:
-    """The first names in a folder or archive, for a message."""
-    names = (
-        sorted(file.name for file in source.iterdir())
-        if source.is_dir()
-        else [name for name in SourceFiles(source, ()).names if not _is_hidden(name)]
-    )
-    return _few(names)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(repr(name[:40]) for name in names[:3]) + ", ..." * (len(names) > 3) if names else "nothing"
-
-
-def _release(counts: collections.Counter[str], examples: Iterator, source: dict[str, Any], form: str) -> Release:
+def _release(
+    counts: collections.Counter[str], examples: Iterator, source: dict[str, Any], options: dict[str, Any]
+) -> Release:
     bar = tqdm(examples, "preparing fer2013", counts.total(), unit="image", disable=None)
     present = {split: counts[split] for split in SPLITS.values() if counts[split]}
-    return Release(present, bar, IMAGE_SHAPE, CLASS_NAMES[: len(CODES)], [source], {"form": form})
+    return Release(present, bar, IMAGE_SHAPE, CLASS_NAMES[: len(CODES)], [source], options)
 
 
 # --- CSV ------------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A CSV file, which may lie in an archive.
-
-    Attributes:
-        path: the file, or the archive around it.
-        name: its name in messages.
-        open: opens its bytes.
-    """
-
-    path: Path
-    name: str
-    open: Callable[[], BinaryIO]
-
-    def rows(
-        self, check_columns: Callable[[Sequence[str], str], None], expected: str
-    ) -> Iterator[tuple[str, dict[str, str]]]:
-        """Yields the place of each row, for messages, and its cells by column; empty lines are ignored.
-
-        Args:
-            check_columns: called with the columns and `name`; raises for a header that it cannot use.
-            expected: ends the message about a file that is no table.
-
-        Raises:
-            UserError: not a CSV table, a row of another length, or a damaged archive.
-        """
-        line = 1
-        try:
-            with damaged_zip(self.path), io.TextIOWrapper(self.open(), encoding="utf-8-sig", newline="") as text:
-                rows = csv.reader(text)
-                columns = [column.strip() for column in next(rows, [])]
-                check_columns(columns, self.name)
-                for row in filter(None, rows):
-                    line = rows.line_num
-                    where = f"{self.name}, line {line}"
-                    if len(row) != len(columns):
-                        raise UserError(
-                            f"{where}: expected {len(columns)} columns, found {len(row)}; is the file cut off?"
-                        )
-                    yield where, dict(zip(columns, row, strict=True))
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{self.name}, after line {line}: expected a CSV table ({error}); {expected}") from None
-
-
-def find_table(source: Path, names: Sequence[str]) -> Table | None:
-    """The first of ``names`` that a folder or archive holds; a file that is no archive is taken as the table."""
-    if source.is_file() and not is_archive(source):
-        return Table(source, str(source), lambda: open(source, "rb"))
-    files = SourceFiles(source, ("*.csv",))
-    there = [name for name in files.names if not _is_hidden(name)]
-    found = next((name for wanted in names for name in there if PurePosixPath(name).name == wanted), None)
-    if found is None:
-        return None
-    return Table(source / found if source.is_dir() else source, f"{source}/{found}", lambda: files.open(found))
 
 
 class Row(NamedTuple):
@@ -199,7 +126,9 @@ class Row(NamedTuple):
         try:
             image = bytes(map(_PIXELS.__getitem__, values))
         except KeyError as error:
-            raise UserError(f"{self.where}: expected pixels as whole numbers 0..255, found {error.args[0]!r}") from None
+            raise UserError(
+                f"{self.where}: expected pixels as whole numbers 0..255, found {quoted(error.args[0])}"
+            ) from None
         return np.frombuffer(image, np.uint8).reshape(IMAGE_SHAPE)
 
 
@@ -209,23 +138,35 @@ def csv_rows(table: Table) -> Iterator[Row]:
         usage, code = cells.get("Usage", "Training").strip(), cells["emotion"].strip()
         check_usage(usage, where)
         if code not in CODES:
-            raise UserError(f"{where}: expected an emotion 0..6, found {code!r}")
+            raise UserError(f"{where}: expected an emotion 0..6, found {quoted(code)}")
         yield Row(where, SPLITS[usage], CODES[code], cells["pixels"])
 
 
 def check_usage(usage: str, where: str) -> None:
     """Refuses any other value than a key of `SPLITS`."""
     if usage not in SPLITS:
-        raise UserError(f"{where}: expected Usage {', '.join(SPLITS)}, found {usage!r}")
+        raise UserError(f"{where}: expected Usage {', '.join(SPLITS)}, found {quoted(usage)}")
 
 
-def _read_csv(table: Table) -> Release:
+def _read_csv(table: Table, settings: PrepareFer2013Config) -> Release:
     """Reads a CSV form twice: first counting, then, as the release is written, the pixels."""
-    counts = collections.Counter(row.split for row in csv_rows(table))
-    if not counts:
+    found = [(row.split, row.label) for row in csv_rows(table)]
+    if not found:
         raise UserError(f"{table.name}: the table has no rows; expected one per image; download it again")
-    examples = ((row.split, row.image(), row.label) for row in csv_rows(table))
-    return _release(counts, examples, file_identity(table.path), "csv")
+    splits, options = [split for split, _ in found], {}
+    if settings.val_share:
+        if set(splits) != {"train"}:
+            raise UserError(
+                f"--val-share {settings.val_share:g}: expected a source with Training images only, which has no "
+                f"validation part; {table.name} has {' and '.join(sorted(set(splits)))}"
+            )
+        held_out = stratified_hold_out([label for _, label in found], settings.val_share, settings.seed)
+        splits = ["val" if out else "train" for out in held_out]
+        options = {"val_share": settings.val_share, "seed": settings.seed}
+    # Without an end, so that a row that was not counted reaches the writer, which reports it.
+    into = itertools.chain(splits, itertools.repeat("train"))
+    examples = ((split, row.image(), row.label) for row, split in zip(csv_rows(table), into, strict=False))
+    return _release(collections.Counter(splits), examples, file_identity(table.path), {"form": "csv", **options})
 
 
 def _check_columns(columns: Sequence[str], name: str) -> None:
@@ -233,11 +174,13 @@ def _check_columns(columns: Sequence[str], name: str) -> None:
         raise UserError(f"{name}: the file is empty; {_FORMS}")
     if "pixels" in columns and "emotion" not in columns:
         raise UserError(
-            f"{name}: this file has pixels but no labels (found columns {_few(columns)}); the same images with "
+            f"{name}: this file has pixels but no labels (found columns {few_names(columns)}); the same images with "
             "labels are in fer2013.csv and in icml_face_data.csv (PublicTest and PrivateTest): give one of those"
         )
     if not {"emotion", "pixels"} <= set(columns):
-        raise UserError(f"{name}: expected columns 'emotion', 'pixels' and 'Usage', found {_few(columns)}; {_FORMS}")
+        raise UserError(
+            f"{name}: expected columns 'emotion', 'pixels' and 'Usage', found {few_names(columns)}; {_FORMS}"
+        )
 
 
 # --- folders --------------------------------------------------------------------------------------------------------
@@ -248,7 +191,7 @@ def _read_folders(files: SourceFiles, names: Sequence[str]) -> Release:
     places = [_place(files, name) for name in names]
     counts = collections.Counter(split for split, _ in places)
     examples = ((split, _folder_image(files, name), label) for name, (split, label) in zip(names, places, strict=True))
-    return _release(counts, examples, files.identity(names), "folders")
+    return _release(counts, examples, files.identity(names), {"form": "folders"})
 
 
 def _place(files: SourceFiles, name: str) -> tuple[str, int]:
@@ -256,10 +199,10 @@ def _place(files: SourceFiles, name: str) -> tuple[str, int]:
     part, folder, file = _IMAGE.search(name).groups()
     usage = file.split("_")[0]
     if folder.lower() not in FOLDERS:
-        raise UserError(f"{files.path}/{name}: expected a class folder {', '.join(FOLDERS)}, found {folder!r}")
+        raise UserError(f"{files.path}/{name}: expected a class folder {', '.join(FOLDERS)}, found {quoted(folder)}")
     if usage not in _USAGES[part]:
         expected = " or ".join(f"{usage}_*.jpg" for usage in _USAGES[part])
-        raise UserError(f"{files.path}/{name}: expected {expected} in {part}/, found {file!r}")
+        raise UserError(f"{files.path}/{name}: expected {expected} in {part}/, found {quoted(file)}")
     return SPLITS[usage], FOLDERS[folder.lower()]
 
 

@@ -14,12 +14,14 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from datasets.fer2013 import IMAGE_SHAPE, SPLITS, Table, check_usage, csv_rows, find_table, found_in, is_archive
+from datasets.fer2013 import IMAGE_SHAPE, SPLITS, check_usage, csv_rows
 from datasets.shared.archives import file_identity
 from datasets.shared.dataset import DataSet
 from datasets.shared.expressions import ANGER, CLASS_NAMES, CONTEMPT, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
 from datasets.shared.release import Release, ReleaseOptions, write_release
+from datasets.shared.tables import Table, find_table, found_in, is_archive
 from files import UserError
+from text import quoted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +185,7 @@ def read_votes(ballots: Table) -> tuple[np.ndarray, np.ndarray]:
         for column, option in _COLUMNS.items():
             text = cells[column].strip()
             if not (text.isascii() and text.isdigit() and len(text) < 4):
-                raise UserError(f"{where}: expected a number of votes in {column}, found {text!r}")
+                raise UserError(f"{where}: expected a number of votes in {column}, found {quoted(text)}")
             row[option] = int(text)
         splits.append(SPLITS[usage])
         votes.append(row)

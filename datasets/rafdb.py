@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
+import limits
 from command_line import Range
 from datasets.shared.annotations import few
 from datasets.shared.archives import SourceFiles
@@ -17,6 +18,7 @@ from datasets.shared.decoding import Box, ImageFile
 from datasets.shared.expressions import ANGER, CLASS_NAMES, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
 from datasets.shared.release import ImageRelease, PrepareOptions, find_prepared, stratified_hold_out, write_images
 from files import UserError
+from text import printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +46,19 @@ LIST = "EmoLabel/list_patition_label.txt"  # spelt like that in the release
 _ALIGNED, _ORIGINAL, _BOXES = "Image/aligned", "Image/original", "Annotation/boundingbox"
 _PATTERNS = [f"{depth}{files}" for depth in ("", "*/") for files in (LIST, f"{_ALIGNED}/*")]
 _PATTERNS_ORIGINAL = [f"{depth}{files}" for depth in ("", "*/") for files in (LIST, f"{_ORIGINAL}/*", f"{_BOXES}/*")]
-_ROW = re.compile(r"((?:train|test)_[0-9]+\.jpg)\s+([0-9]+)")
+# Some copies name the aligned files, or have a third column, which is not used.
+_ROW = re.compile(r"((?:train|test)_[0-9]+)(?:_aligned)?(\.jpg)\s+([0-9]+)(?:\s+[0-9]+)?")
+# A form in circulation: the aligned faces in one folder per code, without the list.
+_CODE_FOLDERS = [f"{depth}{part}/[1-7]/*" for depth in ("", "*/") for part in ("train", "test")]
+_IN_FOLDER = re.compile(r"((?:.*/)?)(train|test)/([1-7])/[^/]+\.(?:jpe?g|png)$", re.IGNORECASE)
 
 Labelled = tuple[str, int]  # train_00001.jpg, canonical code
 
 
 def prepare_rafdb(settings: PrepareRafdbConfig) -> dict[str, dict[str, Any]]:
     """Prepares RAF-DB basic from the official release: a folder, zip or tar of ``basic/`` or of what is in it.
+
+    Also read is the form in circulation with the aligned faces as ``{train,test}/<code>/*.jpg``.
 
     The release has aligned faces (100 x 100 pixels), and originals with one bounding box each, from which the faces
     are cut out. An image that the list does not name is left out, and counted in `meta.json` (options, ``unlisted``).
@@ -66,17 +74,20 @@ def prepare_rafdb(settings: PrepareRafdbConfig) -> dict[str, dict[str, Any]]:
         UserError: the source is missing, of another layout, incomplete or damaged; what was prepared stays untouched.
     """
     original = settings.images == "original"
-    files = SourceFiles(settings.source, _PATTERNS_ORIGINAL if original else _PATTERNS)
+    files = SourceFiles(settings.source, _PATTERNS_ORIGINAL if original else [*_PATTERNS, *_CODE_FOLDERS])
     sources = [files.stamp()]
     options = {"images": settings.images, "val_share": settings.val_share, "seed": settings.seed}
     known = {**options, "size": settings.size}
     if prepared := find_prepared(settings.data_dir, "rafdb", sources, known, strict=settings.strict):
         return prepared
     names = set(files.names)
-    top = _top(files.path, names)
-    rows = _read_list(files.read(top + LIST), f"{files.path}/{top}{LIST}")
-    images = _images(files, top, rows, original, settings)
-    options["unlisted"] = _report_unlisted(names, top + (_ORIGINAL if original else _ALIGNED), images)
+    if not original and (images := _in_code_folders(files, settings)):
+        options["unlisted"] = 0
+    else:
+        top = _top(files.path, names)
+        rows = _read_list(files.read(top + LIST, limits.LIST_BYTES), f"{files.path}/{top}{LIST}")
+        images = _images(files, top, rows, original, settings)
+        options["unlisted"] = _report_unlisted(names, top + (_ORIGINAL if original else _ALIGNED), images)
     release = ImageRelease(files, images, settings.size, 3, CLASS_NAMES[: len(CODES)], sources, options)
     return write_images(settings.data_dir, "rafdb", release, strict=settings.strict, workers=settings.workers)
 
@@ -107,9 +118,12 @@ def _read_list(data: bytes, path: str) -> list[Labelled]:
                 f"{where}: expected an image and a code, as 'train_00001.jpg 5', found {line[:60]!r}; "
                 "is the file cut off? Take it from the release again"
             )
-        name, code = row.groups()
+        stem, ending, code = row.groups()
+        name = stem + ending
         if code not in CODES:
-            raise UserError(f"{where}: expected a code 1..7, found {code}; take the list from the release again")
+            raise UserError(
+                f"{where}: expected a code 1..7, found {printable(code, 20)}; take the list from the release again"
+            )
         if name in rows:
             raise UserError(f"{where}: {name} is in the list for the second time; take it from the release again")
         rows[name] = CODES[code]
@@ -130,14 +144,37 @@ def _images(
     if original:
         box_paths = [f"{top}{_BOXES}/{stem}_boundingbox.txt" for stem in stems]
         _check_there(files, box_paths, "bounding boxes", f"{_BOXES}/")
-        boxes = [_read_box(files.read(path), f"{files.path}/{path}") for path in box_paths]
-    train = [place for place, stem in enumerate(stems) if stem.startswith("train")]
-    held_out = stratified_hold_out([rows[place][1] for place in train], settings.val_share, settings.seed)
-    splits = ["test"] * len(rows)
+        boxes = [_read_box(files.read(path, limits.ANNOTATION_BYTES), f"{files.path}/{path}") for path in box_paths]
+    labels = [label for _, label in rows]
+    splits = _splits([stem.partition("_")[0] for stem in stems], labels, settings)
+    return [ImageFile(*row) for row in zip(splits, paths, labels, boxes, strict=True)]
+
+
+def _splits(parts: Sequence[str], labels: Sequence[int], settings: PrepareRafdbConfig) -> list[str]:
+    """The split of each image from its official part, ``train`` or ``test``."""
+    train = [place for place, part in enumerate(parts) if part == "train"]
+    held_out = stratified_hold_out([labels[place] for place in train], settings.val_share, settings.seed)
+    splits = ["test"] * len(parts)
     for place, is_val in zip(train, held_out.tolist(), strict=True):
         splits[place] = "val" if is_val else "train"
-    labels = (label for _, label in rows)
-    return [ImageFile(*row) for row in zip(splits, paths, labels, boxes, strict=True)]
+    return splits
+
+
+def _in_code_folders(files: SourceFiles, settings: PrepareRafdbConfig) -> list[ImageFile]:
+    """The images of ``{train,test}/<code>/``, in the order of their names; none where the list is there."""
+    found = [(match, name) for name in files.names if (match := _IN_FOLDER.match(name))]
+    tops = sorted({match[1] for match, _ in found})
+    if not found or any(name.endswith(LIST) for name in files.names):
+        return []
+    parts = [match[2].lower() for match, _ in found]
+    if len(tops) > 1 or len(set(parts)) < 2:
+        raise UserError(
+            f"{files.path}: expected train/<code>/*.jpg and test/<code>/*.jpg in one folder, found {len(tops)} folders "
+            f"with {' and '.join(sorted(set(parts)))}; give the folder that holds both"
+        )
+    labels = [CODES[match[3]] for match, _ in found]
+    splits = _splits(parts, labels, settings)
+    return [ImageFile(split, name, label) for split, (_, name), label in zip(splits, found, labels, strict=True)]
 
 
 def _check_there(files: SourceFiles, paths: Sequence[str], what: str, folder: str) -> None:

@@ -110,7 +110,7 @@ class Timeline:
         people = sorted(self.people(), key=lambda person: -person.seconds)
         shown = sorted(people[:MAX_BANDS], key=lambda person: person.identity)
         count = len(people) + self.people_left_out
-        title = f"{title}, {clock(self._end)}, {count} {'person' if count == 1 else 'people'}".replace("$", r"\$")
+        title = f"{title}, {clock(self._end)}, {count} {'person' if count == 1 else 'people'}"
         if len(shown) < count:
             title += f" (the {len(shown)} seen longest)"
         with plots.new_figure(path, 8.0, 0.9 + 0.36 * max(2, len(shown)), title) as figure:

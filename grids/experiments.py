@@ -11,8 +11,11 @@ import yaml
 import config
 from config import DatasetName, TrainConfig
 from files import UserError, write_text
+from grids.strict_yaml import read_yaml
+from text import printable
 
 PRESETS = Path(__file__).with_name("presets")
+_MOST_ROWS, _LONGEST_NAME = 1_000, 100
 _ENTRIES = {"about": str, "recipe": str, "datasets": list, "base": dict, "rows": list}
 
 
@@ -93,17 +96,15 @@ def read_experiments(name: str) -> Experiments:
         name: a name in `preset_names`, or a path that ends with .yaml or .yml.
 
     Raises:
-        UserError: no such preset or file, or a file of another form.
+        UserError: no such preset or file, or a file of another form: every option is one text, number, bool or null.
     """
     path = PRESETS / f"{name}.yaml" if name in preset_names() else Path(name)
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"experiments: expected one of {', '.join(preset_names())} or a .yaml file, received {name!r}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:  # ValueError: such as the date 2026-02-30
-        raise UserError(f"{path}: expected YAML, found something else ({' '.join(str(error).split())})") from None
     return _experiments_of(content, path)
 
 
@@ -112,29 +113,52 @@ def _experiments_of(content: Any, path: Path) -> Experiments:
         raise UserError(f"{path}: expected rows and optionally some of {', '.join(_ENTRIES)}, and nothing else")
     for entry, value in content.items():
         if not isinstance(value, _ENTRIES[entry]):
-            raise UserError(f"{path}: {entry}: expected a {_ENTRIES[entry].__name__}, found {value!r}")
+            raise UserError(f"{path}: {entry}: expected a {_ENTRIES[entry].__name__}, found {_short(value)}")
     recipe = content.get("recipe", "default")
     if recipe not in config.RECIPES:
-        raise UserError(f"{path}: recipe: expected one of {', '.join(config.RECIPES)}, found {recipe!r}")
+        raise UserError(f"{path}: recipe: expected one of {', '.join(config.RECIPES)}, found {_short(recipe)}")
     try:
         datasets = tuple(DatasetName(name) for name in content.get("datasets", ()))
     except ValueError as error:
-        raise UserError(f"{path}: datasets: {error}; expected some of {', '.join(DatasetName)}") from None
+        raise UserError(
+            f"{path}: datasets: {printable(error, 80)}; expected some of {', '.join(DatasetName)}"
+        ) from None
     rows = _rows_of(content["rows"], content.get("base", {}), path)
     return Experiments(path.stem, content.get("about", ""), rows, recipe, datasets)
 
 
 def _rows_of(listed: list[Any], base: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
+    if len(listed) > _MOST_ROWS:
+        raise UserError(f"{path}: expected at most {_MOST_ROWS:,} rows, found {len(listed):,}")
+    _check_scalar(base, f"{path}: base")
     for i, row in enumerate(listed, 1):
         if not isinstance(row, dict) or not isinstance(row.get("name"), str):
-            raise UserError(f"{path}: row {i}: expected a name and options, found {row!r}")
+            raise UserError(f"{path}: row {i}: expected a name and options, found {_short(row)}")
+        if not 1 <= len(row["name"]) <= _LONGEST_NAME or not row["name"].isprintable():
+            raise UserError(
+                f"{path}: row {i}: expected a name of 1 to {_LONGEST_NAME} printable characters, found "
+                f"{_short(row['name'])}"
+            )
+        _check_scalar(row, f"{path}: row {i}")
         if row["name"] in rows:
             raise UserError(f"{path}: row {i}: an earlier row has the name {row['name']!r} too")
         rows[row["name"]] = {**base, **{option: value for option, value in row.items() if option != "name"}}
     if not rows:
         raise UserError(f"{path}: expected one row or more, found none")
     return rows
+
+
+def _check_scalar(options: dict[str, Any], where: str) -> None:
+    for name, value in options.items():
+        if isinstance(value, (list, dict)):
+            raise UserError(
+                f"{where}: {printable(name, 40)}: expected one text, number, bool or null, found {_short(value)}"
+            )
+
+
+def _short(value: Any) -> str:
+    return printable(repr(value), 80)
 
 
 def make_grid(experiments: Experiments, base: TrainConfig, dataset_chosen: bool, num_seeds: int) -> Grid:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from files import UserError
+from text import check_class_names, printable
 
 ATTRIBUTE = "ad_corre"  # the name under which every file keeps its description
 FORMAT_VERSION = 1
@@ -54,7 +55,7 @@ class NetworkDescription:
         """
         plausible = {
             "arch": isinstance(self.arch, str),
-            "class_names": len(self.class_names) >= 2 and all(isinstance(name, str) for name in self.class_names),
+            "class_names": len(self.class_names) >= 2,
             "num_embeddings": type(self.num_embeddings) is int and self.num_embeddings >= 1,
             "embedding_size": type(self.embedding_size) is int and self.embedding_size >= 3,
             "input_size": self.input_size is None
@@ -64,7 +65,8 @@ class NetworkDescription:
         }
         for name, fine in plausible.items():
             if not fine:
-                raise ValueError(f"{name} is {getattr(self, name)!r}")
+                raise ValueError(f"{name} is {printable(repr(getattr(self, name)), 80)}")
+        check_class_names(self.class_names)
 
     def smallest_size(self) -> int:
         """Bytes that the classifier takes at least: that of half precision."""
@@ -137,7 +139,7 @@ def from_json(kind: type[Info], text: Any, path: str | Path, **known: Any) -> In
         info = kind(network, **values)
         for name, default in vars(kind(network)).items():
             if not isinstance(getattr(info, name), type(default)):
-                raise ValueError(f"{name} is {getattr(info, name)!r}")
+                raise ValueError(f"{name} is {printable(repr(getattr(info, name)), 80)}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: cannot read the description of its network ({error})") from None
+        raise UserError(f"{path}: cannot read the description of its network ({printable(error, 300)})") from None
     return info

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from files import UserError
-from model_files import hub
+from model_files import hub, onnx_check
 from model_files.description import ATTRIBUTE, ExportInfo, from_json
-
-_LONGEST_REASON = 400
+from text import printable
 
 
 class OnnxNetwork:
@@ -22,15 +21,17 @@ class OnnxNetwork:
     Args:
         path: the file.
         gpu: use a GPU where ONNX Runtime has one; False uses the CPU.
+        checked: the file was tried already (`onnx_check.check_file`), or we have just written it.
 
     Attributes:
         info: the file's description.
 
     Raises:
-        UserError: no ONNX Runtime here; or the file is missing, damaged or not one of ours.
+        UserError: no ONNX Runtime here; or the file is missing, damaged, not one of ours, or a network that does not
+            give probabilities within the limits of time and memory.
     """
 
-    def __init__(self, path: str | Path, gpu: bool = True):
+    def __init__(self, path: str | Path, gpu: bool = True, checked: bool = False):
         path = hub.local_file(path)
         if not Path(path).is_file():
             raise UserError(f"{path}: no such weights file")
@@ -41,30 +42,34 @@ class OnnxNetwork:
         import onnxruntime
 
         self._arguments = str(Path(path).absolute()), gpu
+        if not checked:
+            onnx_check.check_file(path)
         usable = onnxruntime.get_available_providers()
         wanted = ("CUDAExecutionProvider", "CPUExecutionProvider") if gpu else ("CPUExecutionProvider",)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors; they come back as exceptions too
-        # Threads that wait for the next call at full load take the cores from what runs in between (a video's frames).
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=[name for name in wanted if name in usable]
-            )
+            self._session = onnx_check.open_session(path, [name for name in wanted if name in usable])
+        except UserError:
+            raise
         except Exception as error:  # ONNX Runtime's exceptions have no common class but this
-            reason = " ".join(str(error).split())[:_LONGEST_REASON]
+            reason = printable(" ".join(str(error).split()), 400)
             raise UserError(f"{path}: expected an ONNX file, found one that cannot be read ({reason})") from None
         self.info = self._read_info(path)
 
     def __reduce__(self) -> tuple:
         """Pickles the file's path, because ONNX Runtime's sessions cannot be pickled; the file must still be there."""
-        return OnnxNetwork, self._arguments
+        return OnnxNetwork, (*self._arguments, True)
 
     def _read_info(self, path: str | Path) -> ExportInfo:
         """The description, which must be that of the inputs and outputs."""
         inputs = {item.name: item.shape[1:] for item in self._session.get_inputs()}
         outputs = {item.name: item.shape[1:] for item in self._session.get_outputs()}
-        text = self._session.get_modelmeta().custom_metadata_map.get(ATTRIBUTE)
+        for item in (*self._session.get_inputs(), *self._session.get_outputs()):
+            if item.type != "tensor(float)":
+                raise UserError(f"{path}: {printable(item.name, 80)}: expected tensor(float), found {item.type}")
+        try:
+            text = self._session.get_modelmeta().custom_metadata_map.get(ATTRIBUTE)
+        except UnicodeDecodeError:
+            text = None
         if text is None:
             raise UserError(
                 f"{path}: no description of its network ({ATTRIBUTE!r}); expected a file that `python test.py export` "
@@ -89,10 +94,17 @@ class OnnxNetwork:
             pixels: float32 (B, H, W, 3) RGB in 0..255, H and W the network's input size.
 
         Returns:
-            Float32 probabilities (B, C) and embeddings (B, k, d).
+            Float32 probabilities (B, C), rows sum to 1, and embeddings (B, k, d).
+
+        Raises:
+            UserError: the network gives something else, or cannot be run.
         """
-        probabilities, embeddings = self._session.run(["probabilities", "embeddings"], {"pixels": pixels})
-        return probabilities, embeddings
+        try:
+            outputs = self._session.run(["probabilities", "embeddings"], {"pixels": pixels})
+            return onnx_check.checked(outputs, len(pixels), len(self.info.network.class_names))
+        except Exception as error:  # ONNX Runtime's exceptions have no common class but this
+            reason = printable(" ".join(str(error).split()), 400)
+            raise UserError(f"{self._arguments[0]}: {reason}") from None
 
     def predict(self, images: np.ndarray, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
         """Runs every image, in batches, as `evaluation.predict` does with Keras.
@@ -116,4 +128,4 @@ class OnnxNetwork:
 
 
 def _words(shapes: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {('N', *shape)}" for name, shape in shapes.items())
+    return ", ".join(printable(f"{name} {('N', *shape)}", 200) for name, shape in shapes.items())

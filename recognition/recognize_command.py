@@ -21,6 +21,7 @@ from files import UserError
 from recognition.inputs import IMAGE_ENDINGS, Inputs, open_inputs
 from recognition.results import ImageResult, Recognition, unique_names
 from test_model import TestModels, is_onnx
+from text import printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,14 +85,14 @@ def run(model: TestModels, settings: RecognizeConfig) -> None:
     unreadable, without_face = [], []
     for result in model.stream(inputs, settings.detect_face, align=settings.align, batch_size=settings.batch_size):
         for line in write(result):
-            tqdm.write(line, file=sys.stdout)
+            tqdm.write(printable(line), file=sys.stdout)
         if result.error is not None:
             unreadable.append(result.name)
-            tqdm.write(result.error, file=sys.stderr)
+            tqdm.write(printable(result.error), file=sys.stderr)
             continue
         if not result.faces:
             without_face.append(result.name)
-            tqdm.write(f"{result.name}: no face found", file=sys.stderr)
+            tqdm.write(printable(f"{result.name}: no face found"), file=sys.stderr)
         if settings.save:
             result.save(Path(settings.save) / saved(result.name))
         if explained:
@@ -108,13 +109,22 @@ def _some(names: Sequence[str]) -> str:
 
 def _json_lines(result: ImageResult) -> list[str]:
     if not result.faces:
-        nothing = {"image": result.name, "face": None, "label": None, "score": None, "box": None, "probabilities": None}
-        return [json.dumps(nothing | ({"error": result.error} if result.error is not None else {}))]
-    return [json.dumps(_fields(result.name, number, face)) for number, face in enumerate(result.faces, 1)]
+        nothing = {
+            "image": printable(result.name),
+            "face": None,
+            "label": None,
+            "score": None,
+            "box": None,
+            "probabilities": None,
+        }
+        return [json.dumps(nothing | ({"error": printable(result.error)} if result.error is not None else {}))]
+    return [
+        json.dumps(_fields(result.name, number, face), allow_nan=False) for number, face in enumerate(result.faces, 1)
+    ]
 
 
 def _fields(name: str, number: int, face: Recognition) -> dict:
-    found = {"image": name, "face": number, "label": face.label, "score": face.score, "box": face.box}
+    found = {"image": printable(name), "face": number, "label": face.label, "score": face.score, "box": face.box}
     return found | {"probabilities": face.probabilities}
 
 
@@ -128,7 +138,10 @@ def _table(names: Sequence[str], class_names: Sequence[str]) -> Callable[[ImageR
 
     A terminal that is too narrow for a column per class gets the label's probability only.
     """
-    widths = {"image": max(map(len, ("image", *names))), "label": max(map(len, ("unreadable", *class_names)))}
+    widths = {
+        "image": max(map(len, ("image", *map(printable, names)))),
+        "label": max(map(len, ("unreadable", *class_names))),
+    }
     cells = [max(6, len(name)) for name in class_names]
     width = sum(widths.values()) + sum(cells) + 2 * len(cells) + len("    score  1234,1234 1234x1234")
     columns = terminal_columns()
@@ -137,7 +150,7 @@ def _table(names: Sequence[str], class_names: Sequence[str]) -> Callable[[ImageR
         class_names, widths["label"] = (), widths["label"] + len(" 100%")
 
     def row(image: str, label: str, score: str = "", box: str = "", values: Sequence[str] = ()) -> str:
-        line = (f"{image:<{widths['image']}}", f"{label:<{widths['label']}}", f"{score:>5}", f"{box:<19}")
+        line = (f"{printable(image):<{widths['image']}}", f"{label:<{widths['label']}}", f"{score:>5}", f"{box:<19}")
         return "  ".join((*line, *(f"{value:>{cell}}" for value, cell in zip(values, cells, strict=False)))).rstrip()
 
     head = [row("image", "label", "score", "box", class_names)]

@@ -20,6 +20,7 @@ from command_line import Range
 from config import Backend
 from faces import Detector, DetectorName, crop, pixel_square
 from files import UserError, whole_file
+from text import csv_cell
 
 if TYPE_CHECKING:
     from faces.timeline import Timeline
@@ -244,11 +245,11 @@ def _table(path: str | Path, class_names: Sequence[str]) -> Iterator[Callable[[F
     with whole_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         rows = csv_module.writer(file)
         columns = ("time", "frame", "identity", "x", "y", "width", "height", "score", "detected", "label")
-        rows.writerow([*columns, *class_names])
+        rows.writerow([*columns, *map(csv_cell, class_names)])
 
         def take(frame: Frame, people: list[Seen]) -> bool:
             for person in people:
-                facts = (f"{person.score:.4g}", int(person.detected), class_names[person.code])
+                facts = (f"{person.score:.4g}", int(person.detected), csv_cell(class_names[person.code]))
                 values = (f"{value:.4f}" for value in person.probabilities)
                 rows.writerow([f"{frame.seconds:.3f}", frame.index, person.identity, *person.box, *facts, *values])
             return True

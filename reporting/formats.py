@@ -12,6 +12,8 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
+from text import csv_cell
+
 DAGGER, DOUBLE_DAGGER = "\u2020", "\u2021"
 
 
@@ -47,10 +49,12 @@ class Table:
 def csv_text(records: Sequence[Mapping[str, Any]]) -> str:
     """Records as CSV with every key that occurs, in order of appearance; None and absent entries are empty.
 
+    Text that a spreadsheet would take for a formula gets an apostrophe (`text.csv_cell`).
     Numbers have all their digits (the shortest text that reads back as the same number).
     """
     # As objects: a column of whole numbers with a gap would turn into floats.
-    return pd.DataFrame(list(records), dtype=object).to_csv(index=False, lineterminator="\n")
+    cells = [{csv_cell(name): csv_cell(value) for name, value in record.items()} for record in records]
+    return pd.DataFrame(cells, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 def markdown_text(text: str) -> str:

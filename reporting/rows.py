@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,14 @@ import numpy as np
 import pandas as pd
 
 import config
+import limits
+from arrays import read_npz
 from files import UserError, read_json
 from metrics import MEASURES
 from reporting.statistics import bootstrap_interval, mcnemar, mean_and_std, paired_bootstrap, paired_t
+from text import printable
+
+_PREDICTIONS = {"labels": ("iu", 1), "probabilities": ("f", 2), "tsne_rows": ("iu", 1), "tsne_places": ("f", 2)}
 
 # The name of the full loss's row. The paper's number is shown there.
 AD_CORRE = "Ad-Corre"
@@ -141,13 +144,12 @@ def _wrong_size(result: Mapping[str, Any]) -> str | None:
 
 def _read_predictions(path: Path, result: Mapping[str, Any]) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in ("labels", "probabilities", "tsne_rows", "tsne_places")}
-        accuracy = np.mean(found["probabilities"].argmax(axis=1) == found["labels"])
+        found = read_npz(path, _PREDICTIONS)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run it again") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: expected the predictions of a run, found a damaged file ({error})") from None
+    if not len(found["labels"]) == len(found["probabilities"]) > 0 or not found["probabilities"].shape[1]:
+        raise UserError(f"{path}: expected as many labels as probabilities, one or more; run it again")
+    accuracy = np.mean(found["probabilities"].argmax(axis=1) == found["labels"])
     if len(found["labels"]) != result["n"] or abs(accuracy - result["accuracy"]) > 1e-9:
         raise UserError(
             f"{path}: expected {result['n']} images and accuracy {result['accuracy']} as in result.json, "
@@ -158,13 +160,16 @@ def _read_predictions(path: Path, result: Mapping[str, Any]) -> dict[str, np.nda
 
 def _read_history(path: Path) -> dict[str, np.ndarray]:
     try:
+        limits.check_size(path.stat().st_size, limits.HISTORY_BYTES, path, "a history")
         # Read as text, because some versions of pandas round numbers that they parse themselves.
         table = pd.read_csv(path, index_col=False, dtype=str)
         return {name: table[name].astype(np.float64).to_numpy() for name in table.columns}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError) as error:  # pandas's own errors are ValueErrors
-        raise UserError(f"{path}: expected numbers, one line per epoch, found something else ({error})") from None
+        raise UserError(
+            f"{path}: expected numbers, one line per epoch, found something else ({printable(error, 200)})"
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

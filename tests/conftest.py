@@ -19,13 +19,17 @@ from datasets import CLASS_NAMES
 ROOT = Path(__file__).parents[1]
 
 
-def write_split(data_dir, labels, *, split="train", dataset="synthetic", shape=(8, 8, 1), num_classes=7):
-    """Prepares a split whose image i is filled with i % 256, so that a batch tells which rows it holds."""
+def write_split(
+    data_dir, labels, *, split="train", dataset="synthetic", shape=(8, 8, 1), num_classes=7, images=None, votes=None
+):
+    """Prepares a split of ``images``, or of images filled with their row % 256, so that a batch tells its rows."""
     from datasets.shared.split_writer import SplitWriter
 
     with SplitWriter(data_dir, dataset, split, len(labels), shape, CLASS_NAMES[:num_classes], [], {}) as writer:
         for i, label in enumerate(labels):
-            writer.add(np.full(shape, i % 256, np.uint8), int(label))
+            writer.add(np.full(shape, i % 256, np.uint8) if images is None else images[i], int(label))
+        if votes is not None:
+            writer.add_array("votes", votes)
     return Path(data_dir) / dataset / split
 
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, run_python, write_split
+from conftest import ROOT, run_python
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -23,8 +23,8 @@ import step
 import torch_peer
 import workload
 
+import arrays
 import config
-import dataset_class
 import runtime
 from data_helper import open_split
 from files import UserError, run_command
@@ -185,9 +185,8 @@ def test_a_peer_that_is_not_there_says_so(monkeypatch):
 def test_reading_is_counted(tmp_path, way, workers):
     path = reading.write_noise_split(tmp_path, "noise", (8, 8, 3), 300)
     split = open_split(tmp_path, "noise", "train")
-    expected = dataset_class._DiskRows if way == "pread" else np.memmap
-    assert type(reading.make_batches(split, 8, way)._images) is expected
-    assert dataset_class.MAPPED_BYTES == 2**30
+    expected = arrays.Rows if way == "pread" else np.memmap
+    assert type(reading.make_batches(split, 8, way).images) is expected
     row = reading.read_for(split, way, workers, 60.0)
     assert row["images"] == 256, "two whole batches of 128"
     assert row["images_per_s"] > 0 and row["cpu_us"] > 0
@@ -237,31 +236,7 @@ def test_the_sparse_file_takes_no_disk_and_is_read(tmp_path, monkeypatch):
     assert row["images"] == 40 and row["open_s"] > 0
     for place in reading.MEMORY:
         assert row[place]["VmRSS"] >= row[place]["RssAnon"] > 0
-    # 1.2 GB is more than MAPPED_BYTES: none of it is mapped.
     assert row["read"]["RssFile"] - row["opened"]["RssFile"] < 2**10
-
-
-# --- what input.py made necessary -----------------------------------------------------------------------------------
-
-
-def test_large_files_are_read_without_the_map(tmp_path, monkeypatch):
-    """The same batches; a part of a map, whose rows are not the file's, stays as it is; a file cut short is told."""
-    folder = write_split(tmp_path, np.arange(40) % 7, shape=(5, 9, 3))
-    split = open_split(tmp_path, "synthetic", "train")
-    mapped = dataset_class.Batches(split, 7, seed=1)
-    monkeypatch.setattr(dataset_class, "MAPPED_BYTES", 0)
-    read = dataset_class.Batches(split, 7, seed=1)
-    assert isinstance(mapped._images, np.memmap) and isinstance(read._images, dataset_class._DiskRows)
-    for index in range(len(read)):
-        images, labels = read[index]
-        assert images.dtype == np.uint8 and images.flags.writeable
-        np.testing.assert_array_equal(images, mapped[index][0])
-        np.testing.assert_array_equal(labels, mapped[index][1])
-    for part in (split.images[3:], np.asarray(split.images).copy()):
-        assert dataset_class._readable(part) is part
-    os.truncate(folder / "images.npy", 1000)
-    with pytest.raises(UserError, match=r"images.npy: ends before row \d+; prepare the data set again"):
-        read[0]
 
 
 # --- step.py and its loops ------------------------------------------------------------------------------------------

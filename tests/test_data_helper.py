@@ -43,8 +43,9 @@ def test_the_digest_of_an_earlier_split_is_computed_once_and_kept(earlier, monke
     assert sorted(path.name for path in (earlier / "ferplus/train").iterdir()) == [
         *("images.npy", "labels.npy", "meta.json", "votes.npy")
     ]
+    again = open_split(earlier, "ferplus", "train")
     monkeypatch.setattr(data_helper, "_sha256", None)  # is not called again
-    assert split.digest == open_split(earlier, "ferplus", "train").digest == EARLIER_DIGEST
+    assert split.digest == again.digest == EARLIER_DIGEST
 
 
 def test_the_digest_is_the_sha256_of_shapes_and_bytes(earlier):
@@ -106,13 +107,14 @@ def test_a_new_split_is_written_with_the_digest_that_would_be_computed(tmp_path)
 def test_a_digest_of_another_form_is_refused(earlier):
     path = earlier / "ferplus/train/meta.json"
     path.write_text(json.dumps({**meta_of(earlier), "digest": "\x1b[31m"}))
-    with pytest.raises(UserError, match=r"meta\.json: expected a digest of 64"):
+    with pytest.raises(UserError, match=r"meta\.json: digest: .*a-f.*x1b"):
         open_split(earlier, "ferplus", "train")
 
 
 def write_votes(data_dir, votes, labels=(0, 2, 1)):
     folder = write_split(data_dir, labels, num_classes=3)
     np.save(folder / "votes.npy", np.array(votes))
+    edit_meta(digest=None)(folder)
     return open_split(data_dir, "synthetic", "train")
 
 
@@ -121,7 +123,7 @@ GOOD_VOTES = np.array([[0.5, 0.25, 0.25], [0, 0, 1], [0.3, 0.6, 0.1]], np.float3
 
 def test_votes_are_opened_beside_the_labels(tmp_path):
     votes = write_votes(tmp_path, GOOD_VOTES).votes
-    assert isinstance(votes, np.memmap) and not votes.flags.writeable
+    assert not votes.flags.writeable
     assert votes.tolist() == GOOD_VOTES.tolist()
     write_split(tmp_path, [0], split="val")
     assert open_split(tmp_path, "synthetic", "val").votes is None
@@ -129,9 +131,9 @@ def test_votes_are_opened_beside_the_labels(tmp_path):
 
 def test_votes_that_do_not_belong_to_the_labels_are_refused(tmp_path):
     for votes, message in (
-        (GOOD_VOTES[:2], r"expected the votes of 3 images for 3 classes, found an array of 2 x 3"),
-        (GOOD_VOTES[:, :2], r"found an array of 3 x 2"),
-        (GOOD_VOTES.astype(np.float64), r"expected float32 with 2 axes, found float64"),
+        (GOOD_VOTES[:2], r"expected float32 \(3, 3\) in C order, found float32 \(2, 3\)"),
+        (GOOD_VOTES[:, :2].copy(), r"found float32 \(3, 2\)"),
+        (GOOD_VOTES.astype(np.float64), r"expected float32 .*, found float64"),
         (GOOD_VOTES[[0, 2, 1]], r"largest at the label, found \[0\.3.* for label 2 at row 1; prepare"),
         (GOOD_VOTES * 10, r"sum to 1 .*found \[5\.0, 2\.5, 2\.5\] for label 0 at row 0"),
         (GOOD_VOTES + np.float32([[0, 0, 0], [0, 0, np.nan], [0, 0, 0]]), r"nan\] for label 2 at row 1"),
@@ -174,8 +176,19 @@ def test_what_is_not_prepared_names_the_command(tmp_path, dataset, source):
         open_split(tmp_path, dataset, "train")
     assert f"python prepare_data.py {dataset}{source} --data-dir {tmp_path}" in str(caught.value)
     write_split(tmp_path, [0, 1], dataset=dataset, split="val")
-    with pytest.raises(UserError, match=rf"found: {dataset}/val"):
+    with pytest.raises(UserError, match=rf"source had no such part \(found: {dataset}/val\); prepare {dataset} again"):
         open_split(tmp_path, dataset, "train")
+
+
+def test_a_missing_validation_part_names_what_makes_one(tmp_path):
+    """The command that was just run would leave the same splits again."""
+    write_split(tmp_path, [0, 1], dataset="rafdb")
+    with pytest.raises(UserError, match=r"rafdb/val is not prepared .*--val-share 0\.1") as caught:
+        open_split(tmp_path, "rafdb", "val")
+    assert "--select-on" not in str(caught.value), "there is no test part either"
+    write_split(tmp_path, [0, 1], dataset="rafdb", split="test")
+    with pytest.raises(UserError, match=r"--val-share 0\.1.*or train with --select-on test"):
+        open_split(tmp_path, "rafdb", "val")
 
 
 def replace(name, array):
@@ -189,33 +202,69 @@ def cut(name, length):
     return damage
 
 
+def append(name):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes() + b"x")
+
+
 def edit_meta(**values):
     def damage(folder):
         path = folder / "meta.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+        changed = {**json.loads(path.read_text()), **values}
+        path.write_text(json.dumps({name: value for name, value in changed.items() if value is not None}))
 
     return damage
 
 
-def as_csv(name):
-    return lambda folder: (folder / name).write_text("emotion,pixels\n0,70 80 82\n")
+def as_text(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def flip(name, place):
+    def damage(folder):
+        data = bytearray((folder / name).read_bytes())
+        data[place] ^= 1
+        (folder / name).write_bytes(data)
+
+    return damage
 
 
 IMAGES, INTS = np.zeros((23, 8, 8, 1), np.uint8), np.zeros(23, np.int64)
+SHUFFLED = LABELS[::-1].copy()  # as many of each class
 DAMAGES = {
-    "fewer labels": (replace("labels.npy", INTS[:22]), r"23 images, labels\.npy 22 labels and meta\.json says 23"),
-    "meta counts others": (edit_meta(num_images=24), r"meta\.json says 24"),
-    "images cut off": (cut("images.npy", -10), r"images\.npy: not a whole \.npy array"),
-    "labels cut off": (cut("labels.npy", -1), r"labels\.npy: not a whole \.npy array"),
-    "images are text": (as_csv("images.npy"), r"images\.npy: not a whole \.npy array"),
-    "labels are objects": (replace("labels.npy", np.array([None] * 23)), r"labels\.npy: not a whole .* plain numbers"),
-    "images are floats": (replace("images.npy", IMAGES / 255), r"expected uint8 with 4 axes, found float64 with 4"),
-    "labels are one-hot": (replace("labels.npy", np.eye(23, 7, dtype=np.int64)), r"expected int64 with 1 axes, found"),
+    "fewer labels": (replace("labels.npy", INTS[:22]), r"labels\.npy: expected int64 \(23\) .*found int64 \(22\)"),
+    "meta counts others": (edit_meta(num_images=24), r"images\.npy: expected uint8 \(24, 8, 8, 1\).*\(23, 8, 8, 1\)"),
+    "images cut off": (cut("images.npy", -10), r"images\.npy: not a whole \.npy file: expected 1,600 .*found 1,590"),
+    "images too long": (append("images.npy"), r"images\.npy: not a whole .*expected 1,600 .*found 1,601"),
+    "labels cut off": (cut("labels.npy", -1), r"labels\.npy: not a whole \.npy file"),
+    "header cut off": (cut("images.npy", 60), r"images\.npy: the file is cut off in its header"),
+    "images are text": (as_text("images.npy", "emotion,pixels\n0,70 80 82\n"), r"images\.npy: no \.npy file"),
+    "labels are objects": (replace("labels.npy", np.array([None] * 23)), r"labels\.npy: Python objects"),
+    "images are floats": (replace("images.npy", IMAGES / 255), r"expected uint8 .*found float64"),
+    "images of another shape": (replace("images.npy", IMAGES.reshape(23, 4, 16, 1)), r"found uint8 \(23, 4, 16, 1\)"),
+    "images in Fortran order": (
+        replace("images.npy", np.asfortranarray(np.zeros((23, 8, 8, 1), np.uint8))),
+        r"images\.npy: expected .* in C order, found .* in Fortran order",
+    ),
+    "labels of the other byte order": (replace("labels.npy", INTS.astype(">i8")), r"expected int64 .*found >i8"),
+    "labels are one-hot": (replace("labels.npy", np.eye(23, 7, dtype=np.int64)), r"expected int64 \(23\) .*found"),
     "a label too large": (replace("labels.npy", INTS + 7 * (np.arange(23) == 9)), r"codes 0\.\.6, found 7 at row 9"),
     "a label below 0": (replace("labels.npy", INTS - (np.arange(23) == 22)), r"codes 0\.\.6, found -1 at row 22"),
+    "other labels": (replace("labels.npy", INTS), r"expected \[10, 3, 6, 0, 0, 0, 4\] labels per class.*found \[23, 0"),
+    "labels in another order": (replace("labels.npy", SHUFFLED), r"not those that meta\.json names"),
+    "a pixel": (flip("images.npy", -1), r"not those that meta\.json names"),
+    "a bit of the header": (flip("images.npy", 12), r"images\.npy: "),
     "no labels": (lambda folder: (folder / "labels.npy").unlink(), r"labels\.npy: the file is missing"),
-    "another format": (edit_meta(format_version=2), r"meta\.json: expected format version 1, found 2"),
-    "meta lacks the classes": (edit_meta(class_names=None), r"meta\.json"),
+    "another format": (edit_meta(format_version=2), r"meta\.json: format_version: expected 1, found 2"),
+    "meta lacks the classes": (edit_meta(class_names=None), r"meta\.json: class_names: .*required"),
+    "meta lacks the counts": (edit_meta(class_counts=None), r"meta\.json: class_counts"),
+    "classes are numbers": (edit_meta(class_names=[1, 2, 3, 4, 5, 6, 7]), r"class_names\.0: expected a valid string"),
+    "two equal classes": (edit_meta(class_names=["a"] * 7), r"class_names: expected every class name once, found 'a'"),
+    "a class with escape codes": (edit_meta(class_names=["\x1b[31m", *"bcdefg"]), r"printable characters, found .*x1b"),
+    "a length as text": (edit_meta(num_images="23"), r"meta\.json: num_images: expected a valid integer, found '23'"),
+    "options are a list": (edit_meta(options=[1]), r"meta\.json: options"),
+    "counts are nested": (edit_meta(options={"left_out": {"train": [3]}}), r"meta\.json: options\.left_out\.train"),
+    "meta is a list": (as_text("meta.json", "[1, 2]"), r"meta\.json: expected"),
+    "meta nests deeply": (as_text("meta.json", "[" * 100_000), r"meta\.json: expected JSON"),
     "meta cut off": (cut("meta.json", 50), r"meta\.json: expected JSON"),
 }
 
@@ -224,8 +273,21 @@ DAMAGES = {
 def test_damaged_files_are_refused(tmp_path, damage):
     make, message = DAMAGES[damage]
     make(write_split(tmp_path, LABELS))
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         open_split(tmp_path, "synthetic", "train")
+    assert "prepare the data set again" in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_images_cut_since_they_were_opened_are_an_error_and_not_the_end_of_the_process(tmp_path):
+    """Reading a memory map beyond the end of its file would end the process with SIGBUS."""
+    folder = write_split(tmp_path, [0] * 23, shape=(64, 64, 3))
+    split = open_split(tmp_path, "synthetic", "train")
+    assert split.rows[[22, 3]].tolist() == split.images[[22, 3]].tolist()
+    os.truncate(folder / "images.npy", 128 + 20 * 64 * 64 * 3 + 5)
+    assert split.rows[19].tolist() == np.full((64, 64, 3), 19).tolist()
+    for read in (lambda: split.rows[[3, 20]], lambda: split.rows[18:23], split.computed_digest):
+        with pytest.raises(UserError, match=r"images\.npy: ends before row 20"):
+            read()
 
 
 class Planted:
@@ -246,7 +308,7 @@ def test_a_pickle_is_refused_and_not_run(tmp_path, name, kind):
         np.save(path, np.array([planted], object), allow_pickle=True)
     else:
         path.write_bytes(pickle.dumps(planted))
-    with pytest.raises(UserError, match=f"{name}: not a whole"):
+    with pytest.raises(UserError, match=rf"{name}: (no \.npy file|Python objects)"):
         open_split(tmp_path / "data", "synthetic", "train")
     assert not (tmp_path / "planted").exists()
     with pytest.raises(FileNotFoundError):  # the trap works

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import keras
 import numpy as np
@@ -122,16 +123,23 @@ def test_balanced_epochs_draw_present_classes_equally(split):
     assert np.abs(neutral - len(drawn) / 40).max() < 5 * math.sqrt(len(drawn) / 40)
 
 
+def test_a_file_that_is_cut_during_training_is_an_error(tmp_path):
+    folder = write_split(tmp_path, LABELS)
+    batches = Batches(open_split(tmp_path, "synthetic", "train"), 23, seed=1)
+    os.truncate(folder / "images.npy", 1000)
+    with pytest.raises(UserError, match=r"images.npy: ends before row \d+.*prepare the data set again"):
+        batches[0]
+
+
 # Votes
 
 
 @pytest.fixture
 def voted(tmp_path):
     """A split of 23 images, each with its own distribution of the votes."""
-    folder = write_split(tmp_path, LABELS)
     votes = np.random.default_rng(0).dirichlet(np.ones(7), len(LABELS)) * 0.49
     votes[np.arange(len(LABELS)), LABELS] += 0.51
-    np.save(folder / "votes.npy", votes.astype(np.float32))
+    write_split(tmp_path, LABELS, votes=votes.astype(np.float32))
     return open_split(tmp_path, "synthetic", "train"), votes
 
 

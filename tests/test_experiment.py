@@ -459,6 +459,8 @@ def forget_digests(data_dir: Path) -> None:
     for path in data_dir.glob("*/*/meta.json"):
         meta = json.loads(path.read_text())
         meta.pop("digest", None)
+        labels = np.load(path.with_name("labels.npy"))
+        meta["class_counts"] = np.bincount(labels, minlength=len(meta["class_names"])).tolist()
         path.write_text(json.dumps(meta))
 
 

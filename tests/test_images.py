@@ -14,6 +14,7 @@ import pytest
 from conftest import run_python
 from PIL import Image, ImageOps
 
+import images
 from files import UserError
 from images import decode_image, read_image, resize_image
 
@@ -208,7 +209,8 @@ def test_what_is_no_image_is_named():
         (b"<!DOCTYPE html><p>not found", r"expected a whole JPEG.*b'<!DOCTYP'"),
         (jpeg(quadrants(RED, GREEN, BLUE, GRAY))[:-300], "cannot be decoded"),
         (png(2, 1, 8, 0, [b"\1\2"])[:-14], "cannot be decoded"),
-        (cv2.imencode(".hdr", np.ones((2, 2, 3), np.float32))[1].tobytes(), "8 or 16 bits per channel.*float32"),
+        (cv2.imencode(".hdr", np.ones((2, 2, 3), np.float32))[1].tobytes(), "cannot be decoded"),
+        (cv2.imencode(".tiff", np.ones((2, 2), np.float32))[1].tobytes(), "8 or 16 bits per channel.*float32"),
     ):
         with pytest.raises(UserError, match=rf"(?s)folder/x\.png: .*{message}"):
             decode_image(data, "folder/x.png")
@@ -219,6 +221,23 @@ def bmp_header(width, height):
     return struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 54, 0, 0, 54, 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
 
 
+def deep_tiff(side):
+    """A TIFF of 16-bit RGBA whose only strip is empty."""
+    bits_at = 8 + 2 + 8 * 12 + 4
+    tags = (
+        *((256, 3, 1, side), (257, 3, 1, side), (258, 3, 4, bits_at), (259, 3, 1, 1)),
+        *((262, 3, 1, 2), (273, 4, 1, 0), (277, 3, 1, 4), (279, 4, 1, 0)),
+    )
+    directory = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + directory + bytes(4) + struct.pack("<4H", 16, 16, 16, 16)
+
+
+def test_a_png_that_cannot_hold_its_pixels_is_refused_before_they_take_memory(monkeypatch):
+    monkeypatch.setattr(images, "_decode", None)  # is not called
+    with pytest.raises(UserError, match="cannot be decoded"):
+        decode_image(png(9_000, 9_000, 8, 2, [b""]), "x.png")
+
+
 TOO_LARGE = "the image is too large; expected at most 100,000,000 pixels"
 
 
@@ -226,6 +245,8 @@ def test_a_refusal_comes_before_the_memory_is_full_and_is_the_only_message(tmp_p
     """In a process of its own, because OpenCV reads its limit and its log level when it is first imported."""
     wrong = {
         "area": (png(20_000, 20_000, 8, 0, [b""]), TOO_LARGE),
+        "bytes": (png(10_000, 10_000, 16, 6, [b""]), "300,000,000 bytes of pixels"),
+        "deep.tif": (deep_tiff(9_000), "300,000,000 bytes of pixels"),
         "side": (bmp_header(2_000_000, 1), TOO_LARGE),
         "cut": (png(2, 1, 8, 0, [b"\1\2"])[:-14], "cannot be decoded"),
     }
@@ -241,7 +262,7 @@ for path in sys.argv[1:]:
 """
     done = run_python("-c", code, *(tmp_path / name for name in wrong))
     lines = done.stdout.splitlines()
-    assert len(lines) == 3 and done.stderr == ""
+    assert len(lines) == len(wrong) and done.stderr == ""
     for line, (name, (_, message)) in zip(lines, wrong.items(), strict=True):
         assert line.startswith(f"{tmp_path}/{name}: ") and message in line
 
@@ -267,8 +288,8 @@ def test_read_image_refuses_what_is_no_file(tmp_path):
 
 def test_read_image_refuses_a_huge_file(tmp_path):
     with open(tmp_path / "huge.png", "wb") as file:
-        file.truncate(1_000_000_001)  # takes no room on the disk
-    with pytest.raises(UserError, match="expected at most 1,000,000,000 bytes, found 1,000,000,001"):
+        file.truncate(200_000_001)  # takes no room on the disk
+    with pytest.raises(UserError, match=r"huge\.png: expected an image of at most 200,000,000 bytes"):
         read_image(tmp_path / "huge.png")
 
 

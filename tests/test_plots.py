@@ -72,6 +72,16 @@ def test_save_figures_writes_four_figures_with_a_title(tmp_path, drawn):
     assert len(drawn) == 4 and all("FER-2013, val, n = 60" in figure.get_suptitle() for figure in drawn)
 
 
+def test_names_with_dollar_signs_and_escape_codes_are_drawn_as_they_are(tmp_path):
+    """Matplotlib would read a formula between dollar signs, and refuse this one."""
+    labels, probabilities, embeddings = case()
+    names = ["$x^$", "a_$b", "c"]
+    scores = metrics.score(labels, probabilities, names)
+    title = "$x^$ \x1b[31m \udce9"
+    plots.save_figures(tmp_path, title, labels, probabilities, names, scores, *metrics.tsne(embeddings))
+    assert len(list(tmp_path.iterdir())) == 4
+
+
 def test_confusion_matrix_shows_counts_and_row_percent(tmp_path, drawn):
     # true a: 2 predicted as a, 6 as b: 25% and 75%; true b: all 1,234; c never occurs and has no percent
     confusion = np.array([[2, 6, 0], [0, 1234, 0], [0, 0, 0]])

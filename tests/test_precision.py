@@ -87,7 +87,7 @@ def test_a_stopped_run_of_float16_goes_on_with_its_loss_scale(tmp_path, monkeypa
     """
     for split in ("train", "val"):
         # Not the one-coloured pictures: of nothing come embeddings of length 0, whose gradients float16 cannot hold.
-        np.save(write_split(tmp_path, LABELS, split=split, shape=(12, 12, 1)) / "images.npy", images())
+        write_split(tmp_path, LABELS, split=split, shape=(12, 12, 1), images=images())
     monkeypatch.setattr(experiment, "_report", lambda *args: {})  # tested elsewhere, and slow
     settings = config.TrainConfig(
         data_dir=str(tmp_path),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import cv2
@@ -73,6 +74,17 @@ def test_inspect_counts_every_split_and_draws_its_images(tmp_path, run):
         assert min(image.shape[:2]) > 100 and image.std() > 10
     again = run("inspect", "--data-dir", tmp_path, "--dataset", "synthetic", "--duplicates", "none")
     assert again == lines[14:], "and a grid is not taken for a split"
+
+
+def test_the_grid_of_read_only_data_is_drawn_in_the_current_folder(tmp_path, run, monkeypatch):
+    write_landscapes(tmp_path / "data", "train", [1, 2])
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    writable = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: "data" not in str(path) and writable(path, mode))
+    run("inspect", "--data-dir", tmp_path / "data", "--duplicates", "none")
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["rafdb-train.png"]
+    assert not list((tmp_path / "data").rglob("*.png"))
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ ADDED_OPTIONS = {
     "python prepare_data.py rafdb": "--size 16 --val-share 0.34",
     "python prepare_data.py affectnet": "--size 16 --val-share 0.5",
     "python prepare_data.py published": "--size 16",
+    "python prepare_data.py folders": "--size 16 --val-share 0.5",
     "python test.py recognize": "",
     "python test.py video": "",
     "python test.py evaluate": "",
@@ -52,6 +53,7 @@ NOT_RUN = {
     "jupyter": "waits for a browser; test_tour.py runs the notebook",
     "python demo.py": "serves a page until it is stopped",
     "python test.py video --camera": "needs a camera",
+    "python tests/fuzz.py": "takes minutes; test_fuzz.py runs a few hundred cases",
 }
 SHOWN_ONLY = {"", "text", "yaml", "bibtex"}  # what follows ``` of a block that is not run
 
@@ -143,6 +145,8 @@ def build_releases(folder: Path) -> None:
     expressions = {name: count for name, count in affectnet.CODES.items() if count < 7}
     four = dict.fromkeys(expressions, 4)
     affectnet.write_folder(folder / "affectnet", affectnet.release_2021(four, four))
+    mine = {f"train/{name}/{n}.jpg": affectnet.jpeg(name, "train") for name in expressions for n in range(2)}
+    affectnet.write_folder(folder / "folders", mine)
     affectnet.write_folder(folder / "published", affectnet.annotated(four, "train"))
     affectnet.write_folder(folder / "fer2013", {"fer2013.csv": fer2013.table().encode()})
     affectnet.write_folder(folder / "ferplus", {name: text.encode() for name, text in ferplus.RELEASE.items()})

@@ -187,7 +187,7 @@ def test_a_result_of_other_test_data_is_not_returned(old_run, prepared, capsys):
     """Training does not depend on them: it is the same run, with something left to do."""
     run = run_identity.identity_of(prepared, opened(prepared))
     assert run_identity.claim_folder(old_run, run, opened(prepared)["test"])
-    np.save(write_split(prepared.data_dir, [4, 5], split="test") / "labels.npy", np.array([4, 4]))
+    np.save(write_split(prepared.data_dir, [4, 5], split="test") / "labels.npy", np.array([5, 4]))
     meta = Path(prepared.data_dir) / "synthetic" / "test" / "meta.json"
     meta.write_text(json.dumps({k: v for k, v in json.loads(meta.read_text()).items() if k != "digest"}))
     assert run_identity.identity_of(prepared, opened(prepared)) == run

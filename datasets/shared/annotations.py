@@ -17,8 +17,11 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from tqdm import tqdm
 
+import limits
+from arrays import read_header
 from datasets.shared.expressions import CONTEMPT
 from files import UserError
+from text import printable, quoted
 
 # AffectNet's codes 0..7 are the canonical ones; an image with one of these has no expression to learn.
 NOT_EXPRESSIONS = {8: "none", 9: "uncertain", 10: "non-face"}
@@ -27,7 +30,6 @@ _CODES = {str(code): code for code in range(11)}
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _ANNOTATION_SUFFIX = "_exp.npy"
 _READERS, _AT_A_TIME = 16, 500  # network disks have a high delay per file, but serve many files in parallel
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def expression_code(text: str, where: str) -> int:
@@ -38,7 +40,7 @@ def expression_code(text: str, where: str) -> int:
     """
     if text not in _CODES:
         others = ", ".join(f"{code} {name}" for code, name in NOT_EXPRESSIONS.items())
-        raise UserError(f"{where}: expected an expression code 0..7 ({others} are left out), found {text!r}")
+        raise UserError(f"{where}: expected an expression code 0..7 ({others} are left out), found {quoted(text)}")
     return _CODES[text]
 
 
@@ -61,7 +63,7 @@ def npy_expression(data: bytes, where: str) -> int:
     """
     try:
         text = _npy_text(data)
-    except Exception as error:  # of a damaged header NumPy lets through ValueError, TypeError, SystemError and more
+    except ValueError as error:
         raise UserError(
             f"{where}: expected a .npy file with one expression code, found {error}; nothing in it was executed; "
             "download it again"
@@ -71,20 +73,15 @@ def npy_expression(data: bytes, where: str) -> int:
 
 @functools.lru_cache(maxsize=64)  # the files of a release, 287,651 of them, have eight different contents
 def _npy_text(data: bytes) -> str:
-    if not data.startswith(b"\x93NUMPY"):
-        raise ValueError(f"{len(data):,} bytes that begin with {data[:6]!r}")
-    file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    if version not in _HEADERS:
-        raise ValueError(f".npy format version {version}")
-    shape, _, dtype = _HEADERS[version](file)
-    if dtype.hasobject:
-        raise ValueError("Python objects (a pickle)")
-    if math.prod(shape) != 1 or dtype.kind not in "iufUS":
-        raise ValueError(f"{dtype} of shape {shape}")
-    if len(data) - file.tell() != dtype.itemsize:
-        raise ValueError(f"{len(data) - file.tell()} bytes of data instead of {dtype.itemsize}; the file is cut off")
-    value = np.frombuffer(data, dtype, offset=file.tell()).item()
+    header = read_header(io.BytesIO(data))
+    if math.prod(header.shape) != 1 or header.dtype.kind not in "iufUS":
+        raise ValueError(f"{header.dtype} of shape {header.shape}")
+    if len(data) != header.num_bytes:
+        raise ValueError(f"{len(data):,} bytes instead of {header.num_bytes:,}; the file is cut off or damaged")
+    if header.dtype.kind == "U":  # NumPy would make any number a character
+        order = "be" if header.dtype.byteorder == ">" else "le"
+        return data[header.offset :].decode(f"utf-32-{order}").strip("\0 \t\r\n")
+    value = np.frombuffer(data, header.dtype, offset=header.offset).item()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return (value.decode("ascii") if isinstance(value, bytes) else str(value)).strip()
@@ -117,14 +114,14 @@ def annotated_folders(names: Iterable[str]) -> dict[str, AnnotatedFolder]:
 
 
 def read_annotated(
-    folder: AnnotatedFolder, where: str, read: Callable[[str], bytes], strict: bool
+    folder: AnnotatedFolder, where: str, read: Callable[[str, int], bytes], strict: bool
 ) -> tuple[list[tuple[str, int]], int]:
     """Reads the labels of a folder, with a progress bar.
 
     Args:
         folder: as `annotated_folders` found it.
         where: its name in messages.
-        read: gives the bytes of a name; called from several threads.
+        read: gives the bytes of a name, at most so many (`SourceFiles.read`); called from several threads.
         strict: refuse images without an annotation, instead of ignoring them.
 
     Returns:
@@ -152,9 +149,12 @@ def read_annotated(
     return [(image, code) for (image, _), code in zip(pairs, codes, strict=True)], len(bare)
 
 
-def _read_codes(labels: Sequence[str], where: str, read: Callable[[str], bytes]) -> list[int]:
+def _read_codes(labels: Sequence[str], where: str, read: Callable[[str, int], bytes]) -> list[int]:
     def some(start: int) -> list[int]:
-        return [npy_expression(read(label), f"{where}: {label}") for label in labels[start : start + _AT_A_TIME]]
+        return [
+            npy_expression(read(label, limits.ANNOTATION_BYTES), f"{where}: {label}")
+            for label in labels[start : start + _AT_A_TIME]
+        ]
 
     codes: list[int] = []
     pool = concurrent.futures.ThreadPoolExecutor(_READERS)
@@ -183,4 +183,4 @@ def _not_paired(where: str, orphans: Sequence[str], bare: Sequence[str]) -> str:
 
 def few(names: Sequence[str]) -> str:
     """The first three names, for a message."""
-    return ", ".join(names[:3]) + ", ..." * (len(names) > 3) if names else "nothing"
+    return ", ".join(printable(name, 80) for name in names[:3]) + ", ..." * (len(names) > 3) or "nothing"

@@ -8,20 +8,24 @@ import errno
 import glob
 import hashlib
 import io
+import itertools
 import os
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+import limits
 from files import UserError, sha256
+from text import printable
 
 EDGE = 1 << 20  # an archive's stamp hashes this many bytes at its start and at its end
+_READ = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # bzip2 and LZMA cannot be unpacked in bounded memory
+_FILE_MANAGERS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r"}
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
 
@@ -34,7 +38,8 @@ class SourceFiles:
             folder they lie in.
 
     Raises:
-        UserError: missing, of another kind, damaged, encrypted, or it holds names that point outside of it.
+        UserError: missing, of another kind, damaged, encrypted, compressed in a way that Python cannot read, or it
+            holds a name twice, a name that points outside of it, or more than `limits.ARCHIVE_MEMBERS` files.
     """
 
     def __init__(self, path: str | Path, patterns: Sequence[str]):
@@ -51,20 +56,26 @@ class SourceFiles:
 
     @property
     def names(self) -> list[str]:
-        """The files' relative names, with ``/``, sorted."""
-        return self._files.names
+        """The files' relative names, with ``/``, sorted, without what file managers leave (`is_leftover`)."""
+        return [name for name in self._files.names if not is_leftover(name)]
 
-    def open(self, name: str) -> BinaryIO:
-        """Opens one file for reading; of a damaged zip, both raise what `damaged_zip` translates."""
-        return self._files.open(name)
+    def open(self, name: str, limit: int = limits.TABLE_BYTES) -> BinaryIO:
+        """Opens one file for reading.
 
-    def read(self, name: str) -> bytes:
+        Raises:
+            UserError: here and while reading: the archive is damaged there, or the file has more than ``limit`` bytes.
+        """
+        with damaged(self.path):
+            file = self._files.open(name)
+        return bounded(file, self.path, name, limit)
+
+    def read(self, name: str, limit: int = limits.IMAGE_BYTES) -> bytes:
         """One file's bytes.
 
         Raises:
-            UserError: the archive is damaged there.
+            UserError: the archive is damaged there, or the file has more than ``limit`` bytes.
         """
-        with damaged_zip(self.path), self.open(name) as file:
+        with self.open(name, limit) as file:
             return file.read()
 
     def identity(self, names: Sequence[str]) -> dict[str, Any]:
@@ -77,9 +88,14 @@ class SourceFiles:
         digest, size = hashlib.sha256(), 0
         for name in names:
             data = self.read(name)
-            digest.update(f"{name}\0{len(data)}\0".encode() + data)
+            digest.update(f"{name}\0{len(data)}\0".encode("utf-8", "surrogateescape") + data)
             size += len(data)
-        return {"name": self.path.resolve().name, "files": len(names), "bytes": size, "sha256": digest.hexdigest()}
+        return {
+            "name": printable(self.path.resolve().name),
+            "files": len(names),
+            "bytes": size,
+            "sha256": digest.hexdigest(),
+        }
 
     def stamp(self) -> dict[str, Any]:
         """Tells in seconds whether a source is the same as before, where `identity` would read all of it.
@@ -91,6 +107,42 @@ class SourceFiles:
             all but the last of them.
         """
         return self._files.stamp()
+
+
+def bounded(
+    file: BinaryIO, path: Path, name: str, limit: int = limits.TABLE_BYTES, kind: str = "zip"
+) -> io.BufferedReader:
+    """A reader of another file up to a limit, which turns what a damaged archive raises into a `UserError`.
+
+    Args:
+        file: opened for reading.
+        path: the archive's, for messages.
+        name: the file's, for messages.
+        limit: bytes that may be read.
+        kind: what the archive is, for messages.
+    """
+    return io.BufferedReader(_Bounded(file, path, name, limit, kind), 1 << 16)
+
+
+class _Bounded(io.RawIOBase):
+    def __init__(self, file: BinaryIO, path: Path, name: str, limit: int, kind: str):
+        self._file, self._path, self._name, self._limit, self._kind = file, path, name, limit, kind
+        self._done = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        with damaged(self._path, self._kind):
+            count = self._file.readinto(buffer)
+        self._done += count
+        limits.check_size(self._done, self._limit, f"{self._path}: {printable(self._name)}", "a file")
+        return count
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+        super().close()
 
 
 class _Folder:
@@ -108,14 +160,14 @@ class _Folder:
                 self._times.append(status.st_mtime_ns)
 
     def open(self, name: str) -> BinaryIO:
-        return open(self.path / name, "rb")
+        return open(self.path / name, "rb", buffering=0)
 
     def stamp(self) -> dict[str, Any]:
         listing = hashlib.sha256()
         for name, size in zip(self.names, self._sizes, strict=True):
-            listing.update(f"{name}\0{size}\0".encode())
+            listing.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
         return {
-            "name": self.path.resolve().name,
+            "name": printable(self.path.resolve().name),
             "files": len(self.names),
             "bytes": sum(self._sizes),
             "listing_sha256": listing.hexdigest(),
@@ -126,14 +178,22 @@ class _Folder:
 class _Zip:
     def __init__(self, path: Path):
         self.path = path
-        with damaged_zip(path):
-            self._zip = _open_zip(path)
-        self.names = sorted({self._checked(entry).filename for entry in self._zip.infolist() if not entry.is_dir()})
+        with damaged(path):
+            self._zip = zipfile.ZipFile(path)
+        entries = [self._checked(entry) for entry in self._zip.infolist() if not entry.is_dir()]
+        self.names = _once(path, (entry.filename for entry in entries))
 
     def _checked(self, entry: zipfile.ZipInfo) -> zipfile.ZipInfo:
         check_inside(self.path, entry.filename)
+        name = printable(entry.filename)
         if entry.flag_bits & 1:
-            raise UserError(f"{self.path}: {entry.filename} is encrypted; expected a zip without a password")
+            raise UserError(f"{self.path}: {name} is encrypted; expected a zip without a password")
+        if entry.compress_type not in _READ and not is_leftover(entry.filename):
+            method = zipfile.compressor_names.get(entry.compress_type, f"method {entry.compress_type}")
+            raise UserError(
+                f"{self.path}: {name} is compressed with {method}, which cannot be read here; expected Deflate or no "
+                "compression: unpack the zip (7-Zip and unzip can) and give the folder"
+            )
         return entry
 
     def open(self, name: str) -> BinaryIO:
@@ -154,9 +214,8 @@ class _Tar:
             if head.startswith(magic):
                 raise UserError(
                     f"{path}: expected a folder, a zip or a plain tar; a compressed one can be read only from its "
-                    f"beginning: run {command} on it and give the .tar that it leaves (that one is not unpacked)"
+                    f"beginning: run {command} on it and give the file that it leaves (a .tar is not unpacked)"
                 )
-        self._file = open(path, "rb")  # noqa: SIM115 - open as long as this is
         self._index: tuple[list[str], np.ndarray] | None = None
 
     @property
@@ -169,12 +228,12 @@ class _Tar:
         if row == len(names) or names[row] != name:
             raise FileNotFoundError(errno.ENOENT, "no such file in the tar", f"{self.path}/{name}")
         offset, size = places[row].tolist()
-        return io.BytesIO(os.pread(self._file.fileno(), size, offset))
+        return _Part(self.path, offset, size)
 
     def _indexed(self) -> tuple[list[str], np.ndarray]:
         if self._index is None:
-            places = dict(_tar_members(self.path))
-            names = sorted(places)
+            members = list(_tar_members(self.path))
+            names, places = _once(self.path, (name for name, _ in members)), dict(members)
             self._index = names, np.array([places[name] for name in names], np.int64).reshape(-1, 2)
         return self._index
 
@@ -182,17 +241,58 @@ class _Tar:
         return archive_stamp(self.path)
 
 
+class _Part(io.RawIOBase):
+    """A part of a file, opened on its own, so that any number of threads may read."""
+
+    def __init__(self, path: Path, offset: int, size: int):
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - open as long as this is
+        self._file.seek(offset)
+        self._left = size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        count = self._file.readinto(memoryview(buffer)[: self._left])
+        if not count and self._left and len(buffer):
+            raise EOFError(f"{self._left:,} bytes are missing at its end")
+        self._left -= count
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _once(path: Path, names: Iterator[str]) -> list[str]:
+    """The names, sorted; refuses one that is there twice, because readers differ in which of the two they take."""
+    found = sorted(names)
+    if len(found) > limits.ARCHIVE_MEMBERS:
+        raise UserError(f"{path}: expected at most {limits.ARCHIVE_MEMBERS:,} files, found {len(found):,}")
+    for name, following in itertools.pairwise(found):
+        if name == following:
+            raise UserError(f"{path}: expected every file once, found {printable(name)} twice; download it again")
+    return found
+
+
+def is_leftover(name: str) -> bool:
+    """Whether file managers leave such a file behind: ``.DS_Store``, ``__MACOSX/``, ``Thumbs.db``, ``desktop.ini``."""
+    return any(part.startswith(".") or part.lower() in _FILE_MANAGERS for part in name.split("/"))
+
+
 def _tar_members(path: Path) -> Iterator[tuple[str, tuple[int, int]]]:
     """Name, and place and bytes of the content, of each file in a tar."""
     try:
-        with tarfile.open(path, "r:") as tar:
+        with damaged(path, "tar"), tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # otherwise tarfile keeps a kilobyte per file
                 if member.isreg():
                     name = member.name.removeprefix("./")
                     check_inside(path, name)
                     if member.issparse():
-                        raise UserError(f"{path}: {name} is a sparse file; expected a tar made without --sparse")
+                        raise UserError(
+                            f"{path}: {printable(name)} is a sparse file; expected a tar made without --sparse"
+                        )
                     yield name, (member.offset_data, member.size)
             # tarfile takes anything that is no header as the end; the real end is a block of zeros.
             tar.fileobj.seek(tar.offset)
@@ -200,7 +300,8 @@ def _tar_members(path: Path) -> Iterator[tuple[str, tuple[int, int]]]:
                 raise tarfile.ReadError(f"no header and no end at byte {tar.offset:,}")
     except tarfile.TarError as error:
         raise UserError(
-            f"{path}: expected a folder, a zip or a tar, or the tar is cut off or damaged ({error}); download it again"
+            f"{path}: expected a folder, a zip or a tar, or the tar is cut off or damaged ({printable(error, 200)}); "
+            "download it again"
         ) from None
 
 
@@ -209,14 +310,14 @@ def check_inside(path: Path, name: str) -> None:
     parts = name.replace("\\", "/").split("/")
     if ".." in parts or parts[0] == "" or parts[0].endswith(":"):
         raise UserError(
-            f"{path}: expected names inside the archive, found {name!r}, which points outside of it; "
-            "do not use this file, download the release again"
+            f"{path}: expected names inside the archive, found {printable(repr(name), 200)}, which points outside of "
+            "it; do not use this file, download the release again"
         )
 
 
 def file_identity(path: Path) -> dict[str, Any]:
     """A file's ``name``, ``bytes`` and ``sha256``, for `meta.json`."""
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+    return {"name": printable(path.name), "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def archive_stamp(path: Path) -> dict[str, Any]:
@@ -227,7 +328,7 @@ def archive_stamp(path: Path) -> dict[str, Any]:
         file.seek(max(0, status.st_size - EDGE))
         digest.update(file.read(EDGE))
     return {
-        "name": path.name,
+        "name": printable(path.name),
         "bytes": status.st_size,
         "edges_sha256": digest.hexdigest(),
         "modified_ns": status.st_mtime_ns,
@@ -239,19 +340,19 @@ def is_zip(path: Path) -> bool:
         return file.read(2) == b"PK" or path.suffix.lower() == ".zip"
 
 
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except UnicodeDecodeError as error:  # of a damaged name
-        raise zipfile.BadZipFile(str(error)) from None
-
-
 @contextlib.contextmanager
-def damaged_zip(path: Path) -> Iterator[None]:
-    """Turns the errors that `zipfile` raises for a damaged file into a `UserError`."""
+def damaged(path: Path, kind: str = "zip") -> Iterator[None]:
+    """Turns whatever Python's archive readers raise for a damaged file into a `UserError`.
+
+    That is zlib.error, EOFError, IndexError, struct.error, RecursionError, MemoryError and more. An OSError with
+    another number than EINVAL (a seek before the start) is the disk's and passes.
+    """
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a damaged offset before the start
+    except (UserError, tarfile.TarError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
-        raise UserError(f"{path}: the zip is cut off or damaged ({error}); download it again") from None
+        reason = printable(error, 200) or type(error).__name__
+        raise UserError(f"{path}: the {kind} is cut off or damaged ({reason}); download it again") from None

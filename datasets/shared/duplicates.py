@@ -21,9 +21,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_helper import PreparedSplit
+from data_helper import PreparedSplit, read_meta
 from datasets.shared.split_writer import SplitWriter
-from files import UserError, read_json
+from files import UserError
 
 DROPPED = "dropped_duplicates"  # what was dropped, in the options of a `meta.json`
 MAX_DISTANCE = 8  # at 8 half of FER-2013's near pairs are coincidences, and nearly every pair has to be compared
@@ -57,7 +57,7 @@ def fingerprints(split: PreparedSplit, workers: int | None = None) -> Fingerprin
         split: a prepared split.
         workers: threads (the slow parts release Python's lock); None is one per core.
     """
-    hash_block = functools.partial(_hash_block, split.images.filename)
+    hash_block = functools.partial(_hash_block, split)
     parts = []
     with (
         concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count()) as pool,
@@ -69,10 +69,10 @@ def fingerprints(split: PreparedSplit, workers: int | None = None) -> Fingerprin
     return Fingerprints(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _hash_block(path: str, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _hash_block(split: PreparedSplit, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pixel hash, perceptual hash and blankness of the images from row ``start`` on."""
-    # Mapped anew for each block: what an earlier one read does not add up in memory.
-    images = np.load(path, mmap_mode="r")[start : start + _BLOCK]
+    # Not through the memory map: what an earlier block read would add up in memory.
+    images = split.rows[start : start + _BLOCK]
     pixels = [hashlib.blake2b(image, digest_size=8).digest() for image in images]
     without_axis = images[..., 0] if images.shape[3] == 1 else images  # PIL's gray has no channel axis
     perceptual = [imagehash.phash(Image.fromarray(image)).hash for image in without_axis]
@@ -299,12 +299,11 @@ def drop_from_train(data_dir: str | Path, train: PreparedSplit, duplicates: Dupl
     # But not "preparation": preparing again is to bring back what was dropped, not to find it done already.
     writer.meta |= {name: meta[name] for name in meta.keys() - writer.meta.keys() - {"preparation"}}
     with writer:
-        found = read_json(writer.folder / "meta.json")
+        found = read_meta(writer.folder)
         if {**found, "digest": None} != {**meta, "digest": None}:  # the digest may have been added since
             raise UserError(f"{train.name}: was prepared again while it was compared; run the same command again")
         for row in tqdm(kept.tolist(), f"writing {train.name}", unit="image", disable=None):
-            writer.add(train.images[row], int(train.labels[row]))
-        for path in sorted(writer.folder.glob("*.npy")):  # what a data set has beside: the votes of FER+
-            if path.name not in ("images.npy", "labels.npy"):
-                writer.add_array(path.stem, np.load(path, allow_pickle=False)[kept])
+            writer.add(train.rows[row], int(train.labels[row]))
+        if train.votes is not None:
+            writer.add_array("votes", train.votes[kept])
     return entry

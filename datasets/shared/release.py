@@ -189,7 +189,9 @@ def _prepared_meta(data_dir: str | Path, dataset: str, split: str) -> dict[str, 
     except UserError:
         return {}
     # There are fewer images after duplicates were dropped.
-    whole = "preparation" in meta and meta["num_images"] + len(meta["skipped"]) == meta["preparation"]["pictures"]
+    whole = {"preparation", "skipped"} <= meta.keys() and meta["num_images"] + len(meta["skipped"]) == meta[
+        "preparation"
+    ]["pictures"]
     return meta if whole else {}
 
 

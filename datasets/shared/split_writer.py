@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict
 
-from data_helper import FORMAT_VERSION, content_digest, split_dir
+import limits
+from data_helper import FORMAT_VERSION, SkippedImage, content_digest, split_dir
 from files import UserError, only_writer, whole_file, write_json, write_text
+from json_files import OPEN, parse_json
+from text import printable
 
 
 class SplitWriter:
@@ -98,7 +102,7 @@ class SplitWriter:
 
     def skip(self, name: str, reason: str) -> None:
         """Leaves out one announced image."""
-        self.skipped.append({"name": name, "reason": reason})
+        self.skipped.append({"name": printable(name), "reason": printable(reason)})
 
     def add_array(self, name: str, rows: np.ndarray) -> None:
         """Writes one more array, one row per image, as ``<name>.npy`` beside the labels.
@@ -142,7 +146,9 @@ class SplitWriter:
         labels, skipped = self._journal.read()
         path = self._new / "images.npy"
         num_bytes = len(self._header(len(labels))) + len(labels) * int(np.prod(self.meta["image_shape"]))
-        if not labels or not path.exists() or path.stat().st_size < num_bytes:
+        plausible = all(0 <= label < len(self.meta["class_names"]) for label in labels)
+        whole = len(labels) + len(skipped) <= self.meta["num_images"]
+        if not (labels and plausible and whole) or not path.exists() or path.stat().st_size < num_bytes:
             return False
         self._images = open(path, "r+b")  # noqa: SIM115 - open as long as the writer is
         self._images.truncate(num_bytes)
@@ -223,6 +229,14 @@ class SplitWriter:
             self._images.close()
 
 
+class _JournalEntry(TypedDict):
+    """What one checkpoint adds."""
+
+    __pydantic_config__ = OPEN
+    labels: list[int]
+    skipped: list[SkippedImage]
+
+
 class _Journal:
     """The content of an unfinished split: a line that names the preparation, then one line per checkpoint."""
 
@@ -250,10 +264,11 @@ class _Journal:
         """The labels and skipped images so far; nothing of another preparation or of a line that is cut off."""
         labels: list[int] = []
         skipped: list[dict[str, str]] = []
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        with contextlib.suppress(json.JSONDecodeError):
-            if lines and json.loads(lines[0]) == {"preparation": self.preparation}:
-                for entry in map(json.loads, lines[1:]):
+        with contextlib.suppress(UserError, FileNotFoundError, UnicodeDecodeError):
+            lines = limits.read_bytes(self.path, limits.JSON_BYTES, "a journal").decode().splitlines()
+            if lines and parse_json(lines[0], self.path) == {"preparation": self.preparation}:
+                for line in lines[1:]:
+                    entry = parse_json(line, self.path, _JournalEntry)
                     labels += entry["labels"]
                     skipped += entry["skipped"]
         return labels, skipped

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import concurrent.futures
 import errno
+import gzip
 import hashlib
 import io
+import lzma
 import os
 import tarfile
+import warnings
 import zipfile
+import zlib
 
 import pytest
+from conftest import run_python
 
 from datasets.shared import archives
-from datasets.shared.archives import SourceFiles, damaged_zip, file_identity
+from datasets.shared.archives import SourceFiles, damaged, file_identity
 from files import UserError
 
 FILES = {"b/2.txt": b"two", "a/1.txt": b"one", "top.csv": b"1,2"}
@@ -106,15 +111,100 @@ def test_a_damaged_directory_of_a_zip_is_noticed(tmp_path):
             start = data.index(record) + place
             data[start : start + len(value)] = value
         path.write_bytes(data)
-        with pytest.raises(UserError, match=r"damaged\.zip: the zip is cut off or damaged"):
+        with pytest.raises(
+            UserError, match=r"damaged\.zip: (the zip is cut off or damaged|a\.csv is compressed with method 99)"
+        ):
             SourceFiles(path, ()).read("a.csv")
 
 
-def test_damaged_zip_lets_other_errors_through(tmp_path):
-    with pytest.raises(KeyError), damaged_zip(tmp_path):
-        raise KeyError
-    with pytest.raises(OSError, match="No space left"), damaged_zip(tmp_path):
+def test_whatever_a_reader_of_archives_raises_is_one_message_with_the_name_of_the_file(tmp_path):
+    raised = (zlib.error("Error -3"), EOFError(), IndexError("x"), RecursionError(), MemoryError(), OSError(22, "x"))
+    for error in (*raised, lzma.LZMAError("x"), gzip.BadGzipFile("x")):
+        with pytest.raises(UserError, match=r"a\.zip: the zip is cut off or damaged \(.+\)"), damaged("a.zip"):
+            raise error
+    with pytest.raises(OSError, match="No space left"), damaged(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_name_that_is_there_twice_is_refused(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive:
+            for data in (b"one", b"two"):
+                archive.writestr("a.csv", data)
+    with pytest.raises(UserError, match=r"twice\.zip: expected every file once, found a\.csv twice"):
+        SourceFiles(tmp_path / "twice.zip", ())
+    path = write_tar(tmp_path / "twice.tar", {"a.csv": b"one"})
+    with tarfile.open(path, "a") as archive:
+        archive.addfile(tarfile.TarInfo("./a.csv"))
+    with pytest.raises(UserError, match=r"twice\.tar: expected every file once, found a\.csv twice"):
+        _ = SourceFiles(path, ()).names
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [(zipfile.ZIP_BZIP2, "bzip2"), (zipfile.ZIP_LZMA, "lzma"), (9, "deflate64")]
+)
+def test_other_compressions_are_named_with_the_remedy(tmp_path, method, name):
+    path = tmp_path / "other.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if method == 9 else method) as archive:
+        archive.writestr("a.csv", b"x")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\1\2") + 10] = method
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=rf"a\.csv is compressed with {name}, .*Deflate.*unpack the zip"):
+        SourceFiles(path, ())
+
+
+def test_what_file_managers_leave_is_passed_over(tmp_path):
+    left = {name: b"" for name in ("a/Thumbs.db", "desktop.ini", "__MACOSX/a/1.txt", "a/.DS_Store", "a/._1.txt")}
+    for path in (write_folder(tmp_path / "folder", FILES | left), write_zip(tmp_path / "a.zip", FILES | left)):
+        assert SourceFiles(path, ("*", "*/*")).names == sorted(FILES)
+
+
+def test_a_file_name_that_is_not_utf_8(tmp_path):
+    os.makedirs(os.fsencode(tmp_path) + b"/folder/a")
+    with open(os.fsencode(tmp_path) + b"/folder/a/caf\xe9.txt", "wb") as file:
+        file.write(b"one")
+    files = SourceFiles(tmp_path / "folder", ("*/*",))
+    (name,) = files.names
+    assert files.read(name) == b"one"
+    assert len(files.stamp()["listing_sha256"]) == len(files.identity([name])["sha256"]) == 64
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "folder"])
+def test_a_file_above_its_limit_is_refused_before_the_memory_is_full(tmp_path, kind):
+    """Zeros are a thousand times smaller in a zip; as a sparse file they take no room in a tar or folder."""
+    size = 3_000_000_000
+    path = tmp_path / kind
+    if kind == "zip":
+        with (
+            zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+            archive.open("a", "w") as file,
+        ):
+            for _ in range(25):
+                file.write(bytes(10_000_000))
+    elif kind == "tar":
+        entry = tarfile.TarInfo("a")
+        entry.size = size
+        path.write_bytes(entry.tobuf())
+        os.truncate(path, 512 + size + 10_240 & ~511)
+    else:
+        path.mkdir()
+        (path / "a").touch()
+        os.truncate(path / "a", size)
+    code = """
+import sys
+from datasets.shared.archives import SourceFiles
+from files import UserError
+try:
+    SourceFiles(sys.argv[1], ("*",)).read("a")
+except UserError as error:
+    print(error)
+print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+"""
+    done = run_python("-c", code, path)
+    assert f"{path}: a: expected a file of at most 200,000,000 bytes, found" in done.stdout, done.stderr
+    assert int(done.stdout.splitlines()[-1]) < 700_000, "kilobytes"
 
 
 # --- tars -----------------------------------------------------------------------------------------------------------
@@ -133,7 +223,7 @@ def test_a_tar_holds_the_same_as_a_folder(tmp_path):
     long_name = "deep/" * 40 + "3.txt"  # longer than a plain header's field
     path = write_tar(tmp_path / "files.tar", {f"./{name}": data for name, data in FILES.items()})
     with tarfile.open(path, "a") as archive:
-        archive.add(write_folder(tmp_path / "folder", {"b/2.txt": b"newer"}) / "b", "b")  # the later of two counts
+        archive.add(write_folder(tmp_path / "folder", {"c/4.txt": b"four"}) / "c", "c")
         link = tarfile.TarInfo("link.txt")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
@@ -141,8 +231,8 @@ def test_a_tar_holds_the_same_as_a_folder(tmp_path):
         entry.size = 1500
         archive.addfile(entry, io.BytesIO(bytes(range(250)) * 6))
     files = SourceFiles(path, ())
-    assert files.names == ["a/1.txt", "b/2.txt", long_name, "top.csv"]
-    assert [files.read(name) for name in files.names] == [b"one", b"newer", bytes(range(250)) * 6, b"1,2"]
+    assert files.names == ["a/1.txt", "b/2.txt", "c/4.txt", long_name, "top.csv"]
+    assert [files.read(name) for name in files.names] == [b"one", b"two", b"four", bytes(range(250)) * 6, b"1,2"]
     with files.open("a/1.txt") as file:
         assert file.read(2) == b"on"
     with pytest.raises(FileNotFoundError, match=r"link\.txt"):

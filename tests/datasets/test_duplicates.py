@@ -19,6 +19,7 @@ from datasets.shared.split_writer import SplitWriter
 from files import UserError
 
 SIDE = 48
+PREPARATION = {"sha256": "0", "pictures": 9, "splits": ["train"]}
 
 
 def landscape(seed, channels=1):
@@ -49,7 +50,7 @@ def prepare(data_dir, **splits):
     for split, examples in splits.items():
         shape = examples[0][0].shape
         with SplitWriter(data_dir, "set", split, len(examples), shape, CLASS_NAMES[:7], [], {"form": "test"}) as writer:
-            writer.meta |= {"skipped": [{"name": "a.jpg", "reason": "cut off"}], "preparation": {"sha256": "0"}}
+            writer.meta |= {"skipped": [{"name": "a.jpg", "reason": "cut off"}], "preparation": PREPARATION}
             for image, label in examples:
                 writer.add(image, label)
     return [open_split(data_dir, "set", split) for split in splits]
@@ -277,8 +278,14 @@ def test_dropping_keeps_the_order_and_records_what_it_did(leaking):
 
 def test_what_stands_beside_the_labels_loses_the_same_rows(leaking):
     data_dir, splits = leaking
-    votes = np.arange(14, dtype=np.float32).reshape(7, 2)
+    train = splits[0]
+    share = 0.6 + 0.05 * np.arange(len(train), dtype=np.float32)[:, None]  # of the label; row by row another
+    of_label = np.eye(train.num_classes, dtype=np.float32)[train.labels]
+    votes = of_label * share + np.roll(of_label, 1, axis=1) * (1 - share)
     np.save(data_dir / "set/train/votes.npy", votes)
+    meta = {name: value for name, value in train.meta.items() if name != "digest"}
+    (data_dir / "set/train/meta.json").write_text(json.dumps(meta))
+    splits[0] = open_split(data_dir, "set", "train")
     drop_from_train(data_dir, splits[0], find_duplicates(splits, 4))
     assert np.load(data_dir / "set/train/votes.npy").tolist() == votes[[0, 3, 5, 6]].tolist()
 

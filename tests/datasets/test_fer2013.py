@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import tarfile
 import zipfile
 
@@ -75,8 +76,8 @@ def write_folder(path, files):
     return path
 
 
-def prepare(source, data_dir):
-    return prepare_fer2013(PrepareFer2013Config(str(source), str(data_dir)))
+def prepare(source, data_dir, **options):
+    return prepare_fer2013(PrepareFer2013Config(str(source), str(data_dir), **options))
 
 
 def prepared(data_dir, split):
@@ -127,6 +128,28 @@ def test_train_csv_is_all_training(tmp_path):
     source = tmp_path / "train.csv"
     source.write_text(table("emotion,pixels", ["Training"], quote='"'))
     check_prepared(tmp_path / "data", prepare(source, tmp_path / "data"), ["Training"])
+
+
+def test_validation_can_be_held_out_of_train_csv(tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text(table("emotion,pixels", ["Training"]))
+    metas = prepare(path, tmp_path / "data", val_share=1 / 3)
+    assert {split: meta["class_counts"] for split, meta in metas.items()} == {"train": [2] * 7, "val": [1] * 7}
+    assert metas["val"]["options"] == {"form": "csv", "val_share": 1 / 3, "seed": 0}
+    for split in ("train", "val"):
+        images, labels = (np.load(tmp_path / f"data/fer2013/{split}/{name}.npy") for name in ("images", "labels"))
+        assert [LEVEL_NAMES[level] for level in images[:, 40, 40, 0].tolist()] == [CLASS_NAMES[k] for k in labels]
+    path.write_text(table())
+    with pytest.raises(UserError, match=r"--val-share .*has test and train and val"):
+        prepare(path, tmp_path / "data", val_share=0.1)
+
+
+def test_a_compressed_csv(tmp_path):
+    (tmp_path / "fer2013.csv.gz").write_bytes(gzip.compress(table().encode()))
+    for source in (tmp_path / "fer2013.csv.gz", tmp_path):
+        assert {split: meta["num_images"] for split, meta in prepare(source, tmp_path / "data").items()} == {
+            "train": 21, "val": 14, "test": 7
+        }  # fmt: skip
 
 
 def test_a_csv_in_a_zip(tmp_path):
@@ -247,9 +270,9 @@ def test_a_folder_or_zip_of_something_else(tmp_path, check_refused):
 
 def test_a_file_of_something_else(tmp_path, check_refused):
     (tmp_path / "fer2013.tar.gz").write_bytes(b"\x1f\x8b\x08\x00" + bytes(range(256)))
-    check_refused(
-        tmp_path / "fer2013.tar.gz", r"fer2013\.tar\.gz, after line 1: expected a CSV table .* expected fer2013"
-    )
+    check_refused(tmp_path / "fer2013.tar.gz", r"fer2013\.tar\.gz: the gzip file is cut off or damaged")
+    (tmp_path / "latin1.csv").write_bytes(b"emotion,pixels\n\xe9,1\n")
+    check_refused(tmp_path / "latin1.csv", r"latin1\.csv, after line 0: expected a CSV table .* expected fer2013")
     (tmp_path / "fake.zip").write_bytes(b"hello")
     check_refused(tmp_path / "fake.zip", "the zip is cut off or damaged")
 

@@ -14,9 +14,9 @@ from conftest import ROOT
 
 from data_helper import open_split
 from datasets import ferplus
-from datasets.fer2013 import find_table
 from datasets.ferplus import OFFICIAL_COUNTS, PrepareFerplusConfig, majority, prepare_ferplus, vote_shares
 from datasets.shared.expressions import CLASS_NAMES
+from datasets.shared.tables import find_table
 from files import UserError
 
 REAL = [path for path in (ROOT / "../shared/data", Path("/work/shared/data")) if (path / "fer2013new.csv").exists()]

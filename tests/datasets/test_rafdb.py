@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from data_helper import SPLITS
 from datasets.rafdb import LIST, OFFICIAL_COUNTS, PrepareRafdbConfig, prepare_rafdb
 from datasets.shared.expressions import CLASS_NAMES
 from datasets.shared.release import stratified_hold_out
@@ -108,6 +109,40 @@ def test_every_image_shows_what_its_label_says(tmp_path, form, images):
         assert meta["image_shape"] == [8, 8, 3]
         check_colours(*prepared(tmp_path, split))
     assert prepared(tmp_path, "test")[1].tolist() == [3, 4, 5, 1, 2, 6, 0], "in the order of the list"
+
+
+def with_three_columns(folder):
+    path = folder / LIST
+    path.write_text("".join(f"{line} 1\n" for line in path.read_text().splitlines()))
+
+
+def with_aligned_names(folder):
+    path = folder / LIST
+    path.write_text(path.read_text().replace(".jpg", "_aligned.jpg"))
+
+
+def in_code_folders(folder):
+    for line in (folder / LIST).read_text().splitlines():
+        name, code = line.split()
+        aligned = name.replace(".jpg", "_aligned.jpg")
+        place = folder / "DATASET" / name.partition("_")[0] / code
+        place.mkdir(parents=True, exist_ok=True)
+        (folder / "Image/aligned" / aligned).rename(place / aligned)
+    shutil.rmtree(folder / "EmoLabel")
+
+
+@pytest.mark.parametrize("change", [with_three_columns, with_aligned_names, in_code_folders])
+@pytest.mark.parametrize("form", [as_folder, as_zip])
+def test_other_forms_in_circulation(tmp_path, form, change):
+    official = write_release(tmp_path / "official/basic")
+    expected = {split: prepare(official, tmp_path / "a") and prepared(tmp_path / "a", split) for split in SPLITS}
+    source = write_release(tmp_path / "other/basic")
+    change(source)
+    prepare(form(source), tmp_path / "b")
+    for split in SPLITS:
+        images, labels = prepared(tmp_path / "b", split)
+        check_colours(images, labels)
+        assert sorted(labels.tolist()) == sorted(expected[split][1].tolist())
 
 
 def test_the_hold_out_is_recorded_and_repeatable(tmp_path):

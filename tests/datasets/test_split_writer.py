@@ -259,8 +259,14 @@ def test_an_interrupted_preparation_goes_on(tmp_path):
         lambda stage: (stage / "new/images.npy").write_bytes((stage / "new/images.npy").read_bytes()[:-1]),
         lambda stage: (stage / "new/images.npy").unlink(),
         lambda stage: (stage / "journal.jsonl").write_text("{"),
+        *(
+            lambda stage, label=label: (stage / "journal.jsonl").write_text(
+                json.dumps({"preparation": RUN}) + "\n" + json.dumps({"labels": [label], "skipped": []}) + "\n"
+            )
+            for label in (7, -1, "2", True, None)
+        ),
     ],
-    ids=["images cut", "no images", "journal cut"],
+    ids=["images cut", "no images", "journal cut", "large label", "negative label", "text", "bool", "null"],
 )
 def test_what_does_not_fit_together_begins_anew(tmp_path, damage):
     interrupt(tmp_path)

@@ -107,11 +107,32 @@ def test_a_bad_file_is_refused(tmp_path, monkeypatch):
         ("rows: [{name: a}]\ndatasets: [moon]", "datasets.*'moon'.*rafdb"),
         ("!!python/object/apply:os.system ['touch owned']", "YAML"),
     ]
+    bomb = "a: &a [x, x, x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}]\n" for a, b in ("ab", "bc", "cd"))
+    cases += [
+        (f"rows: [{{name: a}}]\n{bomb}", "no anchors"),
+        ("rows: [{name: a, <<: {epochs: 1}}]", "found a merge"),
+        ("rows: [{name: a, 1: 2}]", "text as key.*1"),
+        ("rows: [{name: a, epochs: 1, epochs: 2}]", "'epochs' twice"),
+        ("rows: [{name: a, epochs: 2026-02-28}]", "found a timestamp"),
+        ("rows: [{name: a, epochs: 2026-02-30}]", "found a timestamp"),
+        ("rows: [{name: a, epochs: !!binary aGk=}]", "found a binary"),
+        (f"rows: [{{name: a, epochs: {'9' * 5000}}}]", "YAML"),
+        (f"rows: [{{name: a, seed: {2**63}}}]", "finite number below"),
+        ("rows: [{name: a, w_fd: .inf}]", "finite number"),
+        ("rows: [{name: a, epochs: [1]}]", r"row 1: epochs: expected one.*\[1\]"),
+        ("rows: [{name: a}]\nbase: {epochs: {x: 1}}", "base: epochs: expected one"),
+        ('rows: [{name: "a\\e[31m"}]', "row 1: .*printable characters.*x1b"),
+        (f"rows: {'[' * 5000}", "at most 20 levels"),
+        (f"rows: [{{name: {'a' * 101}}}]", "1 to 100 printable"),
+        (f"# {'x' * 1_000_000}", "at most 1,000,000 bytes"),
+        ("rows: [{name: é}]".encode("latin1"), "YAML"),
+    ]
     for text, facts in cases:
         monkeypatch.chdir(tmp_path)
-        (tmp_path / "x.yaml").write_text(text)
-        with pytest.raises(UserError, match=f"x.*{facts}"):
+        (tmp_path / "x.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(UserError, match=f"x.*{facts}") as caught:
             grid_of("x.yaml")
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
         assert not (tmp_path / "owned").exists()
 
 

@@ -115,6 +115,11 @@ def test_latex_tables_are_booktabs():
     assert depth == 0
 
 
+def test_csv_cells_are_no_formulas():
+    text = csv_text([{"row": "=1+1", "@x": -1.5}, {"row": "-2.5"}])
+    assert text == "row,'@x\n'=1+1,-1.5\n-2.5,\n"
+
+
 def test_csv_keeps_every_digit_and_every_key():
     records = [{"row": 'a, "b"', "x": 0.1 + 0.2, "n": 3}, {"row": "c\nd", "y": 1 / 3, "x": None}]
     rows = list(csv.DictReader(io.StringIO(csv_text(records))))

@@ -1,0 +1,51 @@
+"""Reads our JSON files (meta, config, result, error, journal) with checked types."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+import limits
+from files import UserError
+from text import printable
+
+Schema = TypeVar("Schema")
+
+# For a TypedDict that describes a file of ours: `__pydantic_config__ = OPEN`. A later version may add entries.
+OPEN = ConfigDict(extra="allow", allow_inf_nan=False, strict=True)
+
+
+def read_json(path: str | Path, schema: type[Schema] | Any = Any) -> Schema:
+    """Reads a JSON file and checks it against a schema.
+
+    Args:
+        path: the file.
+        schema: what the file must hold: any type that pydantic knows, such as a ``TypedDict`` (of `typing_extensions`)
+            or ``dict[str, float]``. No text is taken for a number, and no number for a bool. Any value passes ``Any``.
+
+    Raises:
+        UserError: the file is larger than `limits.JSON_BYTES`, no JSON, or of other types than the schema's.
+    """
+    return parse_json(limits.read_bytes(path, limits.JSON_BYTES, "a JSON file"), path, schema)
+
+
+def parse_json(data: bytes | str, name: str | Path, schema: type[Schema] | Any = Any) -> Schema:
+    """As `read_json`, of JSON in memory; ``name`` is what messages call it."""
+    try:
+        return _adapter(schema).validate_json(data, strict=True)
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        if found["type"] == "json_invalid":
+            raise UserError(f"{name}: expected JSON, found something else ({printable(found['msg'], 200)})") from None
+        place = ".".join(printable(part, 40) for part in found["loc"])
+        wanted = found["msg"].replace("Input should be ", "expected ", 1).removeprefix("Value error, ")
+        value = "" if found["type"] == "missing" else f", found {printable(repr(found['input']), 80)}"
+        raise UserError(f"{name}: {place + ': ' if place else ''}{wanted}{value}") from None
+
+
+@functools.cache
+def _adapter(schema: Any) -> TypeAdapter:
+    return TypeAdapter(schema)
