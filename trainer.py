@@ -255,7 +255,8 @@ class Engine:
             while True:
                 started = time.monotonic()
                 self._some_steps(steps, order)
-                seconds = time.monotonic() - started
+                # One number for all processes, because each must take the same steps.
+                seconds = self.train.group.broadcast(time.monotonic() - started)
                 if seconds >= _MEASURED_SECONDS or steps == self.train.steps:
                     return seconds / steps
                 steps = min(self.train.steps, max(2 * steps, int(steps * _MEASURED_SECONDS / seconds)))
