@@ -279,7 +279,7 @@ class Engine:
 
     @contextlib.contextmanager
     def _unchanged(self) -> Iterator[None]:
-        values = [np.array(ops.convert_to_numpy(variable)) for variable in self.model.state_variables()]
+        values = runtime.host_copies(self.model.state_variables())
         try:
             yield
         finally:
