@@ -1,6 +1,8 @@
-"""Changes the images in training: random moves, erasing and mixup, all on the device, inside the model."""
+"""Changes the images in training: random moves, light, blur, noise, erasing and mixup, all on the device, inside the model."""
 
 from __future__ import annotations
+
+import math
 
 import keras
 import numpy as np
@@ -51,9 +53,9 @@ def _native_resample(x, moves):
 
 
 class Augmentation(layers.Layer):
-    """Random flip, turn, shift, zoom and erasing of raw pixels, each image its own; does nothing outside training.
+    """Random moves, light, blur, noise and erasing of raw pixels, each image its own; does nothing outside training.
 
-    One affine resampling does all four moves, so an image is interpolated once.
+    One affine resampling does flip, turn, shift and zoom, so an image is interpolated once.
 
     Args:
         config: what is changed and how far.
@@ -72,7 +74,14 @@ class Augmentation(layers.Layer):
             return x
         # TensorFlow's own kernel is several times faster on a CPU; XLA does not have it.
         x = resample(x, self._moves(x)) if runtime.jit_compile() else _native_resample(x, self._moves(x))
-        return self._erase(x) if self.config.erase else x
+        for chance, change in (
+            (self.config.contrast, self._relight),
+            (self.config.blur, self._blur),
+            (self.config.noise, self._add_noise),
+            (self.config.erase, self._erase),
+        ):
+            x = change(x) if chance else x
+        return x
 
     def _uniform(self, batch_size, low, high):
         return keras.random.uniform((batch_size,), low, high, seed=self.generator)
@@ -93,6 +102,36 @@ class Augmentation(layers.Layer):
         offset_x = center_x - a * center_x - b * center_y + shift_x
         offset_y = center_y - d * center_x - e * center_y + shift_y
         return ops.stack([a, b, offset_x, d, e, offset_y, nothing, nothing], axis=1)
+
+    def _relight(self, x):
+        """Scales each image about its own mean, and adds a share of 255 to it."""
+        batch_size, most = ops.shape(x)[0], self.config.contrast
+        factor = ops.reshape(1 + self._uniform(batch_size, -most, most), (-1, 1, 1, 1))
+        added = ops.reshape(255 * self._uniform(batch_size, -most, most), (-1, 1, 1, 1))
+        mean = ops.mean(x, axis=(1, 2, 3), keepdims=True)
+        return ops.clip(mean + factor * (x - mean) + added, 0, 255)
+
+    def _blur(self, x):
+        """Convolves each image with a Gaussian of its own width; beyond the border the image is mirrored."""
+        radius = math.ceil(2.5 * self.config.blur)
+        width = self._uniform(ops.shape(x)[0], 0, self.config.blur)
+        steps = ops.arange(-radius, radius + 1, dtype="float32")
+        weights = ops.exp(-ops.square(steps[None, :] / ops.maximum(width, 0.05)[:, None]) / 2)
+        weights = weights / ops.sum(weights, axis=1, keepdims=True)  # (B, 2 radius + 1)
+        for axis in (1, 2):
+            side = x.shape[axis]
+            padding = [(0, 0)] * 4
+            padding[axis] = (radius, radius)
+            wide = ops.pad(x, padding, mode="symmetric")
+            parts = (wide[:, i : i + side] if axis == 1 else wide[:, :, i : i + side] for i in range(2 * radius + 1))
+            x = sum(ops.reshape(weights[:, i], (-1, 1, 1, 1)) * part for i, part in enumerate(parts))
+        return x
+
+    def _add_noise(self, x):
+        """Adds Gaussian noise, of another strength to each image, to every channel alike."""
+        strength = ops.reshape(self._uniform(ops.shape(x)[0], 0, self.config.noise), (-1, 1, 1, 1))
+        noise = keras.random.normal((*ops.shape(x)[:-1], 1), seed=self.generator)
+        return ops.clip(x + strength * noise, 0, 255)
 
     def _erase(self, x):
         """Fills one rectangle, a tenth to four tenths of each side, with the image's own mean."""

@@ -103,8 +103,8 @@ class LossConfig:
 class OptimizerConfig:
     """The optimiser and its schedule."""
 
-    optimizer: Literal["adamw", "adam"] = "adamw"
-    """AdamW (weight decay apart from the gradient) or the published Adam."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """AdamW (weight decay apart from the gradient), the published Adam, or SGD with Nesterov momentum 0.9."""
     learning_rate: Annotated[float, Range(0, 1e30)] = 2e-3
     """Peak learning rate."""
     schedule: Literal["cosine", "inverse_time", "constant"] = "cosine"
@@ -114,7 +114,7 @@ class OptimizerConfig:
     decay: Annotated[float, Range(0, 1e6)] = 1e-5
     """Decay per step (inverse_time only)."""
     weight_decay: Annotated[float, Range(0, 1e6)] = 0.05
-    """Decoupled weight decay on kernels (adamw only)."""
+    """Decoupled weight decay on kernels (adamw and sgd)."""
     accumulate: Annotated[int, Range(1, 1_000_000)] = 1
     """Batches whose gradients are averaged before one update (the published "virtual batch")."""
     average: Annotated[float, Range(0, 0.99999)] = 0.0
@@ -137,6 +137,12 @@ class AugmentConfig:
     """Largest change of scale, share."""
     erase: Annotated[float, Range(0, 1)] = 0.5
     """Probability of erasing one random rectangle."""
+    contrast: Annotated[float, Range(0, 0.95)] = 0.0
+    """Largest change of brightness and contrast, share."""
+    blur: Annotated[float, Range(0, 16)] = 0.0
+    """Largest standard deviation of a Gaussian blur, pixels of the prepared image."""
+    noise: Annotated[float, Range(0, 255)] = 0.0
+    """Largest standard deviation of Gaussian noise, gray levels of 0..255."""
     mixup: Annotated[float, Range(0, 1_000)] = 0.0
     """Alpha of mixup: each image is blended with another, shares from Beta(alpha, alpha); 0 blends none."""
 

@@ -31,7 +31,11 @@ def make_optimizer(config: OptimizerConfig, steps_per_epoch: int, epochs: int) -
     if config.optimizer == "adam":
         optimizer = keras.optimizers.Adam(rate, **shared)
     else:
-        optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, **shared)
+        shared["weight_decay"] = config.weight_decay
+        if config.optimizer == "sgd":
+            optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, **shared)
+        else:
+            optimizer = keras.optimizers.AdamW(rate, **shared)
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     if isinstance(rate, Cosine):
         # A variable of the optimiser: part of the state, and no constant of the compiled step.

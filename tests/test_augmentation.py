@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import ops
+from scipy import ndimage
 
 import augmentation
 import runtime
@@ -271,3 +274,58 @@ def test_mixup_shares_are_those_of_the_folded_beta():
     _, shares = augmentation.Mixup(1.0, seed=0)(np.zeros((20_000, 1, 1, 1), "float32"))
     assert np.mean(shares) == pytest.approx(0.75, abs=0.005)
     assert np.std(shares) == pytest.approx(0.5 / 12**0.5, abs=0.005)
+
+
+# Light, blur and noise
+
+
+def alone(**options) -> Augmentation:
+    return Augmentation(dataclasses.replace(NOTHING, **options), seed=3)
+
+
+def test_blur_is_the_gaussian_convolution_of_each_image():
+    """Against SciPy's filter with the width that fits best, which differs from image to image."""
+    pixels = images(6, 20, 24, 3).astype("float32")
+    blurred = np.asarray(alone(blur=1.5)(pixels, training=True))
+    widths = []
+    for before, after in zip(pixels, blurred, strict=True):
+        tried = {
+            width: np.abs(
+                ndimage.gaussian_filter(before, (width, width, 0), mode="reflect", radius=(4, 4, 0)) - after
+            ).max()
+            for width in np.linspace(0.05, 1.5, 1451)
+        }
+        widths.append(min(tried, key=tried.get))
+        assert tried[widths[-1]] < 0.3
+    assert len(set(widths)) == 6 and max(widths) > 0.5
+
+
+def test_contrast_moves_brightness_and_contrast_of_each_image_within_its_range():
+    pixels = np.random.default_rng(0).uniform(110, 140, (200, 8, 8, 1)).astype("float32")
+    changed = np.asarray(alone(contrast=0.2)(pixels, training=True))
+    factor = changed.std(axis=(1, 2, 3)) / pixels.std(axis=(1, 2, 3))
+    added = (changed.mean(axis=(1, 2, 3)) - pixels.mean(axis=(1, 2, 3))) / 255
+    for values in (factor - 1, added):
+        assert -0.2005 < values.min() < -0.15 and 0.15 < values.max() < 0.2005
+    assert abs(np.corrcoef(factor, added)[0, 1]) < 0.3
+
+
+def test_noise_has_another_strength_in_each_image_and_is_gray():
+    pixels = np.full((300, 12, 12, 3), 128, np.uint8)
+    noise = np.asarray(alone(noise=20.0)(pixels, training=True)) - 128
+    np.testing.assert_array_equal(noise[..., 0], noise[..., 2])
+    strengths = noise[..., 0].std(axis=(1, 2))
+    assert strengths.min() < 2 and 17 < strengths.max() < 24
+    assert strengths.mean() == pytest.approx(10, abs=1.2) and abs(noise.mean()) < 0.3
+
+
+@pytest.mark.parametrize("options", [{"contrast": 0.9}, {"blur": 2.0}, {"noise": 255.0}])
+def test_pixels_stay_in_their_range_and_evaluation_sees_them_as_they_are(options, monkeypatch):
+    monkeypatch.setattr(runtime, "jit_compile", lambda: True)
+    pixels = images(20, 12, 10, 1)
+    layer = alone(**options)
+    changed = np.asarray(layer(pixels, training=True))
+    assert changed.shape == pixels.shape and changed.min() >= 0 and changed.max() <= 255 and changed.std() > 1
+    np.testing.assert_array_equal(layer(pixels, training=False), pixels)
+    compiled = tf.function(lambda x: layer(x, training=True), jit_compile=True)
+    assert np.isfinite(compiled(tf.constant(pixels))).all()

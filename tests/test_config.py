@@ -56,7 +56,7 @@ UNUSUAL = TrainConfig(
     model=ModelConfig("keras:MobileNetV2", 3, 66, 96, 0.23, "imagenet", 4.5),
     loss=LossConfig(2.5, 0.0, 0.53, 3.1, False, 0.17, 53, 0.07, 1.7, 0.61, 0.71, 0.81),
     optimizer=OptimizerConfig("adam", 0.13, "constant", 0.57, 0.29, 0.19, 4, 0.99),
-    augmentation=AugmentConfig(False, False, 1.0, 0.21, 0.31, 0.41, 0.51),
+    augmentation=AugmentConfig(False, False, 1.0, 0.21, 0.31, 0.41, 0.43, 0.47, 0.49, 0.51),
     debug=True,
 )
 UNUSUAL_ARGS = shlex.split("""
@@ -67,7 +67,7 @@ UNUSUAL_ARGS = shlex.split("""
     --w-ce 2.5 --w-fd 0 --w-md 0.53 --w-ed 3.1 --no-adaptive --weight-floor 0.17 --history 53 --label-smoothing 0.07
     --optimizer adam --learning-rate 0.13 --schedule constant --warmup-epochs 0.57 --decay 0.29
     --weight-decay 0.19 --accumulate 4 --no-augment --no-flip --rotation 1 --shift 0.21 --zoom 0.31 --erase 0.41 --debug
-    --mixup 0.51 --teacher a.weights.h5 --teacher-share 0.37
+    --mixup 0.51 --contrast 0.43 --blur 0.47 --noise 0.49 --teacher a.weights.h5 --teacher-share 0.37
     --minutes 2.5 --resident no --save-seconds 31 --devices 2 --processes 6 --process-id 4 --coordinator there:29500
 """)
 

@@ -57,6 +57,20 @@ def test_weight_decay_spares_biases_and_batch_norm():
     assert changed == ["kernel"]
 
 
+def test_sgd_has_nesterov_momentum_and_decays_by_the_rate():
+    """v <- 0.9 v - rate g; w <- w (1 - rate decay) + 0.9 v - rate g (Sutskever et al. 2013)."""
+    options = OptimizerConfig(optimizer="sgd", learning_rate=0.1, weight_decay=0.5, schedule="constant")
+    optimizer = optimization.make_optimizer(options, 1, 1)
+    variable = keras.Variable(np.ones(1, "float32"), name="kernel")
+    optimizer.build([variable])
+    weight, velocity = 1.0, 0.0
+    for gradient in (0.3, -0.2, 0.7):
+        optimizer.apply([gradient * keras.ops.ones(1)], [variable])
+        velocity = 0.9 * velocity - 0.1 * gradient
+        weight = weight * (1 - 0.1 * 0.5) + 0.9 * velocity - 0.1 * gradient
+        assert float(variable[0]) == pytest.approx(weight, rel=1e-5)
+
+
 def test_accumulated_gradients_are_averaged_before_one_update():
     """SGD would move by rate * mean; Adam's first update depends on the mean's sign alone, so (1, -3) moves up."""
     optimizer = optimization.make_optimizer(
