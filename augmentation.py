@@ -1,4 +1,4 @@
-"""Changes the images in training: random moves, light, blur, noise, erasing and mixup, all on the device, inside the model."""
+"""Changes the images in training, on the device, inside the model: random moves, light, blur, noise, erasing, mixup."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from keras import layers, ops
 import runtime
 from files import UserError
 
-# Of the batch statistics: about 20 steps. Keras's networks remember 100 to 1,000, made for ImageNet's epochs, so a short
+# Of the batch statistics: about 20 steps. Keras's networks remember 100 to 1,000, made for ImageNet's epochs; a short
 # run would be measured with the statistics of its first weights.
 _MOMENTUM = 0.95
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what OpenCV's gray conversion uses too
