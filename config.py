@@ -160,7 +160,7 @@ class TrainConfig:
     weights: str | None = None
     """Weights file to start from."""
     teacher: str | None = None
-    """Model file whose probabilities on the training images are blended into the targets (distillation)."""
+    """Model file, or file of test.py teach, whose probabilities are blended into the targets (distillation)."""
     teacher_share: Annotated[float, Range(0, 1)] = 0.5
     """Share of the teacher in the targets, 0..1."""
     epochs: Annotated[int, Range(1, 100_000)] = 12

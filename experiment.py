@@ -33,6 +33,7 @@ from config import DatasetName, TrainConfig
 from data_helper import PreparedSplit, open_split, prepared_splits
 from dataset_class import Batches
 from datasets.synthetic import PrepareSyntheticConfig, write_synthetic_splits
+from distillation import blended_targets
 from distributed import exchange
 from distributed.process_group import GROUP_OF_ONE, ProcessGroup, process_group
 from files import UserError, read_json, write_json
@@ -216,7 +217,8 @@ def make_engine(
     shared = {"batch_size": settings.batch_size, "seed": settings.seed, "resident": kept, "group": group}
     validation = Batches(measured, **shared, soft_labels=soft, training=False)
     if settings.teacher:
-        train, soft = _taught(train, settings, group), True
+        train = blended_targets(train, settings.teacher, settings.teacher_share, soft, group)
+        soft = True
     batches = Batches(train, **shared, soft_labels=soft, balanced=settings.balanced)
     network, described = model_file.new_network(settings.model, train.class_names, settings.weights)
     model = _build_trainer(settings, network, train, batches.steps, (train.rows, measured.rows) if kept else ())
@@ -331,20 +333,6 @@ def _open_splits(settings: TrainConfig) -> Splits:
 def _evaluated(settings: TrainConfig, splits: Splits) -> PreparedSplit:
     """The split that the report measures: test where it is prepared, otherwise the one that selects the epoch."""
     return splits["test" if "test" in splits else settings.select_on]
-
-
-def _taught(train: PreparedSplit, settings: TrainConfig, group: ProcessGroup) -> PreparedSplit:
-    """The split with targets that blend its labels (or votes) with the teacher's probabilities, flip averaged."""
-    teacher, info = model_file.load_model(settings.teacher)
-    if info.network.class_names != train.class_names:
-        raise UserError(
-            f"{settings.teacher}: expected a teacher of the classes {', '.join(train.class_names)}, found one of "
-            f"{', '.join(info.network.class_names)}"
-        )
-    predicted, _ = evaluation.predict(teacher, train.rows, flip=True, group=group)
-    known = train.votes if settings.soft_labels else np.eye(train.num_classes, dtype=np.float32)[train.labels]
-    share = np.float32(settings.teacher_share)
-    return dataclasses.replace(train, votes=(1 - share) * known + share * predicted)
 
 
 def _build_trainer(

@@ -14,6 +14,7 @@ import runtime
 from command_line import Range, parse_command
 from config import Backend, DatasetName
 from data_helper import Split
+from distillation import TeachConfig, teach
 from files import UserError, copy_file, run_command
 from recognition.recognize_command import RecognizeConfig, recognize
 from recognition.video_command import VideoConfig, video
@@ -219,6 +220,7 @@ _COMMANDS = {
     "convert": (ConvertConfig, convert),
     "export": (ExportConfig, export),
     "describe": (DescribeConfig, describe),
+    "teach": (TeachConfig, teach),
 }
 
 

@@ -506,34 +506,6 @@ def test_mixup_blends_images_and_targets(data_dir):
     assert "shares" not in model(images, training=False)
 
 
-@pytest.mark.slow
-def test_a_teacher_blends_what_it_says_into_the_targets(whole_run, data_dir, tmp_path):
-    """Target = 0.75 of the label and 0.25 of the mean of the teacher's probabilities on image and mirror image."""
-    from data_helper import open_split
-
-    teacher = whole_run / "best.weights.h5"
-    taught = settings(data_dir, tmp_path / "run", epochs=1, teacher=str(teacher), teacher_share=0.25)
-    train = open_split(data_dir, "synthetic", "train")
-    network, _ = model_file.load_model(teacher)
-    said = 0.0
-    for images in (train.images, train.images[:, :, ::-1]):
-        logits = np.asarray(network.predict_on_batch(np.asarray(images))["logits"], np.float64)
-        said += np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True) / 2
-    expected = 0.75 * np.eye(7)[train.labels] + 0.25 * said
-    np.testing.assert_allclose(experiment._taught(train, taught, GROUP_OF_ONE).votes, expected, atol=1e-4)
-    blended = dataclasses.replace(taught, augmentation=config.AugmentConfig(mixup=0.2))
-    assert experiment.train_and_evaluate(blended)["n"] == 35
-
-
-def test_a_teacher_of_other_classes_is_refused(whole_run, data_dir, tmp_path):
-    write_synthetic_splits(
-        PrepareSyntheticConfig(data_dir=str(tmp_path), num_train=16, num_val=8, num_test=8, num_classes=8)
-    )
-    wanted = settings(tmp_path, tmp_path / "run", teacher=str(whole_run / "best.weights.h5"))
-    with pytest.raises(UserError, match=r"best.weights.h5: expected a teacher of the classes .*Contempt"):
-        experiment.train_and_evaluate(wanted)
-
-
 def test_votes_for_one_class_train_as_its_label(data_dir):
     """The same step from labels and from votes that all went to the label: same terms, same accuracy, same weights."""
     import keras
