@@ -36,7 +36,7 @@ from datasets.synthetic import PrepareSyntheticConfig, write_synthetic_splits
 from distributed import exchange
 from distributed.process_group import GROUP_OF_ONE, ProcessGroup, process_group
 from files import UserError, read_json, write_json
-from model_files import model_file
+from model_files import calibrate, model_file
 from progress import EpochLines
 from run_state import RunState, read_history
 from trainer import AdCorreTrainer, Engine, epochs_in, resident
@@ -293,7 +293,7 @@ def _report(
     """Evaluates the best weights and draws the figures; the result file comes last and marks the run as finished."""
     runtime.set_up(precision="float32")
     group.wait()  # until rank 0 has written the weights
-    network, info = model_file.load_model(folder / BEST_WEIGHTS)
+    network, info = calibrate.calibrate(folder / BEST_WEIGHTS, splits[settings.select_on], group=group)
     group.check_agreement(f"{folder / BEST_WEIGHTS}", info.metrics, _SHARED)
     split = _evaluated(settings, splits)
     extra = group.on_rank0(_training_report)(settings, folder, info, len(splits["train"]))
@@ -315,6 +315,7 @@ def _training_report(
         "epochs": len(history),
         "train_seconds": sum(row["seconds"] for row in history),
         "correlations_untrained": read_json(folder / UNTRAINED),
+        **evaluation.calibration(info),
     }
 
 
@@ -334,14 +335,14 @@ def _evaluated(settings: TrainConfig, splits: Splits) -> PreparedSplit:
 
 
 def _taught(train: PreparedSplit, settings: TrainConfig, group: ProcessGroup) -> PreparedSplit:
-    """The split with targets that blend its labels (or votes) with the teacher's probabilities, flip averaged."""
+    """The split with targets that blend labels (or votes) with a teacher's calibrated probabilities, flip averaged."""
     teacher, info = model_file.load_model(settings.teacher)
     if info.network.class_names != train.class_names:
         raise UserError(
             f"{settings.teacher}: expected a teacher of the classes {', '.join(train.class_names)}, found one of "
             f"{', '.join(info.network.class_names)}"
         )
-    predicted, _ = evaluation.predict(teacher, train.rows, flip=True, group=group)
+    predicted, _ = evaluation.predict(teacher, train.rows, views="flip", group=group)
     known = train.votes if settings.soft_labels else np.eye(train.num_classes, dtype=np.float32)[train.labels]
     share = np.float32(settings.teacher_share)
     return dataclasses.replace(train, votes=(1 - share) * known + share * predicted)

@@ -22,6 +22,7 @@ from recognition.inputs import IMAGE_ENDINGS, Inputs, open_inputs
 from recognition.results import ImageResult, Recognition, unique_names
 from test_model import TestModels, is_onnx
 from text import printable
+from views import Views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,8 @@ class RecognizeConfig:
     """Model file of yunet; None fetches it once."""
     align: bool = False
     """Turn the eyes level, where the detector gives landmarks."""
+    views: Views = "none"
+    """Average the probabilities over views of each face: none, flip (its mirror image) or ten-crop."""
     batch_size: Annotated[int, Range(1, 1_000_000)] = 64
     """Faces per step of the network."""
     backend: Backend = "tensorflow"
@@ -67,6 +70,7 @@ def recognize(settings: RecognizeConfig) -> None:
         GPU=is_onnx(settings.weights) or runtime.has_gpu(),
         detector=settings.detector,
         detector_file=settings.detector_file,
+        views=settings.views,
     )
     run(model, settings)
 
