@@ -219,9 +219,9 @@ def test_an_evaluation_of_it_is_named_after_the_repository(server, tiny_weights,
 
     write_split(tmp_path, np.arange(7), split="val", shape=(24, 24, 1))
     split = open_split(tmp_path, "synthetic", "val")
-    folder = default_folder(ADDRESS, split, flip=False, seed=0)
+    folder = default_folder(ADDRESS, split, views="none", seed=0)
     assert folder.name.startswith("evaluate-faces-best-synthetic-val-")
-    assert folder.name[-8:] == default_folder(tiny_weights, split, flip=False, seed=0).name[-8:]  # the same bytes
+    assert folder.name[-8:] == default_folder(tiny_weights, split, views="none", seed=0).name[-8:]  # the same bytes
 
 
 @pytest.mark.slow
