@@ -245,17 +245,16 @@ def test_the_head_of_the_model_card_has_the_measured_results():
     }
     names = {"accuracy": "accuracy", "recall": "mean_class_recall", "f1": "macro_f1"}
     found = {(each.dataset_split, each.metric_type): each.metric_value for each in card.data.eval_results}
-    assert found == {
-        (split, kind): round(100 * result[name], 2)
-        for split, result in measured.items()
-        for kind, name in names.items()
+    expected = {
+        (split, kind): round(100 * measured[split][name], 2) for split in measured for kind, name in names.items()
     }
+    assert found == expected
     assert all(f"{value:.2f}%" in card.text for value in found.values())
     assert card.data.license == "mit" and set(card.data.metrics) == set(names)
 
 
 def test_the_card_names_the_file_and_its_calibration():
     path = ROOT / "trained_models" / "fer2013_mini_xcp.weights.h5"
-    text, network = (path.parent / "README.md").read_text(), read_info(path).network
+    text, network = (path.parent / "README.md").read_text(), model_file.read_info(path).network
     assert f"{path.stat().st_size:,} bytes" in text
     assert f"temperature {network.temperature:.3f}, exponent {network.exponent:.3f}" in text
