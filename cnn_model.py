@@ -94,6 +94,22 @@ class UnitVectors(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("adcorre")
+class CalibratedLogits(layers.Layer):
+    """`calibration.Calibration.logits` as a layer: float32 (B, C) to float32 (B, C)."""
+
+    def __init__(self, temperature: float, exponent: float, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.temperature, self.exponent = temperature, exponent
+
+    def call(self, logits):
+        below = ops.max(logits, axis=-1, keepdims=True) - logits
+        return -ops.power(below, self.exponent) / self.temperature
+
+    def get_config(self):
+        return {**super().get_config(), "temperature": self.temperature, "exponent": self.exponent}
+
+
+@keras.saving.register_keras_serializable("adcorre")
 class BatchNorm(layers.BatchNormalization):
     """Keras's layer of the last axis, in one kernel while training where the backend has one."""
 
@@ -233,6 +249,8 @@ def build_model(
     dropout: float = 0.5,
     scaling: str | None = None,
     logit_scale: float = 1.0,
+    temperature: float = 1.0,
+    exponent: float = 1.0,
 ) -> keras.Model:
     """Builds a network with the k-vector embedding head.
 
@@ -249,6 +267,8 @@ def build_model(
         dropout: share of the concatenated embeddings dropped in training, 0..1.
         scaling: the range of the backbone's input (see `PixelInput`); None takes the architecture's own.
         logit_scale: factor of the concatenated unit vectors before the classifier: the inverse of a temperature.
+        temperature: of the calibration of the logits (`calibration.Calibration`).
+        exponent: of the same.
 
     Returns:
         A model of raw pixels (B, H, W, 1 or 3), 0..255, RGB, any H and W (resized inside), with outputs
@@ -284,6 +304,8 @@ def build_model(
         x = layers.Rescaling(logit_scale, name="logit_scale")(x)
     x = layers.Dropout(dropout, name="dropout")(x)
     logits = layers.Dense(num_classes, dtype="float32", name="logits")(x)
+    if (temperature, exponent) != (1, 1):
+        logits = CalibratedLogits(temperature, exponent, name="calibration")(logits)
     network = keras.Model(pixels, {"logits": logits, "embeddings": embeddings}, name=arch.replace(":", "_"))
     network.jit_compile = runtime.jit_compile()  # `predict` would take XLA, slow on a CPU
     return network
@@ -311,4 +333,5 @@ def arguments_of(settings: Mapping[str, Any]) -> dict[str, Any]:
         "input_size": parts["pixel_input"]["size"],
         "scaling": parts["pixel_input"]["scaling"],
         "logit_scale": parts.get("logit_scale", {"scale": 1.0})["scale"],
+        **{name: parts.get("calibration", {}).get(name, 1.0) for name in ("temperature", "exponent")},
     }

@@ -41,7 +41,7 @@ class TeachConfig:
 
 
 def teach(settings: TeachConfig) -> None:
-    """Writes the probabilities of the teachers, each the mean over an image and its mirror image.
+    """Writes the calibrated probabilities of the teachers, each the mean over an image and its mirror image.
 
     The .npz file holds ``probabilities`` float32 (N, C), in the split's order, ``digest`` (of the split) and
     ``class_names`` (C,).
@@ -79,7 +79,7 @@ def blended_targets(
 
     Args:
         train: the split.
-        teacher: a model file, whose probabilities are the mean over an image and its mirror image, or a file of
+        teacher: a model file, whose calibrated probabilities are the mean over an image and its mirror image, or a file of
             `teach`.
         share: of the teacher, 0..1.
         soft_labels: whether the votes are what is known, instead of the labels.
@@ -100,7 +100,7 @@ def _predicted(teacher: str, split: PreparedSplit, batch_size: int, group: Proce
 
     network, info = model_file.load_model(teacher)
     _check_classes(teacher, info.network.class_names, split)
-    return evaluation.predict(network, split.rows, batch_size, flip=True, group=group)[0]
+    return evaluation.predict(network, split.rows, batch_size, views="flip", group=group)[0]
 
 
 def _stored(path: str | Path, split: PreparedSplit) -> np.ndarray:

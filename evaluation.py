@@ -18,6 +18,8 @@ from distributed import exchange
 from distributed.process_group import GROUP_OF_ONE, ProcessGroup
 from files import UserError, sha256, whole_file, write_json
 from model_files import hub
+from model_files.description import ModelInfo
+from views import VIEW_TITLES, VIEWS, View, Views, views_of, whole
 
 _MOST_MAPPED = 64  # images whose feature maps are in memory in float64
 
@@ -26,7 +28,7 @@ def predict(
     network: keras.Model,
     images: np.ndarray | Rows,
     batch_size: int = 256,
-    flip: bool = False,
+    views: Views = "none",
     compiled: bool = True,
     group: ProcessGroup = GROUP_OF_ONE,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -36,8 +38,8 @@ def predict(
         network: pixels 0..255 to ``{"logits": (B, C), "embeddings": (B, k, d)}`` (`cnn_model.build_model`).
         images: uint8 or float (N, H, W, 1 or 3) in 0..255; may be a memory map, or rows of one (`PreparedSplit.rows`).
         batch_size: images per batch.
-        flip: average the probabilities of each image and its mirror image (test-time augmentation); the
-            embeddings stay the image's own.
+        views: average the probabilities over views of each image (`views.VIEWS`); the embeddings stay the image's
+            own.
         compiled: False runs the layers one by one, which saves compiling a network that runs only once
             (`runtime.eager_is_cheap`); equal to rounding. A process group always compiles.
         group: the processes that share the images: each calls this, reads its share and gets all outputs.
@@ -48,21 +50,23 @@ def predict(
     Raises:
         UserError: no images, no batch size, or a network whose outputs are not finite.
     """
-    shared = (network, images, batch_size, compiled, group)
-    probabilities, embeddings = _predict(*shared, mirrored=False)
-    if flip:
-        probabilities = (probabilities + _predict(*shared, mirrored=True)[0]) / 2
-    return probabilities, embeddings
+    given = (network, images, batch_size, compiled, group)
+    logits, embeddings = outputs(*given)
+    if views == "none":
+        return softmax(logits), embeddings
+    seen = (softmax(logits if view is whole else outputs(*given, view)[0]) for view in VIEWS[views])
+    return sum(seen) / np.float32(len(VIEWS[views])), embeddings
 
 
-def _predict(
+def outputs(
     network: keras.Model,
     images: np.ndarray | Rows,
-    batch_size: int,
-    compiled: bool,
-    group: ProcessGroup,
-    mirrored: bool,
+    batch_size: int = 256,
+    compiled: bool = True,
+    group: ProcessGroup = GROUP_OF_ONE,
+    view: View = whole,
 ) -> tuple[np.ndarray, np.ndarray]:
+    """As `predict`, but returns the logits, float32 (N, C), and shows the network one view of each image."""
     num_images = len(images)
     if not num_images:
         raise UserError("predict: expected at least one image, received none")
@@ -76,9 +80,9 @@ def _predict(
         rows = range(start, min(start + batch_size, num_images))
         # The short last batch is filled up and its surplus cut off: a second shape would be compiled a second time.
         batch = group.take(images, rows, batch_size)
-        outputs = outputs_of(batch[:, :, ::-1] if mirrored else batch)
-        logits[rows.start : rows.stop] = outputs["logits"][: len(rows)]
-        embeddings[rows.start : rows.stop] = outputs["embeddings"][: len(rows)]
+        found = outputs_of(view(batch))
+        logits[rows.start : rows.stop] = found["logits"][: len(rows)]
+        embeddings[rows.start : rows.stop] = found["embeddings"][: len(rows)]
     finite = np.isfinite(logits).all(axis=1)
     if not finite.all():
         raise UserError(
@@ -86,7 +90,7 @@ def _predict(
             f"first image {np.argmin(finite)}: its weights have diverged, or overflow in half precision; "
             "train again with a smaller --learning-rate or --precision float32"
         )
-    return _softmax(logits), embeddings
+    return logits, embeddings
 
 
 def evaluate(
@@ -96,7 +100,7 @@ def evaluate(
     *,
     batch_size: int = 256,
     seed: int = 0,
-    flip: bool = False,
+    views: Views = "none",
     with_maps: bool = False,
     extra: Mapping[str, Any] | None = None,
     group: ProcessGroup = GROUP_OF_ONE,
@@ -110,15 +114,15 @@ def evaluate(
             ``result.json`` go.
         batch_size: images per batch.
         seed: of the bootstrap intervals and of the t-SNE figure.
-        flip: see `predict`.
+        views: see `predict`.
         with_maps: also explain the predicted labels: ``explain.png`` (`mean_maps.MeanMaps.save_figure`) and the entry
-            ``explain``. The maps are those of the images as they are, never of mirror images.
+            ``explain``. The maps are those of the images as they are, never of other views.
         extra: more JSON-ready entries of the result, such as ``weights`` and ``selected_on``.
         group: see `predict`; only rank 0 writes the report, the others return an empty result.
 
     Returns:
         What ``result.json`` holds: ``dataset``, ``split``, all that `metrics.score` returns, ``correlations``
-        (`metrics.correlations`), ``class_names``, ``flip``, ``parameters``, ``seed``, ``commit`` (of this code;
+        (`metrics.correlations`), ``class_names``, ``views``, ``parameters``, ``seed``, ``commit`` (of this code;
         ``-dirty`` when tracked files differ from it, None outside git) and the extra entries. ``explain`` holds
         ``overlap`` and ``interval`` (`mean_maps.MeanMaps.mean_overlap`; None where k = 1), ``n``, the images that have
         an overlap, and ``num_embeddings``, k. ``predictions.npz``
@@ -133,18 +137,13 @@ def evaluate(
     import metrics
     import plots
 
-    num_classes = network.output["logits"].shape[-1]
-    if num_classes != split.num_classes:
-        raise UserError(
-            f"{split.name}: expected a network of its {split.num_classes} classes ({', '.join(split.class_names)}), "
-            f"received one of {num_classes}; choose weights trained on such a data set, or another --dataset"
-        )
+    check_classes(network, split)
     if with_maps:
         import explain
 
         explain.check(network)
     folder = Path(folder)
-    probabilities, embeddings = predict(network, split.rows, batch_size, flip, group=group)
+    probabilities, embeddings = predict(network, split.rows, batch_size, views, group=group)
     if not group.is_rank0:
         return {}
     scores = metrics.score(split.labels, probabilities, split.class_names, seed)
@@ -171,7 +170,7 @@ def evaluate(
         "correlations": metrics.correlations(split.labels, embeddings, split.num_classes),
         **explained,
         "class_names": list(split.class_names),
-        "flip": flip,
+        "views": views,
         "parameters": network.count_params(),
         "seed": seed,
         "commit": commit(),
@@ -179,6 +178,16 @@ def evaluate(
     }
     write_json(folder / "result.json", result)
     return result
+
+
+def check_classes(network: keras.Model, split: PreparedSplit) -> None:
+    """Refuses a network of another number of classes than the split."""
+    num_classes = network.output["logits"].shape[-1]
+    if num_classes != split.num_classes:
+        raise UserError(
+            f"{split.name}: expected a network of its {split.num_classes} classes ({', '.join(split.class_names)}), "
+            f"received one of {num_classes}; choose weights trained on such a data set, or another --dataset"
+        )
 
 
 def _explained(
@@ -205,22 +214,22 @@ def _explained(
     return {"explain": {"overlap": mean, "interval": interval, "n": count, "num_embeddings": num_embeddings}}
 
 
-def default_folder(weights: str | Path, split: PreparedSplit, flip: bool, seed: int) -> Path:
-    """The folder of an evaluation: ``runs/evaluate-<run>-<weights>-<dataset>-<split>[-flip]-<8 hex>``.
+def default_folder(weights: str | Path, split: PreparedSplit, views: Views, seed: int) -> Path:
+    """The folder of an evaluation: ``runs/evaluate-<run>-<weights>-<dataset>-<split>[-<views>]-<8 hex>``.
 
     The name tells evaluations apart: the digits depend on the bytes of the weights and of the split, and on the seed.
 
     Args:
         weights: the model file, or ``hf://owner/repository/file``; the name of its folder is ``<run>``.
         split: the split to measure.
-        flip: whether mirror images are averaged.
+        views: those that are averaged.
         seed: of the bootstrap intervals and the t-SNE figure.
     """
     digest = hashlib.sha256(f"{sha256(hub.local_file(weights))} {split.digest} {seed}".encode()).hexdigest()
     # The Hub's cache has a folder of its own making around the file.
     place = Path(weights) if hub.is_address(weights) else Path(weights).resolve()
     names = [place.parent.name, Path(weights).stem.removesuffix(".weights"), *split.name.split("/")]
-    return Path("runs") / "-".join(["evaluate", *filter(None, names), *["flip"] * flip, digest[:8]])
+    return Path("runs") / "-".join(["evaluate", *filter(None, names), *[views] * (views != "none"), digest[:8]])
 
 
 def selected_on(trained_on: str | None, metrics: Mapping[str, Any], split: PreparedSplit) -> str | None:
@@ -235,6 +244,13 @@ def selected_on(trained_on: str | None, metrics: Mapping[str, Any], split: Prepa
     return name if str(trained_on).split("/")[0] == dataset and metrics.get("split") == name else None
 
 
+def calibration(info: ModelInfo) -> dict[str, Any]:
+    """The entries of a result that say how the probabilities are calibrated; empty where they are not."""
+    fitted = {name: getattr(info.network, name) for name in ("temperature", "exponent")}
+    fitted["calibrated_on"] = info.calibrated_on
+    return fitted if info.calibrated_on else {}
+
+
 def format_table(result: Mapping[str, Any]) -> str:
     """The report as plain text: overall measures with their intervals, one line per class, the confusion matrix.
 
@@ -247,8 +263,10 @@ def format_table(result: Mapping[str, Any]) -> str:
         lines += ["The epoch was selected on the test split (--select-on test), as in the", "published practice."]
     if chosen_on == result["split"]:
         lines.append("The epoch was selected on this same split, so the estimate is too high.")
-    if result.get("flip"):
-        lines.append("Every probability is the mean over the image and its mirror image (--flip).")
+    if result.get("calibrated_on") == f"{result['dataset']}/{result['split']}":
+        lines.append("The calibration was fitted on this same split, so its error is too low.")
+    if (shown := views_of(result)) != "none":
+        lines.append(f"Every probability is the mean over {VIEW_TITLES[shown]} (--views {shown}).")
     lines.append("")
     lines += [*_measure_lines(result), ""]
 
@@ -281,8 +299,8 @@ def _explain_lines(result: Mapping[str, Any]) -> list[str]:
         return ["The figure explain.png has no overlap of maps, because there are no two maps to compare."]
     line = f"{'overlap of vector maps':<26}{explained['overlap']:7.3f}"
     lines = [line + "   95% interval {:.3f} to {:.3f}".format(*explained["interval"])]
-    if result.get("flip"):
-        lines.append("The maps are those of the images, not of their mirror images.")
+    if views_of(result) != "none":
+        lines.append("The maps are those of the images, not of their mirror images or crops.")
     return lines
 
 
@@ -303,7 +321,8 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (N, C) of logits (N, C), of the same dtype."""
     # Less the row's largest, or exp overflows.
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exponentials / exponentials.sum(axis=1, keepdims=True)

@@ -37,7 +37,7 @@ from distillation import blended_targets
 from distributed import exchange
 from distributed.process_group import GROUP_OF_ONE, ProcessGroup, process_group
 from files import UserError, read_json, write_json
-from model_files import model_file
+from model_files import calibrate, model_file
 from progress import EpochLines
 from run_state import RunState, read_history
 from trainer import AdCorreTrainer, Engine, epochs_in, resident
@@ -295,7 +295,7 @@ def _report(
     """Evaluates the best weights and draws the figures; the result file comes last and marks the run as finished."""
     runtime.set_up(precision="float32")
     group.wait()  # until rank 0 has written the weights
-    network, info = model_file.load_model(folder / BEST_WEIGHTS)
+    network, info = calibrate.calibrate(folder / BEST_WEIGHTS, splits[settings.select_on], group=group)
     group.check_agreement(f"{folder / BEST_WEIGHTS}", info.metrics, _SHARED)
     split = _evaluated(settings, splits)
     extra = group.on_rank0(_training_report)(settings, folder, info, len(splits["train"]))
@@ -317,6 +317,7 @@ def _training_report(
         "epochs": len(history),
         "train_seconds": sum(row["seconds"] for row in history),
         "correlations_untrained": read_json(folder / UNTRAINED),
+        **evaluation.calibration(info),
     }
 
 

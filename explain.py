@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 import runtime
+from calibration import Calibration
 from files import UserError
 
 _EPSILON = 1e-12  # as in `cnn_model.UnitVectors`
@@ -235,6 +236,8 @@ class _Head:
         self.num_classes = len(self.bias_c)
         scale = float(network.get_layer("logit_scale").scale) if "logit_scale" in names else 1.0
         self.classifier_ckd = scale * kernel.T.reshape(self.num_classes, self.num_vectors, self.size)
+        layer = network.get_layer("calibration") if "calibration" in names else None
+        self.calibration = Calibration(layer.temperature, layer.exponent) if layer else Calibration()
 
     def explain(self, features: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, ...]:
         """Feature maps (B, h, w, F) to what `Explanation` holds after its images, for B faces."""
@@ -253,7 +256,7 @@ class _Head:
         gradient_bkd = (w_bkd - along) * inverse
         alpha_bkf = np.einsum("bkd,kdf->bkf", gradient_bkd, self.dense_kdf, optimize=True) / (height * width)
         signed = np.einsum("bkf,bhwf->bkhw", alpha_bkf, features, optimize=True)
-        exponentials = np.exp(logits_bc - logits_bc.max(axis=1, keepdims=True))
+        exponentials = np.exp(self.calibration.logits(logits_bc))  # the largest is 0, so none overflows
         return (
             labels.astype(np.int64),
             (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32),

@@ -20,6 +20,7 @@ from recognition.recognize_command import RecognizeConfig, recognize
 from recognition.video_command import VideoConfig, video
 from test_model import DEFAULT_WEIGHTS, Recognition, TestModels, is_onnx
 from text import printable
+from views import Views
 
 __all__ = ["Recognition", "TestModels"]  # kept for code that was written for the published repository
 
@@ -37,11 +38,14 @@ class EvaluateConfig:
     data_dir: str = "data"
     """Folder of the prepared data sets."""
     run_dir: str | None = None
-    """Where the report goes; None is runs/evaluate-<run>-<weights>-<dataset>-<split>-<8 hex digits>."""
+    """Where the report goes; None is runs/evaluate-<run>-<weights>-<dataset>-<split>[-<views>]-<8 hex digits>."""
+    views: Views = "none"
+    """Average the probabilities over views of each image: flip is it and its mirror image; ten-crop is five crops of
+    7/8 of the side (corners, centre) and their mirror images."""
     flip: bool = False
-    """Average the probabilities of each image and its mirror image (test-time augmentation)."""
+    """Short for --views flip."""
     explain: bool = False
-    """Add explain.png: mean Grad-CAM (of the images, not flipped) by class and vector; and the maps' mean overlap."""
+    """Add explain.png: mean Grad-CAM (of the images as they are) by class and vector; and the maps' mean overlap."""
     batch_size: Annotated[int, Range(1, 1_000_000)] = 256
     """Images per batch; the result depends on it by rounding only."""
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0
@@ -91,6 +95,29 @@ class ExportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CalibrateConfig:
+    """Calibrates a model file's probabilities on a prepared split, and keeps the two fitted numbers in the file.
+
+    They act wherever the file is used, and in its exports. No label changes.
+    """
+
+    weights: Annotated[str, tyro.conf.Positional]
+    """Model file to calibrate, in our own form (train.py and test.py convert write it)."""
+    dataset: DatasetName = DatasetName.fer2013
+    """Prepared data set to fit on."""
+    split: Split = "val"
+    """Its split to fit on; do not measure the calibration on the same one."""
+    data_dir: str = "data"
+    """Folder of the prepared data sets."""
+    batch_size: Annotated[int, Range(1, 1_000_000)] = 256
+    """Images per batch; the result depends on it by rounding only."""
+    backend: Backend = "tensorflow"
+    """What Keras computes with; the results are the same to rounding."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
+@dataclasses.dataclass(frozen=True)
 class DescribeConfig:
     """Describes a model file, and names code in it that was ignored."""
 
@@ -117,9 +144,12 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     from data_helper import open_split
     from model_files import model_file
 
+    if settings.flip and settings.views == "ten-crop":
+        raise UserError("--flip: expected to be used without --views ten-crop, whose crops are mirrored already")
+    views = "flip" if settings.flip else settings.views
     split = open_split(settings.data_dir, settings.dataset.value, settings.split)
     network, info = model_file.load_model(settings.weights)
-    folder = settings.run_dir or evaluation.default_folder(settings.weights, split, settings.flip, settings.seed)
+    folder = settings.run_dir or evaluation.default_folder(settings.weights, split, views, settings.seed)
     if (Path(folder) / "config.json").exists():
         raise UserError(f"--run-dir {folder}: holds a training run, whose result this would replace; choose another")
     chosen = evaluation.selected_on(info.dataset, info.metrics, split)
@@ -129,12 +159,13 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         folder,
         batch_size=settings.batch_size,
         seed=settings.seed,
-        flip=settings.flip,
+        views=views,
         with_maps=settings.explain,
         extra={
             "weights": str(settings.weights),
             "trained_on": info.dataset,
             **({"selected_on": chosen} if chosen else {}),
+            **evaluation.calibration(info),
         },
     )
     print(evaluation.format_table(result))
@@ -200,6 +231,29 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
 
 
+def calibrate(settings: CalibrateConfig) -> None:
+    """Calibrates a model file, writes it whole or not at all, and prints what changes.
+
+    Raises:
+        UserError: a file of another form or on the Hub, classes that do not fit, or too few images.
+    """
+    from data_helper import open_split
+    from model_files import calibrate as calibrating
+    from model_files import hub
+
+    if hub.is_address(settings.weights):
+        raise UserError(f"{settings.weights}: expected a file on this machine to write to; download it first")
+    split = open_split(settings.data_dir, settings.dataset.value, settings.split)
+    found = calibrating.measure(settings.weights, split, settings.batch_size)
+    _, info = calibrating.calibrate(settings.weights, split, settings.batch_size)
+    fitted = f"temperature {info.network.temperature:.4f}, exponent {info.network.exponent:.4f}"
+    print(f"{fitted}, fitted on {split.name}, {found.n:,} images\n")
+    print(calibrating.format_table(found))
+    print("\nafter: too low, because the same images fitted the calibration")
+    print("cross-fitted: each half of the images with the calibration that fits the other half")
+    print(f"\nwrote {settings.weights}")
+
+
 def describe(settings: DescribeConfig) -> None:
     """Prints the facts of a model file, one per line or as one JSON object."""
     from model_files import model_file
@@ -219,6 +273,7 @@ _COMMANDS = {
     "evaluate": (EvaluateConfig, evaluate),
     "convert": (ConvertConfig, convert),
     "export": (ExportConfig, export),
+    "calibrate": (CalibrateConfig, calibrate),
     "describe": (DescribeConfig, describe),
     "teach": (TeachConfig, teach),
 }

@@ -17,6 +17,7 @@ from images import resize_image
 from model_files import onnx_network
 from recognition import ImageResult, Recognition, Results, results
 from recognition.inputs import ImageInput, Inputs, copy_of, from_array, from_pil, is_pil, open_inputs, unusable
+from views import VIEWS, Views
 
 if TYPE_CHECKING:
     from explain import Explanation
@@ -38,6 +39,7 @@ class TestModels:
         GPU: True uses a GPU where there is one; False uses the CPU.
         detector: what finds the faces: ``auto``, ``haar``, ``mtcnn`` or ``yunet`` (docs/faces.md).
         detector_file: model file of ``yunet``; see `faces.open_detector`.
+        views: average the probabilities over views of each face: ``none``, ``flip`` or ``ten-crop`` (`views.VIEWS`).
 
     Raises:
         UserError: the file is missing, damaged or not a model file; an ``.onnx`` file without ONNX Runtime here; or
@@ -58,7 +60,11 @@ class TestModels:
         GPU: bool = True,
         detector: faces.DetectorName = "auto",
         detector_file: str | Path | None = None,
+        views: Views = "none",
     ):
+        if views not in VIEWS:
+            raise UserError(f"views: expected one of {', '.join(VIEWS)}, received {views!r}")
+        self.views = views
         self._detector_choice = detector, detector_file
         self._detector: faces.Detector | None = faces.open_detector(detector, detector_file)
         if is_onnx(h5_address):
@@ -262,13 +268,24 @@ class TestModels:
         if not pixels:
             raise UserError("images: expected one or more, received none")
         if isinstance(self.network, onnx_network.OnnxNetwork):
-            return self.network.predict(np.stack(pixels), batch_size)
+            return self._predict_onnx(np.stack(pixels), batch_size)
         import evaluation
 
         # A first call of one batch is not worth the compilation: most often no others follow.
         compiled = self._has_run or len(pixels) > batch_size or not runtime.eager_is_cheap()
         self._has_run = True
-        return evaluation.predict(self.network, np.stack(pixels), batch_size, compiled=compiled)
+        return evaluation.predict(self.network, np.stack(pixels), batch_size, self.views, compiled)
+
+    def _predict_onnx(self, pixels: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        probabilities, embeddings = self.network.predict(pixels, batch_size)
+        if self.views == "none":
+            return probabilities, embeddings
+        total = np.zeros_like(probabilities)
+        for view in VIEWS[self.views]:
+            # An exported network takes one size only, so crops are resized here.
+            seen = [_as_face(image, self.input_size, i) for i, image in enumerate(view(pixels))]
+            total += self.network.predict(np.stack(seen), batch_size)[0]
+        return total / len(VIEWS[self.views]), embeddings
 
 
 def is_onnx(path: str | Path | None) -> bool:

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any, TypeVar
 
+from calibration import EXPONENTS, TEMPERATURES
 from files import UserError
 from text import check_class_names, printable
 
@@ -32,6 +33,9 @@ class NetworkDescription:
         input_size: side in pixels that the backbone sees; None is the architecture's own.
         scaling: range of the backbone's input (see `cnn_model.PixelInput`); None is the architecture's own.
         logit_scale: see `cnn_model.build_model`.
+        temperature: of the calibration of the logits (`calibration.Calibration`); 1 where none was fitted, and in files
+            from before it existed. It is no option: a training starts with 1 and fits it at its end.
+        exponent: of the same.
     """
 
     arch: str
@@ -41,6 +45,8 @@ class NetworkDescription:
     input_size: int | None = None
     scaling: str | None = None
     logit_scale: float = 1.0
+    temperature: float = 1.0
+    exponent: float = 1.0
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of `cnn_model.build_model`."""
@@ -62,6 +68,8 @@ class NetworkDescription:
             or (type(self.input_size) is int and 1 <= self.input_size <= LARGEST_INPUT),
             "scaling": self.scaling is None or isinstance(self.scaling, str),
             "logit_scale": type(self.logit_scale) in (int, float) and 0 < self.logit_scale < math.inf,
+            "temperature": _is_within(self.temperature, TEMPERATURES),
+            "exponent": _is_within(self.exponent, EXPONENTS),
         }
         for name, fine in plausible.items():
             if not fine:
@@ -71,6 +79,10 @@ class NetworkDescription:
     def smallest_size(self) -> int:
         """Bytes that the classifier takes at least: that of half precision."""
         return 2 * self.num_embeddings * self.embedding_size * len(self.class_names)
+
+
+def _is_within(value: Any, limits: tuple[float, float]) -> bool:
+    return type(value) in (int, float) and limits[0] <= value <= limits[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +110,7 @@ class ModelInfo:
         metrics: what was measured on which split, free-form and JSON-ready.
         versions: of what trained it (`runtime.versions`).
         origin: where the weights come from.
+        calibrated_on: the split that the network's calibration was fitted on, as ``fer2013/val``; empty when on none.
     """
 
     network: NetworkDescription
@@ -105,6 +118,7 @@ class ModelInfo:
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     origin: str = "train.py"
+    calibrated_on: str = ""
 
 
 Info = TypeVar("Info", ExportInfo, ModelInfo)

@@ -21,6 +21,7 @@ import keras
 import numpy as np
 
 import cnn_model
+from calibration import Calibration
 from command_line import option
 from config import ModelConfig
 from files import UserError, whole_file
@@ -91,8 +92,12 @@ def build_network(described: NetworkDescription, weights: str | None = None, dro
     return cnn_model.build_model(**described.arguments(), weights=weights, dropout=dropout)
 
 
-def load_model(path: str | Path) -> tuple[keras.Model, ModelInfo]:
+def load_model(path: str | Path, calibrated: bool = True) -> tuple[keras.Model, ModelInfo]:
     """Rebuilds a file's network and fills it.
+
+    Args:
+        path: the model file.
+        calibrated: False leaves the file's calibration out: the logits are those of the training.
 
     Returns:
         The network (`cnn_model.build_model`) and the file's description.
@@ -101,9 +106,24 @@ def load_model(path: str | Path) -> tuple[keras.Model, ModelInfo]:
         UserError: see `read_info`; or arrays that are missing, extra, of another shape, or not finite.
     """
     found = _read(path)
-    network = build_network(found.info.network)
+    described = found.info.network
+    network = build_network(described if calibrated else _uncalibrated(described))
     _fill(network, found)
     return network, found.info
+
+
+def redescribe(path: str | Path, info: ModelInfo) -> None:
+    """Replaces the description in a file of `save_model`, whole or not at all; the arrays stay as they are, bit by bit.
+
+    Raises:
+        UserError: a file that `save_model` did not write, or one that cannot be read (`read_info`).
+        OSError: the disk refused.
+    """
+    content = None if published_file.is_archive(path) else read_arrays(path)
+    if content is None or ATTRIBUTE not in content.attributes:
+        raise UserError(f"{path}: expected a file in our own form; write one with: python test.py convert")
+    with whole_file(path) as temporary:
+        temporary.write_bytes(to_bytes(content.arrays, {ATTRIBUTE: to_json(info)}))
 
 
 def new_network(
@@ -148,7 +168,13 @@ def _started_from(
             f"{path}: expected a network of {len(wanted.class_names)} classes, as the data set has "
             f"({', '.join(wanted.class_names)}), found one of {len(found.class_names)}"
         )
-    return dataclasses.replace(found, class_names=wanted.class_names, input_size=wanted.input_size or found.input_size)
+    size = wanted.input_size or found.input_size
+    # The calibration belongs to the weights of before. The training needs plain logits, and is calibrated at its end.
+    return _uncalibrated(dataclasses.replace(found, class_names=wanted.class_names, input_size=size))
+
+
+def _uncalibrated(network: NetworkDescription) -> NetworkDescription:
+    return dataclasses.replace(network, **dataclasses.asdict(Calibration()))
 
 
 def load_weights(network: keras.Model, path: str | Path) -> None:
@@ -180,6 +206,10 @@ def describe(path: str | Path) -> dict[str, str]:
         f"{cnn_model.SCALINGS[network.scaling][0]}",
         "precision": _precision(found),
         "trained on": info.dataset or "unknown",
+        "calibration": f"temperature {network.temperature:.4g}, exponent {network.exponent:.4g}, fitted on "
+        f"{info.calibrated_on}"
+        if info.calibrated_on
+        else "none",
         "metrics": _listed(info.metrics) or "unknown",
         "written with": _listed(info.versions) or "unknown",
         "code": f"{code} Lambda layers, ignored: nothing in them was run" if code else "none",

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,7 @@ from recognition.inputs import IMAGE_ENDINGS, Inputs, open_inputs
 from recognition.results import ImageResult, Recognition, unique_names
 from test_model import TestModels, is_onnx
 from text import printable
+from views import VIEW_TITLES, Views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,8 @@ class RecognizeConfig:
     """Model file of yunet; None fetches it once."""
     align: bool = False
     """Turn the eyes level, where the detector gives landmarks."""
+    views: Views = "none"
+    """Average the probabilities over views of each face: none, flip (its mirror image) or ten-crop."""
     batch_size: Annotated[int, Range(1, 1_000_000)] = 64
     """Faces per step of the network."""
     backend: Backend = "tensorflow"
@@ -67,6 +71,7 @@ def recognize(settings: RecognizeConfig) -> None:
         GPU=is_onnx(settings.weights) or runtime.has_gpu(),
         detector=settings.detector,
         detector_file=settings.detector_file,
+        views=settings.views,
     )
     run(model, settings)
 
@@ -81,7 +86,13 @@ def run(model: TestModels, settings: RecognizeConfig) -> None:
     inputs = open_inputs(settings.images)
     explained = _explanations(model, settings.explain, inputs) if settings.explain else None
     saved = unique_names(".jpg")
-    write = _json_lines if settings.json else _table([image.name for image in inputs.images], model.class_names)
+    if settings.json:
+        write = partial(_json_lines, views=settings.views)
+    else:
+        write = _table([image.name for image in inputs.images], model.class_names)
+    if settings.views != "none":
+        averaged = f"every probability is the mean over {VIEW_TITLES[settings.views]} (--views {settings.views})"
+        tqdm.write(averaged, file=sys.stderr)
     unreadable, without_face = [], []
     for result in model.stream(inputs, settings.detect_face, align=settings.align, batch_size=settings.batch_size):
         for line in write(result):
@@ -107,7 +118,8 @@ def _some(names: Sequence[str]) -> str:
     return f"{len(names):,} ({names[0]}{', ...' if len(names) > 1 else ''})"
 
 
-def _json_lines(result: ImageResult) -> list[str]:
+def _json_lines(result: ImageResult, views: Views) -> list[str]:
+    averaged = {} if views == "none" else {"views": views}
     if not result.faces:
         nothing = {
             "image": printable(result.name),
@@ -119,7 +131,8 @@ def _json_lines(result: ImageResult) -> list[str]:
         }
         return [json.dumps(nothing | ({"error": printable(result.error)} if result.error is not None else {}))]
     return [
-        json.dumps(_fields(result.name, number, face), allow_nan=False) for number, face in enumerate(result.faces, 1)
+        json.dumps(_fields(result.name, number, face) | averaged, allow_nan=False)
+        for number, face in enumerate(result.faces, 1)
     ]
 
 

@@ -26,6 +26,7 @@ from reporting.tables import (
     reference_table,
     signed,
 )
+from views import views_of
 
 # The names of the CSV files where they are not the table's.
 _CSV_NAMES = {"accuracy": "summary"}
@@ -140,7 +141,7 @@ def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
         ("Network", _listed(options["arch"] for options in settings)),
         ("Parameters", _listed((result.get("parameters") for result in results), ",")),
         ("Mean training time", _minutes(rows)),
-        ("Mirror images", "averaged with" if any(result.get("flip") for result in results) else ""),
+        ("Views averaged", _listed({views_of(result) for result in results} - {"none"})),
         ("Commit", _listed(result.get("commit") for result in results)),
         ("Options of all rows", " ".join(command_line.to_args(shared))),
     ]

@@ -22,6 +22,7 @@ from files import UserError, read_json
 from metrics import MEASURES
 from reporting.statistics import bootstrap_interval, mcnemar, mean_and_std, paired_bootstrap, paired_t
 from text import printable
+from views import views_of
 
 _PREDICTIONS = {"labels": ("iu", 1), "probabilities": ("f", 2), "tsne_rows": ("iu", 1), "tsne_places": ("f", 2)}
 
@@ -47,7 +48,8 @@ _OPTIONAL = dict.fromkeys(MEASURES, _NUMBER) | {
     "train_seconds": _NUMBER,
     "selected_on": str,
     "commit": str,
-    "flip": bool,
+    "flip": bool,  # of results from before "views"
+    "views": str,
 }
 _LARGEST = 1e18  # of a number; a count of parameters or seconds is smaller
 Record = dict[str, Any]
@@ -277,8 +279,8 @@ def run_records(row: Row) -> list[Record]:
             records.append(record | {"status": "failed" if seed in row.failures else "not run"})
             continue
         result = row.runs[seed].result
-        names = ("split", "n", *MEASURES, "best_epoch", "selected_on", "parameters", "train_seconds", "commit", "flip")
-        record |= {"status": "done"} | {name: result.get(name) for name in names}
+        names = ("split", "n", *MEASURES, "best_epoch", "selected_on", "parameters", "train_seconds", "commit")
+        record |= {"status": "done"} | {name: result.get(name) for name in names} | {"views": views_of(result)}
         for key, prefix in (("correlations", ""), ("correlations_untrained", "untrained_")):
             record |= {prefix + name: (result.get(key) or {}).get(name) for name in CORRELATIONS}
         records.append(record | {"run": row.runs[seed].folder.name})

@@ -180,6 +180,8 @@ def test_the_arguments_can_be_read_off_the_configuration(xcp):
         "input_size": 71,
         "scaling": "tf",
         "logit_scale": 1.0,
+        "temperature": 1.0,
+        "exponent": 1.0,
     }
     with pytest.raises(KeyError):
         cnn_model.arguments_of({"name": "other", "layers": []})

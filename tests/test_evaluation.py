@@ -137,7 +137,7 @@ def test_flip_averages_each_image_with_its_mirror_image(brighter_side):
     images = np.zeros((5, 4, 4, 1), np.uint8)
     images[:, :, :2] = np.array([0, 50, 100, 150, 200], np.uint8)[:, None, None, None]
     plain, embeddings = evaluation.predict(brighter_side, images, batch_size=2)
-    flipped, same = evaluation.predict(brighter_side, images, batch_size=2, flip=True)
+    flipped, same = evaluation.predict(brighter_side, images, batch_size=2, views="flip")
     exponentials = np.exp(np.stack([np.arange(5.0), np.zeros(5), np.zeros(5)], axis=1))
     expected = exponentials / exponentials.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(plain, expected, rtol=1e-5)
@@ -145,13 +145,28 @@ def test_flip_averages_each_image_with_its_mirror_image(brighter_side):
     np.testing.assert_array_equal(same, embeddings)
 
 
-def test_a_flipped_evaluation_says_so(network, tmp_path):
+@pytest.mark.parametrize(("views", "named"), [("flip", "its mirror image"), ("ten-crop", "four corner crops")])
+def test_an_evaluation_names_its_views(network, tmp_path, views, named):
     split = prepared(VALUES, LABELS)
-    result = evaluation.evaluate(network, split, tmp_path, flip=True)
-    assert result["flip"] is True and "mirror image" in evaluation.format_table(result)
+    result = evaluation.evaluate(network, split, tmp_path, views=views)
+    assert result["views"] == views and named in (table := evaluation.format_table(result)) and views in table
     plain = evaluation.evaluate(network, split, tmp_path)
-    assert plain["flip"] is False and "mirror image" not in evaluation.format_table(plain)
-    assert plain["accuracy"] == result["accuracy"]  # flat images are their own mirror images
+    assert plain["views"] == "none" and "mean over" not in evaluation.format_table(plain)
+    assert plain["accuracy"] == result["accuracy"]  # flat images are their own mirror images and crops
+
+
+def test_a_result_of_an_older_version_is_named_flip(network, tmp_path):
+    plain = evaluation.evaluate(network, prepared(VALUES, LABELS), tmp_path)
+    del plain["views"]
+    assert "--views flip" in evaluation.format_table({**plain, "flip": True})
+    assert "--views" not in evaluation.format_table({**plain, "flip": False})
+
+
+def test_a_calibration_that_was_fitted_on_the_measured_split_is_named():
+    table = evaluation.format_table({**RESULT, "temperature": 1.5, "calibrated_on": "toy/test"})
+    assert "calibration was fitted on this same split" in table
+    other = evaluation.format_table({**RESULT, "temperature": 1.5, "calibrated_on": "toy/val"})
+    assert "same split" not in other
 
 
 def test_evaluate_writes_what_it_returns(network, tmp_path):
@@ -209,21 +224,21 @@ def noisy(n=11):
     return PreparedSplit(pixels, np.arange(n) % 3, meta)
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_maps_explain_the_predicted_labels(explained_network, tmp_path, monkeypatch, flip):
+@pytest.mark.parametrize("views", ["none", "flip"])
+def test_maps_explain_the_predicted_labels(explained_network, tmp_path, monkeypatch, views):
     import explain
 
     monkeypatch.setattr(plots, "save_figures", lambda *args: None)
     split = noisy()
-    plain = evaluation.evaluate(explained_network, split, tmp_path, flip=flip)
+    plain = evaluation.evaluate(explained_network, split, tmp_path, views=views)
     assert "explain" not in plain and not (tmp_path / "explain.png").exists()
     assert "overlap" not in evaluation.format_table(plain)
 
     asked = []
     batches = explain.batches
     monkeypatch.setattr(explain, "batches", lambda *args: asked.append(args) or batches(*args))
-    result = evaluation.evaluate(explained_network, split, tmp_path, batch_size=4, flip=flip, with_maps=True)
-    probabilities, _ = evaluation.predict(explained_network, split.images, flip=flip)
+    result = evaluation.evaluate(explained_network, split, tmp_path, batch_size=4, views=views, with_maps=True)
+    probabilities, _ = evaluation.predict(explained_network, split.images, views=views)
     ((_, images, labels, batch_size),) = asked
     assert images is split.images and batch_size == 4
     np.testing.assert_array_equal(labels, probabilities.argmax(axis=1))
@@ -235,10 +250,10 @@ def test_maps_explain_the_predicted_labels(explained_network, tmp_path, monkeypa
     assert json.loads((tmp_path / "result.json").read_text())["explain"] == found
     table = evaluation.format_table(result)
     assert f"{found['overlap']:.3f}   95% interval {found['interval'][0]:.3f}" in table
-    assert ("not of their mirror images" in table) == flip
+    assert ("not of their mirror images" in table) == (views == "flip")
     assert (tmp_path / "explain.png").stat().st_size > 0
 
-    evaluation.evaluate(explained_network, split, tmp_path, flip=flip)
+    evaluation.evaluate(explained_network, split, tmp_path, views=views)
     assert not (tmp_path / "explain.png").exists()  # it would not belong to the new result
 
 

@@ -96,6 +96,9 @@ def test_a_run_writes_its_whole_folder(whole_run):
     assert result["best_epoch"] == int(best["epoch"])
     info = model_file.read_info(whole_run / "best.weights.h5")
     assert info.metrics["accuracy"] == pytest.approx(float(best["val_accuracy"]))
+    # The split that selects the epoch calibrates the probabilities too.
+    assert (info.calibrated_on, result["calibrated_on"]) == ("synthetic/val", "synthetic/val")
+    assert result["temperature"] == info.network.temperature != 1
 
 
 def test_the_loss_column_is_the_weighted_sum_of_the_terms(whole_run):

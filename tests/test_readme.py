@@ -41,6 +41,7 @@ ADDED_OPTIONS = {
     "python test.py evaluate": "",
     "python test.py describe": "",
     "python test.py convert": "",
+    "python test.py calibrate": "",
     "python test.py export": "",
     "python reproduce.py run": f"{SMALL_NETWORK} --seeds 1",
     "python reproduce.py list": f"{SMALL_NETWORK} --seeds 1",

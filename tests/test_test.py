@@ -143,9 +143,7 @@ def test_evaluate_measures_a_split_and_names_the_report(tiny_weights, tmp_path, 
     assert "synthetic/test: 23 images" in shown and shown.endswith(f"wrote {tmp_path / 'report'}/\n")
 
 
-def test_evaluations_of_other_weights_or_with_flip_get_other_folders(
-    tiny_weights, model, tmp_path, monkeypatch, capsys
-):
+def test_evaluations_of_other_weights_or_views_get_other_folders(tiny_weights, model, tmp_path, monkeypatch, capsys):
     write_split(tmp_path / "data", np.arange(14) % 7, split="val", shape=(24, 24, 1))
     monkeypatch.chdir(tmp_path)
     for run in ("a", "b"):
@@ -159,17 +157,24 @@ def test_evaluations_of_other_weights_or_with_flip_get_other_folders(
     model_file.save_model(tmp_path / "elsewhere/a/best.weights.h5", changed, info)
     monkeypatch.setattr(plots, "save_figures", lambda *args: None)  # tested elsewhere, and slow
     names = []
-    for weights, flips in (("a", (False, True)), ("b", (False,)), ("elsewhere/a", (False,)), ("a", (False,))):
-        for flip in flips:
+    plain, flip, views = {}, {"flip": True}, {"views": "flip"}
+    for weights, given in (("a", (plain, flip, views)), ("b", (plain,)), ("elsewhere/a", (plain,)), ("a", (plain,))):
+        for options in given:
             capsys.readouterr()
-            test_module.evaluate(EvaluateConfig(f"{weights}/best.weights.h5", DatasetName.synthetic, flip=flip))
+            test_module.evaluate(EvaluateConfig(f"{weights}/best.weights.h5", DatasetName.synthetic, **options))
             printed = capsys.readouterr().out
             assert "selected on this same split" in printed  # the file says so: its metrics are of val
             names.append(printed.splitlines()[-1].removeprefix("wrote runs/").removesuffix("/"))
-    assert len(set(names)) == 4 and names[0] == names[4]  # the same evaluation again has the same folder
+    # The same evaluation again has the same folder, and --flip is short for --views flip.
+    assert len(set(names)) == 4 and names[0] == names[5] and names[1] == names[2]
     assert names[0].startswith("evaluate-a-best-synthetic-val-")
     assert names[1].startswith("evaluate-a-best-synthetic-val-flip-")
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted(set(names))
+
+
+def test_flip_and_ten_crop_contradict_each_other(tiny_weights):
+    with pytest.raises(UserError, match=r"--flip: .* without --views ten-crop"):
+        test_module.evaluate(EvaluateConfig(str(tiny_weights), flip=True, views="ten-crop"))
 
 
 def test_evaluate_never_replaces_the_result_of_a_run(tiny_weights, tmp_path, monkeypatch):

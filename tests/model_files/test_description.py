@@ -58,6 +58,11 @@ def test_every_property_is_an_argument_of_the_network():
         {"scaling": 7},
         {"logit_scale": 0},
         {"logit_scale": "4"},
+        {"temperature": 0},
+        {"temperature": True},
+        {"exponent": 1e9},
+        {"exponent": "2"},
+        {"calibrated_on": 7},
         {"metrics": []},
         {"origin": 7},
         {"colour": "red"},
@@ -69,6 +74,14 @@ def test_an_implausible_value_is_refused_by_name(change):
     text = json.dumps({name: value for name, value in values.items() if value is not None})
     with pytest.raises(UserError, match=rf"a\.h5: .*({next(iter(change))}|format version|class_names|int)"):
         from_json(ModelInfo, text, "a.h5")
+
+
+def test_a_file_from_before_calibration_existed_has_none():
+    values = json.loads(to_json(INFOS[0]))
+    for name in ("temperature", "exponent", "calibrated_on"):
+        values.pop(name, None)
+    network = from_json(ModelInfo, json.dumps(values), "a.h5").network
+    assert (network.temperature, network.exponent) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "7", "{", "[" * 100_000, 7])

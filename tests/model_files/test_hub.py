@@ -219,9 +219,9 @@ def test_an_evaluation_of_it_is_named_after_the_repository(server, tiny_weights,
 
     write_split(tmp_path, np.arange(7), split="val", shape=(24, 24, 1))
     split = open_split(tmp_path, "synthetic", "val")
-    folder = default_folder(ADDRESS, split, flip=False, seed=0)
+    folder = default_folder(ADDRESS, split, views="none", seed=0)
     assert folder.name.startswith("evaluate-faces-best-synthetic-val-")
-    assert folder.name[-8:] == default_folder(tiny_weights, split, flip=False, seed=0).name[-8:]  # the same bytes
+    assert folder.name[-8:] == default_folder(tiny_weights, split, views="none", seed=0).name[-8:]  # the same bytes
 
 
 @pytest.mark.slow
@@ -237,11 +237,24 @@ def test_the_commands_take_it(server, tmp_path, monkeypatch):
 
 def test_the_head_of_the_model_card_has_the_measured_results():
     """The Hub reads the card's head; people read its text."""
-    path = ROOT / "trained_models" / "README.md"
-    card = huggingface_hub.ModelCard.load(path)
-    measured = json.loads((path.parent / "fer2013_mini_xcp.result.json").read_text())
+    folder = ROOT / "trained_models"
+    card = huggingface_hub.ModelCard.load(folder / "README.md")
+    measured = {
+        "validation": json.loads((folder / "fer2013_mini_xcp.result.json").read_text()),
+        "test": json.loads((folder / "fer2013_mini_xcp.private_test.json").read_text())["views"]["none"],
+    }
     names = {"accuracy": "accuracy", "recall": "mean_class_recall", "f1": "macro_f1"}
-    found = {result.metric_type: result.metric_value for result in card.data.eval_results}
-    assert found == {kind: round(100 * measured[name], 2) for kind, name in names.items()}
+    found = {(each.dataset_split, each.metric_type): each.metric_value for each in card.data.eval_results}
+    expected = {
+        (split, kind): round(100 * measured[split][name], 2) for split in measured for kind, name in names.items()
+    }
+    assert found == expected
     assert all(f"{value:.2f}%" in card.text for value in found.values())
     assert card.data.license == "mit" and set(card.data.metrics) == set(names)
+
+
+def test_the_card_names_the_file_and_its_calibration():
+    path = ROOT / "trained_models" / "fer2013_mini_xcp.weights.h5"
+    text, network = (path.parent / "README.md").read_text(), model_file.read_info(path).network
+    assert f"{path.stat().st_size:,} bytes" in text
+    assert f"temperature {network.temperature:.3f}, exponent {network.exponent:.3f}" in text

@@ -115,10 +115,13 @@ def test_the_description_is_one_json_attribute(tiny_weights):
         "input_size": 24,
         "scaling": None,
         "logit_scale": 1.0,
+        "temperature": 1.0,
+        "exponent": 1.0,
         "dataset": "synthetic/train",
         "metrics": {"split": "val", "accuracy": 0.5},
         "versions": {"keras": keras.__version__},
         "origin": "train.py",
+        "calibrated_on": "",
     }
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -47,6 +49,17 @@ def test_a_table_has_one_printable_line_per_face(monkeypatch, capsys):
         len({line.index(word) for line, word in zip(lines, ("label", "Sad", "no face", "unreadable"), strict=True)})
         == 1
     )
+
+
+def test_views_are_named(monkeypatch, capsys):
+    named = [
+        json.loads(line).get("views") for line in output(monkeypatch, capsys, json=True, views="flip").splitlines()
+    ]
+    assert named == ["flip", None, None]  # a line without a face has no probabilities
+    output(monkeypatch, capsys)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    output(monkeypatch, capsys, views="ten-crop")
+    assert "four corner crops" in sys.stderr.getvalue() and "--views ten-crop" in sys.stderr.getvalue()
 
 
 def test_every_line_of_json_is_valid(monkeypatch, capsys):

@@ -68,7 +68,7 @@ def write_run(
         **metrics.score(labels, probabilities, class_names, num_resamples=50),
         "correlations": metrics.correlations(labels, embeddings, num_classes),
         "class_names": list(class_names),
-        "flip": False,
+        "views": "none",
         "parameters": 485_759,
         "seed": seed,
         "commit": commit,

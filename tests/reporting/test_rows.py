@@ -70,6 +70,7 @@ def test_a_damaged_result_is_named(tmp_path):
         ("class_names", "Sad"),
         ("selected_on", "\ud800"),
         ("flip", 1),
+        ("views", True),
     ],
 )
 def test_an_entry_of_another_kind_is_named(tmp_path, entry, value):
