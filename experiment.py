@@ -32,7 +32,7 @@ from arrays import Rows
 from config import DatasetName, TrainConfig
 from data_helper import PreparedSplit, open_split, prepared_splits
 from dataset_class import Batches
-from datasets.synthetic import PrepareSyntheticConfig, write_synthetic_splits
+from datasets.synthetic import PrepareSyntheticConfig, ensure_synthetic_splits
 from distributed import exchange
 from distributed.process_group import GROUP_OF_ONE, ProcessGroup, process_group
 from files import UserError, read_json, write_json
@@ -321,8 +321,8 @@ def _training_report(
 def _open_splits(settings: TrainConfig) -> Splits:
     """Opens every split that is prepared; draws the synthetic set first where it is wanted and missing."""
     name = settings.dataset.value
-    if settings.dataset == DatasetName.synthetic and (name, "train") not in prepared_splits(settings.data_dir):
-        write_synthetic_splits(PrepareSyntheticConfig(data_dir=settings.data_dir))
+    if settings.dataset == DatasetName.synthetic:
+        ensure_synthetic_splits(PrepareSyntheticConfig(data_dir=settings.data_dir))
     there = {split for dataset, split in prepared_splits(settings.data_dir) if dataset == name}
     wanted = there | {"train", settings.select_on}
     return {split: open_split(settings.data_dir, name, split) for split in sorted(wanted)}
