@@ -40,6 +40,8 @@ class DatasetType(str, Enum):
 
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 Backend = Literal["tensorflow", "jax", "torch"]
+LAST_SEED = 2**31 - 1
+MOST_NUMBERS = 2**18  # k * d of one face: after 2048 channels (xcp) that layer takes 2 GiB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +165,7 @@ class TrainConfig:
     """Train as many epochs as fit into so many minutes, instead of --epochs: the speed is measured at the start."""
     batch_size: Annotated[int, Range(1, 1_000_000)] = 128
     """Images per step; the loss compares the images of a batch."""
-    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
+    seed: Annotated[int, Range(0, LAST_SEED)] = 0
     """Seed of the initial weights, the order, the augmentation and dropout."""
     balanced: bool = False
     """Draw every class equally often."""
@@ -266,15 +268,8 @@ def help_sections() -> dict[str, list[str]]:
     """The sections of ``train.py --help``: title to names of options."""
     whole = TrainConfig()
     machine = (
-        "precision",
-        "backend",
-        "resident",
-        "save_seconds",
-        "devices",
-        "processes",
-        "process_id",
-        "coordinator",
-        "debug",
+        *("precision", "backend", "resident", "save_seconds"),
+        *("devices", "processes", "process_id", "coordinator", "debug"),
     )
     nested = {field.name for field in dataclasses.fields(whole) if dataclasses.is_dataclass(getattr(whole, field.name))}
     own = [field.name for field in dataclasses.fields(whole) if field.name not in (*nested, *machine)]
@@ -294,9 +289,15 @@ def check(settings: TrainConfig) -> None:
     """Checks every number of ``settings``.
 
     Raises:
-        UserError: a number outside its field's `Range`, or a loss whose weights are all 0.
+        UserError: a number outside its field's `Range`, embeddings that no machine holds, or a loss whose weights are
+            all 0.
     """
     check_ranges(settings)
+    k, d = settings.model.num_embeddings, settings.model.embedding_size
+    if k * d > MOST_NUMBERS:
+        raise UserError(
+            f"--num-embeddings times --embedding-size: expected at most {MOST_NUMBERS:,}, received {k:,} x {d:,}"
+        )
     if not any(weight is None or weight > 0 for weight in loss_weights(settings.loss).values()):
         options = ", ".join(option(f"w_{term}") for term in LOSS_TERMS)
         raise UserError(f"{options}: expected at least one above 0, received only 0")
@@ -392,13 +393,6 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str =
 
 # Options that do not change the result. Runs that differ only in these are the same run.
 PLACES = (
-    "run_dir",
-    "data_dir",
-    "debug",
-    "resident",
-    "save_seconds",
-    "devices",
-    "processes",
-    "process_id",
-    "coordinator",
+    *("run_dir", "data_dir", "debug", "resident", "save_seconds"),
+    *("devices", "processes", "process_id", "coordinator"),
 )
