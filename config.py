@@ -10,10 +10,11 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import datasets
 from command_line import Range, check_ranges, option, parse_options, parse_sections, parse_some_options, to_args
@@ -40,6 +41,20 @@ class DatasetType(str, Enum):
 
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 Backend = Literal["tensorflow", "jax", "torch"]
+
+
+def preferred_backend() -> Backend:
+    """The backend of a command without ``--backend``: that of the variable ``KERAS_BACKEND``, or else TensorFlow.
+
+    Raises:
+        UserError: the variable names another one.
+    """
+    name = os.environ.get("KERAS_BACKEND") or "tensorflow"
+    if name not in get_args(Backend):
+        raise UserError(f"KERAS_BACKEND: expected one of {', '.join(get_args(Backend))}, found {name!r}")
+    return name
+
+
 LAST_SEED = 2**31 - 1
 MOST_NUMBERS = 2**18  # k * d of one face: after 2048 channels (xcp) that layer takes 2 GiB
 
@@ -176,7 +191,7 @@ class TrainConfig:
     precision: Precision = "float32"
     """Numbers of the network: float32, or half precision on GPUs, where mixed_bfloat16 is the safer one."""
     backend: Backend = "tensorflow"
-    """What Keras computes with; jax is the fastest on GPUs and the one for several devices."""
+    """What Keras computes with; jax is the fastest on GPUs; KERAS_BACKEND sets the default."""
     resident: Literal["auto", "yes", "no"] = "auto"
     """Keep all images on the device; auto: on a GPU where they take at most 40% of its free memory."""
     save_seconds: Annotated[float, Range(0, 1_000_000)] = 600.0
@@ -309,7 +324,7 @@ def parse_train_options(args: Sequence[str] | None = None) -> TrainConfig:
     Args:
         args: the command line; None is ``sys.argv[1:]``.
     """
-    recipe = RECIPES[chosen_recipe(args) or "default"]
+    recipe = dataclasses.replace(RECIPES[chosen_recipe(args) or "default"], backend=preferred_backend())
     return training_options(parse_sections(TrainOptions, help_sections(), TrainOptions(**_fields(recipe)), args))
 
 

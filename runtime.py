@@ -52,14 +52,26 @@ def import_keras() -> None:
     # 1 leaves out notices and 2 warnings too, which on a machine with a GPU's driver explain why it is not used.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1" if _has_driver() else "2")
     if "keras" in sys.modules:
-        return
+        return _set_keras_options()
     with notices_hidden():
         import keras
 
+        _set_keras_options()
         if keras.backend.backend() == "tensorflow":
             logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of a second network in one process
         if keras.backend.backend() != "jax":  # its devices are set up by `exchange.connected`, before the first query
             has_gpu()
+
+
+def _set_keras_options() -> None:
+    """Sets what a user's ``keras.json`` may have set otherwise: our networks and results need Keras's own defaults."""
+    import keras
+
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
+    for name in ("set_max_epochs", "set_max_steps_per_epoch"):  # of newer versions: they would cut a training short
+        getattr(keras.config, name, lambda limit: None)(None)
 
 
 @contextlib.contextmanager

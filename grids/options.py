@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from command_line import Range, from_sections, parse_command_over, sectioned
-from config import LAST_SEED, RECIPES, RecipeOption, TrainConfig, chosen_recipe, options_by_name, training_options
+from config import LAST_SEED, RECIPES, RecipeOption, TrainConfig, chosen_recipe, options_by_name, preferred_backend, training_options
 from files import UserError
 from grids.experiments import preset_names
 
@@ -88,7 +88,7 @@ def parse_grid_command(commands: dict[str, type[GridConfig]], description: str, 
     Raises:
         UserError: a number outside its range, or seeds beyond the last one.
     """
-    base = RECIPES[chosen_recipe() or recipe]
+    base = dataclasses.replace(RECIPES[chosen_recipe() or recipe], backend=preferred_backend())
     shared = {field.name: getattr(base, field.name) for field in dataclasses.fields(base) if field.name != "run_dir"}
     training = [name for name in options_by_name(base) if name != "run_dir"]
     # tyro does not parse what it hides.

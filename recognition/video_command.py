@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import runtime
 from command_line import Range
-from config import Backend
+from config import Backend, preferred_backend
 from faces import Detector, DetectorName, crop, pixel_square
 from files import UserError, whole_file
 from text import csv_cell
@@ -59,7 +59,7 @@ class VideoConfig:
     """End after so many seconds of video; None goes to its end."""
     show: bool = False
     """Show a clip in a window too."""
-    backend: Backend = "tensorflow"
+    backend: Backend = dataclasses.field(default_factory=preferred_backend)
     """What Keras computes with; an .onnx file needs no Keras."""
     debug: bool = False
     """Show tracebacks."""
