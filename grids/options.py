@@ -9,7 +9,16 @@ from typing import Annotated
 import tyro
 
 from command_line import Range, from_sections, parse_command_over, sectioned
-from config import LAST_SEED, RECIPES, RecipeOption, TrainConfig, chosen_recipe, options_by_name, preferred_backend, training_options
+from config import (
+    LAST_SEED,
+    RECIPES,
+    RecipeOption,
+    TrainConfig,
+    chosen_recipe,
+    options_by_name,
+    preferred_backend,
+    training_options,
+)
 from files import UserError
 from grids.experiments import preset_names
 
