@@ -79,7 +79,7 @@ def _predict(
         outputs = outputs_of(batch[:, :, ::-1] if mirrored else batch)
         logits[rows.start : rows.stop] = outputs["logits"][: len(rows)]
         embeddings[rows.start : rows.stop] = outputs["embeddings"][: len(rows)]
-    finite = np.isfinite(logits).all(axis=1)
+    finite = np.isfinite(logits).all(axis=1) & np.isfinite(embeddings).all(axis=(1, 2))
     if not finite.all():
         raise UserError(
             f"the network's outputs are not finite for {np.sum(~finite):,} of {num_images:,} images, "
