@@ -166,10 +166,13 @@ def _application(name: str) -> Callable[[int, str | None], keras.Model]:
     """The builder of a `keras.applications` backbone up to its last feature map."""
 
     def build(size: int, weights: str | None) -> keras.Model:
+        # EfficientNetV2 looks its blocks up by its name.
+        own_name = {} if name.startswith("EfficientNetV2") else {"name": "backbone"}
         try:
             backbone = getattr(keras.applications, name)(
-                include_top=False, weights=weights, input_shape=(size, size, 3), name="backbone"
+                include_top=False, weights=weights, input_shape=(size, size, 3), **own_name
             )
+            backbone.name = "backbone"
         except ValueError as error:  # a size the backbone cannot take
             raise UserError(f"{name}: {error} (received size {size}, weights {weights!r})") from None
         except Exception as error:

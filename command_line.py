@@ -13,6 +13,7 @@ import docstring_parser
 import tyro
 
 from files import UserError
+from text import printable
 
 Config = TypeVar("Config")
 _CLI_STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
@@ -178,7 +179,8 @@ class Range:
     def __contains__(self, value: float) -> bool:
         above = self.low is None or value >= self.low
         below = self.high is None or value <= self.high
-        return math.isfinite(value) and above and below
+        is_finite = isinstance(value, int) or math.isfinite(value)  # which fails for an int beyond 1e308
+        return is_finite and above and below
 
     def __str__(self) -> str:
         if self.low is None and self.high is None:
@@ -203,7 +205,7 @@ def check_ranges(options: Any) -> None:
             check_ranges(value)
         for extra in getattr(hint, "__metadata__", ()):
             if isinstance(extra, Range) and value is not None and value not in extra:
-                raise UserError(f"{option(name)}: expected {extra}, received {value}")
+                raise UserError(f"{option(name)}: expected {extra}, received {printable(value, 40)}")
 
 
 def option(name: str) -> str:

@@ -10,10 +10,11 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import datasets
 from command_line import Range, check_ranges, option, parse_options, parse_sections, parse_some_options, to_args
@@ -40,6 +41,22 @@ class DatasetType(str, Enum):
 
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 Backend = Literal["tensorflow", "jax", "torch"]
+
+
+def preferred_backend() -> Backend:
+    """The backend of a command without ``--backend``: that of the variable ``KERAS_BACKEND``, or else TensorFlow.
+
+    Raises:
+        UserError: the variable names another one.
+    """
+    name = os.environ.get("KERAS_BACKEND") or "tensorflow"
+    if name not in get_args(Backend):
+        raise UserError(f"KERAS_BACKEND: expected one of {', '.join(get_args(Backend))}, found {name!r}")
+    return name
+
+
+LAST_SEED = 2**31 - 1
+MOST_NUMBERS = 2**18  # k * d of one face: after 2048 channels (xcp) that layer takes 2 GiB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +186,7 @@ class TrainConfig:
     """Train as many epochs as fit into so many minutes, instead of --epochs: the speed is measured at the start."""
     batch_size: Annotated[int, Range(1, 1_000_000)] = 128
     """Images per step; the loss compares the images of a batch."""
-    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
+    seed: Annotated[int, Range(0, LAST_SEED)] = 0
     """Seed of the initial weights, the order, the augmentation and dropout."""
     balanced: bool = False
     """Draw every class equally often."""
@@ -180,7 +197,7 @@ class TrainConfig:
     precision: Precision = "float32"
     """Numbers of the network: float32, or half precision on GPUs, where mixed_bfloat16 is the safer one."""
     backend: Backend = "tensorflow"
-    """What Keras computes with; jax is the fastest on GPUs and the one for several devices."""
+    """What Keras computes with; jax is the fastest on GPUs; KERAS_BACKEND sets the default."""
     resident: Literal["auto", "yes", "no"] = "auto"
     """Keep all images on the device; auto: on a GPU where they take at most 40% of its free memory."""
     save_seconds: Annotated[float, Range(0, 1_000_000)] = 600.0
@@ -272,15 +289,8 @@ def help_sections() -> dict[str, list[str]]:
     """The sections of ``train.py --help``: title to names of options."""
     whole = TrainConfig()
     machine = (
-        "precision",
-        "backend",
-        "resident",
-        "save_seconds",
-        "devices",
-        "processes",
-        "process_id",
-        "coordinator",
-        "debug",
+        *("precision", "backend", "resident", "save_seconds"),
+        *("devices", "processes", "process_id", "coordinator", "debug"),
     )
     nested = {field.name for field in dataclasses.fields(whole) if dataclasses.is_dataclass(getattr(whole, field.name))}
     own = [field.name for field in dataclasses.fields(whole) if field.name not in (*nested, *machine)]
@@ -300,9 +310,15 @@ def check(settings: TrainConfig) -> None:
     """Checks every number of ``settings``.
 
     Raises:
-        UserError: a number outside its field's `Range`, or a loss whose weights are all 0.
+        UserError: a number outside its field's `Range`, embeddings that no machine holds, or a loss whose weights are
+            all 0.
     """
     check_ranges(settings)
+    k, d = settings.model.num_embeddings, settings.model.embedding_size
+    if k * d > MOST_NUMBERS:
+        raise UserError(
+            f"--num-embeddings times --embedding-size: expected at most {MOST_NUMBERS:,}, received {k:,} x {d:,}"
+        )
     if not any(weight is None or weight > 0 for weight in loss_weights(settings.loss).values()):
         options = ", ".join(option(f"w_{term}") for term in LOSS_TERMS)
         raise UserError(f"{options}: expected at least one above 0, received only 0")
@@ -314,7 +330,7 @@ def parse_train_options(args: Sequence[str] | None = None) -> TrainConfig:
     Args:
         args: the command line; None is ``sys.argv[1:]``.
     """
-    recipe = RECIPES[chosen_recipe(args) or "default"]
+    recipe = dataclasses.replace(RECIPES[chosen_recipe(args) or "default"], backend=preferred_backend())
     return training_options(parse_sections(TrainOptions, help_sections(), TrainOptions(**_fields(recipe)), args))
 
 
@@ -398,13 +414,6 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str =
 
 # Options that do not change the result. Runs that differ only in these are the same run.
 PLACES = (
-    "run_dir",
-    "data_dir",
-    "debug",
-    "resident",
-    "save_seconds",
-    "devices",
-    "processes",
-    "process_id",
-    "coordinator",
+    *("run_dir", "data_dir", "debug", "resident", "save_seconds"),
+    *("devices", "processes", "process_id", "coordinator"),
 )

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 import baseline_losses
@@ -58,6 +59,23 @@ def pearson_correlation(x):
     return ops.matmul(x, ops.swapaxes(x, -1, -2))
 
 
+def _check_labels(labels, num_classes):
+    """Refuses labels outside 0..C-1 (ValueError): `one_hot` would make them rows of zeros, in silence.
+
+    Only where their values are known. In a compiled step they are not; there the data was checked when it was opened.
+    """
+    if num_classes is None or len(np.shape(labels)) != 1:
+        return
+    try:
+        values = ops.convert_to_numpy(labels)
+    except (TypeError, ValueError, NotImplementedError, AttributeError):  # traced: each backend has its own exception
+        return
+    wrong = ~np.isin(values, np.arange(num_classes))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise ValueError(f"labels: expected codes 0..{num_classes - 1}, received {values[row]} in row {row}")
+
+
 def _class_sums(labels, num_classes, *arrays):
     """Sums every array (B, n) over the faces of each class: (C, n), or (B, n) with zero rows if C is None."""
     if num_classes is not None:
@@ -92,6 +110,9 @@ def feature_discriminator(embeddings, labels, class_recall=None, weight_floor=1.
 
     Returns:
         Scalar >= 0 up to rounding, float32 (float64 for float64 embeddings); 0 for a batch of one.
+
+    Raises:
+        ValueError: in eager mode, a label outside its range; so do the other functions of labels.
     """
     e_bkd = _full_precision(embeddings)
     batch_size, k = ops.shape(e_bkd)[0], e_bkd.shape[1]
@@ -99,6 +120,7 @@ def feature_discriminator(embeddings, labels, class_recall=None, weight_floor=1.
     if class_recall is not None:
         class_recall = ops.stop_gradient(ops.cast(class_recall, e_bkd.dtype))
         half_weight_c, num_classes = weight_floor / 2 + 1 - class_recall, class_recall.shape[0]
+    _check_labels(labels, num_classes)
     u_bn = ops.reshape(_unit_deviations(e_bkd), (batch_size, -1))
     itself_b1 = ops.sum(u_bn * u_bn, axis=1, keepdims=True)
     sum_cn, itself_c1, count_c1 = _class_sums(labels, num_classes, u_bn, itself_b1, ops.ones_like(itself_b1))
@@ -124,6 +146,7 @@ def mean_discriminator(embeddings, labels, num_classes):
     """
     e_bkd = _full_precision(embeddings)
     k = e_bkd.shape[1]
+    _check_labels(labels, num_classes)
     member_bc = ops.one_hot(labels, num_classes, dtype=e_bkd.dtype)
     count_c = ops.sum(member_bc, axis=0)
     present_c = ops.cast(count_c > 0, e_bkd.dtype)
@@ -173,6 +196,7 @@ def cross_entropy(labels, logits, label_smoothing=0.0):
     """
     logits = _full_precision(logits)
     num_classes = logits.shape[-1]
+    _check_labels(labels, num_classes)
     if len(labels.shape) == 2:
         target_bc = ops.cast(labels, logits.dtype)
     else:
@@ -320,7 +344,11 @@ class AdCorreLoss(keras.layers.Layer):
 
         Returns:
             Dict of float32 scalars: ``loss``, the weighted total, and each computed term unweighted.
+
+        Raises:
+            ValueError: in eager mode, a label outside its range.
         """
+        _check_labels(labels, self.num_classes)
         batch = Batch(labels, majority(labels), logits, embeddings, training)
         values = {term: TERMS[term](self, batch) for term in self.terms}
         ramp = self._ramp(training)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import faces
 import runtime
 from command_line import Range, parse_options
-from config import Backend
+from config import Backend, preferred_backend
 from files import UserError, cache_folder, run_command
 from recognition import ImageResult, Recognition
 from test_model import DEFAULT_WEIGHTS, TestModels, is_onnx
@@ -48,7 +48,7 @@ class DemoConfig:
     """Port to listen on; None is GRADIO_SERVER_PORT or else the first free one from 7860."""
     weights: str | None = None
     """Model file that is offered first: .h5, .keras, .onnx or hf://owner/repository/file."""
-    backend: Backend = "tensorflow"
+    backend: Backend = dataclasses.field(default_factory=preferred_backend)
     """What Keras computes with; an .onnx file needs no Keras."""
     debug: bool = False
     """Show tracebacks."""

@@ -79,8 +79,8 @@ def blended_targets(
 
     Args:
         train: the split.
-        teacher: a model file, whose calibrated probabilities are the mean over an image and its mirror image, or a file of
-            `teach`.
+        teacher: a model file, whose calibrated probabilities are the mean over an image and its mirror image, or a
+            file of `teach`.
         share: of the teacher, 0..1.
         soft_labels: whether the votes are what is known, instead of the labels.
         group: the processes that share the images.

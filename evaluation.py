@@ -83,7 +83,7 @@ def outputs(
         found = outputs_of(view(batch))
         logits[rows.start : rows.stop] = found["logits"][: len(rows)]
         embeddings[rows.start : rows.stop] = found["embeddings"][: len(rows)]
-    finite = np.isfinite(logits).all(axis=1)
+    finite = np.isfinite(logits).all(axis=1) & np.isfinite(embeddings).all(axis=(1, 2))
     if not finite.all():
         raise UserError(
             f"the network's outputs are not finite for {np.sum(~finite):,} of {num_images:,} images, "

@@ -32,18 +32,19 @@ from arrays import Rows
 from config import DatasetName, TrainConfig
 from data_helper import PreparedSplit, open_split, prepared_splits
 from dataset_class import Batches
-from datasets.synthetic import PrepareSyntheticConfig, write_synthetic_splits
+from datasets.synthetic import PrepareSyntheticConfig, ensure_synthetic_splits
 from distillation import blended_targets
 from distributed import exchange
 from distributed.process_group import GROUP_OF_ONE, ProcessGroup, process_group
 from files import UserError, read_json, write_json
 from model_files import calibrate, model_file
 from progress import EpochLines
-from run_state import RunState, read_history
+from run_state import STATE, RunState, read_history
 from trainer import AdCorreTrainer, Engine, epochs_in, resident
 
-BEST_WEIGHTS = "best.weights.h5"
+BEST_WEIGHTS, ENVIRONMENT = "best.weights.h5", "env.json"
 UNTRAINED = "untrained.json"
+_MOST_THREADS = 1_024
 _SHARED = "every process must see one shared --run-dir"
 Splits = dict[str, PreparedSplit]
 
@@ -137,6 +138,7 @@ def _claimed(folder: Path, group: ProcessGroup) -> Iterator[None]:
 def _train(settings: TrainConfig, folder: Path, splits: Splits, run: Run) -> None:
     """Trains from the saved state, or from the start, to the last epoch; leaves the best weights in the folder."""
     print(f"{settings.model.arch} on {splits['train'].name}: {len(splits['train'])} images, in {folder}")
+    _use_threads_of(folder)
     runtime.set_up(settings.seed, settings.precision)
     runtime.keep_compiled_programs()
     group = run.group
@@ -182,7 +184,7 @@ def _train(settings: TrainConfig, folder: Path, splits: Splits, run: Run) -> Non
         validation = engine.validation.split
         _, embeddings = evaluation.predict(network, validation.rows, group=group)
         save_json(folder / UNTRAINED, metrics.correlations(validation.labels, embeddings, validation.num_classes))
-    save_json(folder / "env.json", runtime.versions())
+    save_json(folder / ENVIRONMENT, {**runtime.versions(), "threads": runtime.threads()})
 
     # fit
     print(_formula(model.loss_layer), flush=True)
@@ -196,6 +198,20 @@ def _train(settings: TrainConfig, folder: Path, splits: Splits, run: Run) -> Non
             lines,
         ]
         engine.fit(epochs, callbacks, first_epoch=state.epochs_done, first_step=state.steps_done)
+
+
+def _use_threads_of(folder: Path) -> None:
+    """Continues a run with the number of threads that it began with, because the last bits depend on it."""
+    try:
+        begun = read_json(folder / ENVIRONMENT)["threads"] if (folder / STATE).exists() else None
+    except (OSError, UserError, KeyError, TypeError):  # of an older version, or damaged: `env.json` decides nothing
+        return
+    if type(begun) is not int or not 1 <= begun <= _MOST_THREADS or begun == runtime.threads():
+        return
+    if runtime.use_threads(begun):
+        print(f"{begun} threads, as at the start of the run")
+    elif not runtime.has_gpu():
+        print(f"the run began with {begun} threads and goes on with {runtime.threads()}: the last bits may differ")
 
 
 def make_engine(
@@ -324,8 +340,8 @@ def _training_report(
 def _open_splits(settings: TrainConfig) -> Splits:
     """Opens every split that is prepared; draws the synthetic set first where it is wanted and missing."""
     name = settings.dataset.value
-    if settings.dataset == DatasetName.synthetic and (name, "train") not in prepared_splits(settings.data_dir):
-        write_synthetic_splits(PrepareSyntheticConfig(data_dir=settings.data_dir))
+    if settings.dataset == DatasetName.synthetic:
+        ensure_synthetic_splits(PrepareSyntheticConfig(data_dir=settings.data_dir))
     there = {split for dataset, split in prepared_splits(settings.data_dir) if dataset == name}
     wanted = there | {"train", settings.select_on}
     return {split: open_split(settings.data_dir, name, split) for split in sorted(wanted)}

@@ -6,14 +6,14 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import datasets
-from command_line import parse_command_over
+from command_line import Range, parse_command_over
 from config import DatasetName
 from data_helper import SPLITS, PreparedSplit, open_split, prepared_splits
 from datasets.shared import summary
-from datasets.shared.duplicates import drop_from_train, find_duplicates
+from datasets.shared.duplicates import MAX_DISTANCE, drop_from_train, find_duplicates
 from files import UserError, run_command
 
 
@@ -27,7 +27,7 @@ class InspectConfig:
     """One data set; None is every prepared one."""
     duplicates: Literal["near", "exact", "none"] = "near"
     """What to look for: equal pixels only (exact), or similar images too (near; takes minutes for AffectNet)."""
-    distance: int = 4
+    distance: Annotated[int, Range(0, MAX_DISTANCE)] = 4
     """Near duplicates are images whose perceptual hashes differ in at most this many of 64 bits."""
     drop_duplicates: bool = False
     """Rewrite train without the images that have duplicates (see --duplicates) in val or test; needs --dataset."""

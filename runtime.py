@@ -24,6 +24,7 @@ from files import UserError, cache_folder
 if TYPE_CHECKING:
     import numpy as np
 
+_XLA_THREADS = ("PJRT_NPROC", "NPROC")  # the variables that XLA reads when it makes its threads, the first one first
 _COMPILED_BYTES = 2 << 30  # of kept programs; JAX removes those that were not used for the longest time
 
 
@@ -55,14 +56,26 @@ def import_keras() -> None:
     # 1 leaves out notices and 2 warnings too, which on a machine with a GPU's driver explain why it is not used.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1" if _has_driver() else "2")
     if "keras" in sys.modules:
-        return
+        return _set_keras_options()
     with notices_hidden():
         import keras
 
+        _set_keras_options()
         if keras.backend.backend() == "tensorflow":
             logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of a second network in one process
         if keras.backend.backend() != "jax":  # its devices are set up by `exchange.connected`, before the first query
             has_gpu()
+
+
+def _set_keras_options() -> None:
+    """Sets what a user's ``keras.json`` may have set otherwise: our networks and results need Keras's own defaults."""
+    import keras
+
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
+    for name in ("set_max_epochs", "set_max_steps_per_epoch"):  # of newer versions: they would cut a training short
+        getattr(keras.config, name, lambda limit: None)(None)
 
 
 @contextlib.contextmanager
@@ -129,6 +142,51 @@ def set_up(seed: int | None = None, precision: str | None = None, gpu: bool = Tr
                 tf.config.experimental.set_memory_growth(device, True)
         except RuntimeError:  # a notebook has used the GPU already: its setting stays
             pass
+
+
+def threads() -> int:
+    """The threads that the backend computes with on the CPU. The last bits of a result depend on their number."""
+    import keras
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.config.threading.get_intra_op_parallelism_threads() or usable
+    if keras.backend.backend() == "jax":
+        return next((int(os.environ[name]) for name in _XLA_THREADS if os.environ.get(name, "").isdigit()), usable)
+    import torch
+
+    return torch.get_num_threads()
+
+
+def use_threads(number: int) -> bool:
+    """Lets the backend compute with this many threads on the CPU, before it is first used.
+
+    Returns:
+        Whether it does; False where the backend has started with another number.
+    """
+    import keras
+
+    if threads() == number:
+        return True
+    try:
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            tf.config.threading.set_intra_op_parallelism_threads(number)
+        elif keras.backend.backend() == "jax":
+            import jax
+
+            jax.config.update("jax_num_cpu_devices", jax.config.jax_num_cpu_devices)  # refused once JAX has started
+            os.environ[_XLA_THREADS[0]] = str(number)
+        else:
+            import torch
+
+            torch.set_num_threads(number)
+    except RuntimeError:
+        return False
+    return True
 
 
 def has_gpu() -> bool:

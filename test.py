@@ -12,7 +12,7 @@ import tyro
 
 import runtime
 from command_line import Range, parse_command
-from config import Backend, DatasetName
+from config import Backend, DatasetName, preferred_backend
 from data_helper import Split
 from distillation import TeachConfig, teach
 from files import UserError, copy_file, run_command
@@ -50,7 +50,7 @@ class EvaluateConfig:
     """Images per batch; the result depends on it by rounding only."""
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0
     """Seed of the bootstrap intervals and of the t-SNE figure."""
-    backend: Backend = "tensorflow"
+    backend: Backend = dataclasses.field(default_factory=preferred_backend)
     """What Keras computes with; the results are the same to rounding."""
     debug: bool = False
     """Show tracebacks."""
@@ -71,7 +71,7 @@ class ConvertConfig:
     """Write the kernels in half precision (float16): half the size. Networks are float32 when loaded."""
     parts: Annotated[int | None, Range(1, 1_000_000)] = None
     """Write the file as parts of at most so many MiB, with a manifest that holds their SHA-256."""
-    backend: Backend = "tensorflow"
+    backend: Backend = dataclasses.field(default_factory=preferred_backend)
     debug: bool = False
     """Show tracebacks."""
 
@@ -125,7 +125,7 @@ class DescribeConfig:
     """Model file: ours, a published one, one of keras.Model.save, or hf://owner/repo/file.weights.h5."""
     json: bool = False
     """Print one JSON object instead of lines."""
-    backend: Backend = "tensorflow"
+    backend: Backend = dataclasses.field(default_factory=preferred_backend)
     """What Keras reads the file with; the facts are the same."""
     debug: bool = False
     """Show tracebacks."""

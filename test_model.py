@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -79,6 +80,7 @@ class TestModels:
             print("no GPU found: running on the CPU", file=sys.stderr)
         self.network, self.info = model_file.load_model(h5_address or DEFAULT_WEIGHTS)
         self._has_run = False
+        self._process = os.getpid()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -99,6 +101,9 @@ class TestModels:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_detector": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _process=os.getpid())
 
     def recognize_fer(
         self, img_path: Any, detect_face: bool = True, require_face: bool = False, bgr: bool = False
@@ -173,8 +178,7 @@ class TestModels:
     def _stream(
         self, inputs: Inputs, detect_face: bool, require_face: bool, align: bool, bgr: bool, batch_size: int
     ) -> Iterator[ImageResult]:
-        if batch_size < 1:
-            raise UserError(f"batch_size: expected 1 or more, received {batch_size}")
+        _check_batch_size(batch_size)
         waiting: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
         for item in tqdm(
             inputs.images, total=inputs.count, unit="image", delay=1, leave=False, disable=not _is_watched()
@@ -262,13 +266,21 @@ class TestModels:
             Float32 probabilities (N, C), rows summing to 1, and float32 embeddings (N, k, d), vectors of length 1.
 
         Raises:
-            UserError: no images, or one that is not uint8 of such a shape.
+            UserError: no images, or one that is not uint8 of such a shape; outputs that are not finite; or a process
+                that was forked from the one that loaded the network, where it would wait for ever.
         """
+        _check_batch_size(batch_size)
         pixels = [_as_face(image, self.input_size, i) for i, image in enumerate(_as_list(images))]
         if not pixels:
             raise UserError("images: expected one or more, received none")
         if isinstance(self.network, onnx_network.OnnxNetwork):
             return self._predict_onnx(np.stack(pixels), batch_size)
+        if self._process != os.getpid():
+            raise UserError(
+                "predict: this process was forked from the one that loaded the network, whose threads it lacks: "
+                "it would wait for ever; load the model in each process, or start them with "
+                "multiprocessing.get_context('spawn')"
+            )
         import evaluation
 
         # A first call of one batch is not worth the compilation: most often no others follow.
@@ -290,6 +302,11 @@ class TestModels:
 
 def is_onnx(path: str | Path | None) -> bool:
     return str(path).endswith(".onnx")
+
+
+def _check_batch_size(batch_size: Any) -> None:
+    if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+        raise UserError(f"batch_size: expected a whole number, 1 or more, received {batch_size!r}")
 
 
 def _is_watched() -> bool:

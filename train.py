@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Any
 
 import config
 import runtime
-from config import DatasetName, DatasetType, TrainConfig
+from config import Backend, DatasetName, DatasetType, TrainConfig
 from data_helper import open_split
 from distributed.process_group import process_group
 from files import UserError, run_command
@@ -61,9 +62,18 @@ class TrainModel:
             is_file = str(weight_path).endswith((".h5", ".keras"))
             options["weights" if is_file else "run_dir"] = weight_path
         settings = config.with_options(self.settings, options, "train")
+        settings = dataclasses.replace(settings, backend=_chosen_backend(settings, "backend" in options))
         if self.ds_type == DatasetType.train_7 and settings.dataset != DatasetName.synthetic:
             _check_seven_classes(settings)
         return _train(settings)
+
+
+def _chosen_backend(settings: TrainConfig, named: bool) -> Backend:
+    """The backend of a call from Python: the named one, or else the one that Keras runs on."""
+    if named or settings.backend != TrainConfig.backend:
+        runtime.choose_backend(settings.backend)
+    runtime.import_keras()
+    return sys.modules["keras"].backend.backend()
 
 
 def _check_seven_classes(settings: TrainConfig) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from command_line import Range
+from data_helper import SPLITS, prepared_splits
 from datasets.shared.dataset import DataSet
 from datasets.shared.drawn_faces import draw_faces
 from datasets.shared.expressions import CLASS_NAMES
 from datasets.shared.release import Release, write_release
+from files import UserError, is_taken
+
+_WAIT_SECONDS = 0.2  # between two looks at another process's work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +68,37 @@ def write_synthetic_splits(config: PrepareSyntheticConfig) -> dict[str, dict[str
             options={"num_classes": config.num_classes, "size": config.size, "seed": config.seed},
         ),
     )
+
+
+def ensure_synthetic_splits(config: PrepareSyntheticConfig) -> None:
+    """Draws the synthetic faces unless they are there; waits for another process that is drawing them.
+
+    So runs that start at the same time, such as those of a grid, draw them once. Faces that are there stay, whatever
+    their size and seed are.
+
+    Raises:
+        UserError: see `write_synthetic_splits`.
+    """
+    folder = Path(config.data_dir) / "synthetic"
+    waits = False
+    while True:
+        there = {split for dataset, split in prepared_splits(config.data_dir) if dataset == "synthetic"}
+        if there >= set(SPLITS):
+            return
+        if is_taken(folder):  # its splits appear one after the other
+            if not waits:
+                print(f"{folder}: waiting for another process, which is drawing the synthetic faces", flush=True)
+            waits = True
+            time.sleep(_WAIT_SECONDS)
+        elif "train" in there:
+            return
+        else:
+            try:
+                write_synthetic_splits(config)
+                return
+            except UserError:  # another process was faster
+                if not is_taken(folder) and ("synthetic", "train") not in prepared_splits(config.data_dir):
+                    raise
 
 
 def _draw(config: PrepareSyntheticConfig, counts: dict[str, int]) -> Iterator[tuple[str, np.ndarray, int]]:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -18,6 +19,7 @@ from files import UserError, run_command
 _HEARTBEAT_SECONDS = 20
 # Words in the message of an exchange that fails because a process is gone: JAX has no exception class for it.
 _EXCHANGE = re.compile("gloo|nccl|coordination", re.IGNORECASE)
+_SILENT_SECONDS = 5.0  # then a line says that this process waits
 _START_SECONDS = 300  # between the start of the first and the last process
 
 
@@ -80,6 +82,17 @@ def _connect(group: ProcessGroup) -> None:
     with contextlib.suppress(AttributeError):  # not an option of older versions
         # It would catch SIGTERM, only to announce it, and the process would go on (`files.run_command`).
         jax.config.update("jax_enable_preemption_service", False)
+    waits = threading.Timer(
+        _SILENT_SECONDS,
+        print,
+        [
+            f"process {group.process_id} of {group.processes} waits for the others at {group.coordinator}, at most "
+            f"{_START_SECONDS} s"
+        ],
+        {"file": sys.stderr, "flush": True},
+    )
+    waits.daemon = True
+    waits.start()
     try:
         jax.distributed.initialize(
             group.coordinator,
@@ -96,6 +109,8 @@ def _connect(group: ProcessGroup) -> None:
             f"{group.processes - 1} there ({' '.join(str(error).split())[:300]}); start "
             f"all {group.processes}, with one free port of process 0's machine, or one alone with --processes 1"
         ) from None
+    finally:
+        waits.cancel()
 
 
 def _print_on_rank0_only(group: ProcessGroup) -> None:

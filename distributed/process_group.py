@@ -18,6 +18,7 @@ from config import TrainConfig
 from files import UserError, only_writer
 
 _ADDRESS = re.compile(r"[^\s/]+:\d{1,5}")
+_FIRST_SPECIAL_STEP = 0xFFFFFFF0  # Slurm's steps that are no srun: interactive shells, batch scripts
 Value = TypeVar("Value")
 
 
@@ -199,16 +200,18 @@ def _check_several_processes(group: ProcessGroup) -> None:
 def _slurm_group(environment: Mapping[str, str]) -> dict[str, Any]:
     """Processes, id and coordinator in a step that srun started; empty elsewhere.
 
-    A batch script has no step: what it starts without srun is one process, whatever SLURM_NTASKS is.
+    A batch script has no step: what it starts without srun is one process, whatever SLURM_NTASKS is. The shell of
+    ``salloc`` and a batch script's own step have numbers above all others, and so is what they start.
     """
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
     try:
         job, step, processes, process_id = (
             int(environment[f"SLURM_{name}"]) for name in ("JOB_ID", "STEP_ID", "NTASKS", "PROCID")
         )
+        processes = int(environment.get("SLURM_STEP_NUM_TASKS", processes))  # SLURM_NTASKS may be the whole job's
     except (KeyError, ValueError):
         return {}
-    if not nodes:
+    if not nodes or step >= _FIRST_SPECIAL_STEP:
         return {}
     # Above the range of ephemeral ports; each step of a job has its own.
     port = 61440 + (job + 97 * step) % 4096

@@ -9,7 +9,17 @@ from typing import Annotated
 import tyro
 
 from command_line import Range, from_sections, parse_command_over, sectioned
-from config import RECIPES, RecipeOption, TrainConfig, chosen_recipe, options_by_name, training_options
+from config import (
+    LAST_SEED,
+    RECIPES,
+    RecipeOption,
+    TrainConfig,
+    chosen_recipe,
+    options_by_name,
+    preferred_backend,
+    training_options,
+)
+from files import UserError
 from grids.experiments import preset_names
 
 # The options of train.py that `--help` repeats here; the others are accepted as well.
@@ -83,8 +93,11 @@ def parse_grid_command(commands: dict[str, type[GridConfig]], description: str, 
         commands: sub-command name to config class.
         description: what the program does, for ``--help``.
         recipe: where unnamed options come from, unless the command line has a ``--recipe``.
+
+    Raises:
+        UserError: a number outside its range, or seeds beyond the last one.
     """
-    base = RECIPES[chosen_recipe() or recipe]
+    base = dataclasses.replace(RECIPES[chosen_recipe() or recipe], backend=preferred_backend())
     shared = {field.name: getattr(base, field.name) for field in dataclasses.fields(base) if field.name != "run_dir"}
     training = [name for name in options_by_name(base) if name != "run_dir"]
     # tyro does not parse what it hides.
@@ -96,4 +109,10 @@ def parse_grid_command(commands: dict[str, type[GridConfig]], description: str, 
         sections[""] += _SHOWN
         made[sectioned(cls, sections, cls(**shared), hidden)] = name
     options = parse_command_over({name: (cls, {"description": cls.__doc__}) for cls, name in made.items()}, description)
-    return from_sections(commands[made[type(options)]], options)
+    settings = from_sections(commands[made[type(options)]], options)
+    if settings.seed + settings.seeds - 1 > LAST_SEED:
+        raise UserError(
+            f"--seed: expected {LAST_SEED - settings.seeds + 1} or less with --seeds {settings.seeds}, received "
+            f"{settings.seed}"
+        )
+    return settings

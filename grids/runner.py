@@ -256,7 +256,11 @@ class Job:
             stdin=subprocess.PIPE,
             stdout=self.log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **gpu_environment(share, shares, gpus, run.settings.devices)},
+            env={
+                **os.environ,
+                "KERAS_BACKEND": run.settings.backend,  # the command leaves out what is train.py's default
+                **gpu_environment(share, shares, gpus, run.settings.devices),
+            },
         )
         if shares > 1:
             give_cores(self.process.pid, share, shares)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 import faces
 import runtime
 from command_line import Range
-from config import Backend
+from config import Backend, preferred_backend
 from files import UserError
 from recognition.inputs import IMAGE_ENDINGS, Inputs, open_inputs
 from recognition.results import ImageResult, Recognition, unique_names
@@ -54,7 +54,7 @@ class RecognizeConfig:
     """Average the probabilities over views of each face: none, flip (its mirror image) or ten-crop."""
     batch_size: Annotated[int, Range(1, 1_000_000)] = 64
     """Faces per step of the network."""
-    backend: Backend = "tensorflow"
+    backend: Backend = dataclasses.field(default_factory=preferred_backend)
     """What Keras computes with; an .onnx file needs no Keras."""
     debug: bool = False
     """Show tracebacks."""

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import runtime
 from command_line import Range
-from config import Backend
+from config import Backend, preferred_backend
 from faces import Detector, DetectorName, crop, pixel_square
 from files import UserError, whole_file
 from text import csv_cell
@@ -37,7 +37,7 @@ class VideoConfig:
 
     clip: Annotated[str | None, tyro.conf.Positional] = None
     """Video file, such as clip.mp4."""
-    camera: Annotated[int | None, Range(0, None)] = None
+    camera: Annotated[int | None, Range(0, 10_000)] = None
     """Number of a camera, instead of a file: 0 is the first one. It is shown in a window."""
     output: str | None = None
     """Clip to write, with boxes, labels and bars: .mp4, .mov, .mkv or .avi, without sound."""
@@ -51,15 +51,15 @@ class VideoConfig:
     """auto is mtcnn where its package is installed, else haar."""
     detector_file: str | None = None
     """Model file of yunet."""
-    detect_every: Annotated[int, Range(1, None)] = 5
+    detect_every: Annotated[int, Range(1, 1_000_000)] = 5
     """The detector runs on every n-th frame; the faces are followed in between."""
     smooth: Annotated[float, Range(0, 60)] = 0.3
     """Seconds over which each person's probabilities are averaged (exponentially); 0 does not."""
-    seconds: Annotated[float | None, Range(0, None)] = None
+    seconds: Annotated[float | None, Range(0, 1_000_000)] = None
     """End after so many seconds of video; None goes to its end."""
     show: bool = False
     """Show a clip in a window too."""
-    backend: Backend = "tensorflow"
+    backend: Backend = dataclasses.field(default_factory=preferred_backend)
     """What Keras computes with; an .onnx file needs no Keras."""
     debug: bool = False
     """Show tracebacks."""

@@ -225,6 +225,17 @@ def test_a_recipe_sets_defaults_that_options_override(monkeypatch):
         assert train_options(*args) == expected
 
 
+def test_keras_backend_sets_the_default_of_every_command(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    assert train_options().backend == train_options("--recipe", "published").backend == "jax"
+    assert train_options("--backend", "tensorflow").backend == "tensorflow"
+    assert grid_options(monkeypatch, "run").backend == EvaluateConfig("w").backend == "jax"
+    assert TrainConfig().backend == "tensorflow"  # what a run's identity is compared with
+    monkeypatch.setenv("KERAS_BACKEND", "numpy")
+    with pytest.raises(UserError, match="KERAS_BACKEND: expected one of tensorflow, jax, torch, found 'numpy'"):
+        train_options()
+
+
 def test_the_published_recipe_is_the_published_one():
     published = RECIPES["published"]
     assert (published.epochs, published.batch_size) == (300, 50)

@@ -558,6 +558,37 @@ def test_layer_computes_in_float32_under_a_mixed_policy(policy, half_inputs):
     assert layer.class_recall().dtype == "float32"
 
 
+@pytest.mark.parametrize("label", [7, -1, 1.5, float("nan")])
+def test_a_label_out_of_range_is_an_error_in_eager_mode(label):
+    labels = np.array([0, 1, label])
+    logits, embeddings = np.zeros((3, 7), "float32"), np.ones((3, 2, 4), "float32")
+    for call in (
+        lambda: custom_loss.AdCorreLoss(7)(labels, logits, embeddings),
+        lambda: cross_entropy(labels, logits),
+        lambda: mean_discriminator(embeddings, labels, 7),
+        lambda: feature_discriminator(embeddings, labels, num_classes=7),
+        lambda: feature_discriminator(embeddings, labels, np.ones(7)),
+    ):
+        with pytest.raises(ValueError, match=f"labels: expected codes 0..6, received {label} in row 2"):
+            call()
+
+
+def test_a_compiled_step_does_not_look_at_its_labels():
+    loss = custom_loss.AdCorreLoss(7)
+    operations = {
+        operation.type
+        for operation in tf.function(loss)
+        .get_concrete_function(
+            *(
+                tf.TensorSpec((3, *shape), dtype)
+                for shape, dtype in (((), "int32"), ((7,), "float32"), ((2, 4), "float32"))
+            )
+        )
+        .graph.get_operations()
+    }
+    assert "OneHot" in operations and not {"Assert", "PyFunc", "EagerPyFunc"} & operations
+
+
 def test_config_round_trip():
     options = {"w_ce": 3.0, "w_fd": 0.5, "w_md": 0.0, "w_ed": 2.0, "weight_floor": 0.25, "history": 12}
     layer = AdCorreLoss(num_classes=6, adaptive=False, label_smoothing=0.1, name="loss", **options)

@@ -230,7 +230,7 @@ def test_the_first_run_draws_the_synthetic_set_and_opens_its_test_split(tmp_path
         drawn.append(wanted)
         write_synthetic_splits(dataclasses.replace(wanted, num_train=7, num_val=7, num_test=7))
 
-    monkeypatch.setattr(experiment, "write_synthetic_splits", draw)
+    monkeypatch.setattr("datasets.synthetic.write_synthetic_splits", draw)
     for _ in range(2):
         splits = experiment._open_splits(settings(tmp_path, tmp_path / "run"))
         assert sorted(splits) == ["test", "train", "val"]

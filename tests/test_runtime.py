@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -123,6 +124,25 @@ def test_onednn_is_on_unless_the_user_says_no(monkeypatch, before, after):
         monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
     runtime.choose_backend("tensorflow")
     assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == after
+
+
+KERAS_JSON = """
+import runtime
+runtime.import_keras()
+import keras, numpy as np, cnn_model
+network = cnn_model.build_model("mini_xcp", num_embeddings=2, embedding_size=4, input_size=24)
+outputs = network(np.zeros((1, 24, 24, 3), "uint8"))
+print(outputs["embeddings"].dtype.name, network.layers[-1].kernel.dtype, keras.config.image_data_format())
+print(keras.config.epsilon(), keras.config.floatx())
+"""
+
+
+@pytest.mark.slow
+def test_a_users_keras_json_changes_no_network(tmp_path):
+    settings = {"floatx": "float16", "epsilon": 1e-3, "backend": "tensorflow", "image_data_format": "channels_first"}
+    (tmp_path / "keras.json").write_text(json.dumps(settings))
+    done = run_python("-c", KERAS_JSON, env_changes={"KERAS_HOME": str(tmp_path), "KERAS_MAX_EPOCHS": "1"})
+    assert done.stdout.split() == ["float32", "float32", "channels_last", "1e-07", "float32"], done.stderr
 
 
 def test_another_backend_than_the_running_one_is_refused():

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import gc
 import io
+import os
 import pickle
 import weakref
 
@@ -125,6 +126,60 @@ def test_one_image_is_one_face(model):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     gray = image(30, 20)
     np.testing.assert_allclose(model.predict(gray)[0], model.predict(gray[None, ..., None])[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [None, 2.5, "4"])
+def test_a_batch_size_that_is_no_number_is_refused(model, batch_size):
+    for call in (model.predict, model.recognize):
+        with pytest.raises(UserError, match="batch_size: expected a whole number, 1 or more"):
+            call(image(2, 24, 24, 3), batch_size=batch_size)
+
+
+FORKS = """
+import multiprocessing, sys
+import numpy as np
+from test_model import TestModels
+model = TestModels(sys.argv[1])
+faces = np.zeros((2, 24, 24, 3), "uint8")
+model.predict(faces)
+def child():
+    try:
+        model.predict(faces)
+    except Exception as error:
+        print(type(error).__name__, error, flush=True)
+process = multiprocessing.get_context("fork").Process(target=child)
+process.start()
+process.join(60)
+process.kill()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_gets_a_message_instead_of_waiting_for_ever(tiny_weights):
+    done = run_python("-c", FORKS, str(tiny_weights))
+    assert done.stdout.startswith("UserError predict: this process was forked") and "spawn" in done.stdout
+
+
+def test_a_pickled_model_belongs_to_the_process_that_reads_it(model, monkeypatch):
+    monkeypatch.setattr(model, "_process", 1)
+    copy = pickle.loads(pickle.dumps(model))
+    assert copy._process == os.getpid()
+
+
+@pytest.mark.parametrize("place", ["logits", "embedding_dense"])
+def test_a_network_without_finite_outputs_is_refused(tiny_weights, place):
+    broken = TestModels(tiny_weights)
+    bias = broken.network.get_layer(place).bias
+    bias.assign(np.full(bias.shape, np.nan, "float32"))
+    photograph = ROOT / "examples" / "astronaut.png"
+    for call in (
+        lambda: broken.predict(image(2, 24, 24, 3)),
+        lambda: broken.recognize([photograph]),
+        lambda: broken.recognize_fer(photograph),
+    ):
+        with pytest.raises(UserError, match="the network's outputs are not finite for"):
+            call()
 
 
 @pytest.mark.parametrize("batch_size", [-1])

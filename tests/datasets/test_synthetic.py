@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
+import subprocess
+import sys
 
-from datasets.synthetic import PrepareSyntheticConfig, write_synthetic_splits
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from datasets.synthetic import PrepareSyntheticConfig, ensure_synthetic_splits, write_synthetic_splits
 
 SPLITS = ("train", "val", "test")
 
@@ -44,3 +49,30 @@ def test_the_same_seed_gives_the_same_files(tmp_path):
     for path in (tmp_path / "a").rglob("*.*"):
         if path.suffix in (".npy", ".json"):
             assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+
+
+ENSURE = """
+import sys
+from datasets.synthetic import PrepareSyntheticConfig, ensure_synthetic_splits
+ensure_synthetic_splits(PrepareSyntheticConfig(sys.argv[1], num_train=1000, num_val=8, num_test=8, size=16))
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_start_together_draw_the_faces_once(tmp_path):
+    """A grid on an empty folder starts several."""
+    started = [
+        subprocess.Popen([sys.executable, "-c", ENSURE, str(tmp_path)], cwd=ROOT, stdout=-1, stderr=-2, text=True)
+        for _ in range(2)
+    ]
+    printed = [process.communicate(timeout=100)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], printed
+    assert sum("waiting for another process" in text for text in printed) >= 1
+    assert len(images_of(tmp_path, "train")) == 1000 and len(images_of(tmp_path, "test")) == 8
+
+
+def test_faces_that_are_there_stay(tmp_path):
+    write(tmp_path)
+    before = images_of(tmp_path, "train")
+    ensure_synthetic_splits(PrepareSyntheticConfig(data_dir=str(tmp_path), num_train=3, size=20))
+    assert (images_of(tmp_path, "train") == before).all()

@@ -79,6 +79,16 @@ def test_a_batch_script_is_no_step_of_slurm():
     )
 
 
+@pytest.mark.parametrize("step", [0xFFFFFFFA, 0xFFFFFFFB])
+def test_an_interactive_shell_is_one_process(step):
+    """Slurm gives the shell of ``salloc`` (and a batch script's own step) a number, and the job's SLURM_NTASKS."""
+    assert process_group(settings(), {**SLURM, "SLURM_STEP_ID": str(step), "SLURM_PROCID": "0"}) == GROUP_OF_ONE
+
+
+def test_the_tasks_of_the_step_count_and_not_those_of_the_job():
+    assert process_group(settings(), {**SLURM, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) == GROUP_OF_ONE
+
+
 @pytest.mark.parametrize(
     ("nodes", "first"),
     [("a", "a"), ("a1,b2", "a1"), ("a[001-004]", "a001"), ("a[7,9-12]-ib,b", "a7-ib"), ("c-1-[3-5]", "c-1-3")],
