@@ -397,7 +397,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 def _print_bad(outcome: Outcome) -> None:
     if outcome.kind not in GOOD:
-        print(f"case {outcome.case}, {outcome.format}: {outcome.kind}: {ascii(outcome.detail)}", flush=True)
+        print(f"case {outcome.case}, {outcome.format}: {outcome.kind}: {outcome.detail!a}", flush=True)
 
 
 def main() -> int:
