@@ -117,7 +117,9 @@ def content(run: Path) -> dict[str, object]:
         for row in csv.DictReader(file):
             found |= {f"history.csv {row['epoch']} {name}": text for name, text in row.items() if name != "seconds"}
     result = json.loads((run / "result.json").read_text())
-    return found | {f"result.json {name}": value for name, value in result.items() if name != "train_seconds"}
+    # The commit is that of the code, whose files may change meanwhile.
+    same = result.keys() - {"train_seconds", "commit"}
+    return found | {f"result.json {name}": result[name] for name in same}
 
 
 def differences(whole: dict[str, object], run: Path) -> list[str]:
