@@ -20,13 +20,8 @@ def options():
 
 def test_the_options_of_a_run_and_of_older_and_younger_ones_are_read(options, tmp_path):
     path = tmp_path / "config.json"
-    for changed in (
-        options,
-        {**options, "loss": {}},
-        {**options, "later": [1]},
-        {"w_fd": 2},
-        {**options, "seed": None},
-    ):
+    for changes in ({"loss": {}}, {"loss": None}, {"later": [1]}, {"w_fd": 2}, {"seed": None}):
+        changed = {**options, **changes}
         path.write_text(json.dumps(changed))
         assert run_files.read_options(path) == changed
 
@@ -34,9 +29,8 @@ def test_the_options_of_a_run_and_of_older_and_younger_ones_are_read(options, tm
 @pytest.mark.parametrize(
     ("changes", "fact"),
     [
-        ({"loss": 5}, "loss: expected a valid dictionary, found 5"),
+        ({"loss": 5}, "loss: expected an object, found 5"),
         ({"loss": {"w_fd": "1"}}, "w_fd: expected a number, found '1'"),
-        ({"model": {"w_fd": []}}, "w_fd: "),
         ({"seed": 1e300}, "seed: "),
         ({"balanced": 1}, "balanced: expected a valid boolean, found 1"),
         ({"dataset": "\x1b[31m"}, r"dataset: expected printable text, found .*x1b"),
