@@ -26,6 +26,7 @@ import evaluation
 import metrics
 import optimization
 import plots
+import run_files
 import run_identity
 import runtime
 from arrays import Rows
@@ -36,7 +37,8 @@ from datasets.synthetic import PrepareSyntheticConfig, ensure_synthetic_splits
 from distillation import blended_targets
 from distributed import exchange
 from distributed.process_group import GROUP_OF_ONE, ProcessGroup, process_group
-from files import UserError, read_json, write_json
+from files import UserError, write_json
+from json_files import read_json
 from model_files import calibrate, model_file
 from progress import EpochLines
 from run_state import STATE, RunState, read_history
@@ -287,7 +289,7 @@ def closing_lines(result: dict[str, Any], folder: Path, settings: TrainConfig) -
     data = {} if settings.data_dir == TrainConfig.data_dir else {"data_dir": settings.data_dir}
     measured = command_line.to_args({"dataset": result["dataset"], "split": result["split"], **data, "flip": True})
     lines = []
-    with contextlib.suppress(OSError, KeyError):
+    with contextlib.suppress(OSError, UserError, KeyError):
         chosen = {row["epoch"]: row["val_accuracy"] for row in read_history(folder)}
         accuracy = f"accuracy {chosen[result['best_epoch']]:.2%} on {result['selected_on']}, which selected it"
         lines.append(f"best epoch  {result['best_epoch']} of {len(chosen)}: {accuracy}")
@@ -332,7 +334,7 @@ def _training_report(
         "best_epoch": info.metrics["epoch"],
         "epochs": len(history),
         "train_seconds": sum(row["seconds"] for row in history),
-        "correlations_untrained": read_json(folder / UNTRAINED),
+        "correlations_untrained": run_files.read_correlations(folder / UNTRAINED),
         **evaluation.calibration(info),
     }
 

@@ -152,18 +152,6 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        UserError: the file is not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, endless digits, endless brackets
-        raise UserError(f"{path}: expected JSON, found something else ({error})") from None
-
-
 def sha256(path: str | Path) -> str:
     """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
@@ -303,6 +291,9 @@ class Terminated(KeyboardInterrupt):
 def run_command(main: Callable[[], None]) -> int:
     """Runs ``main`` and turns a user's mistake into one line on standard error.
 
+    What standard output cannot encode (the name of a file that is not UTF-8, or a character that is not in a Windows
+    code page) is printed as its escape code.
+
     SIGTERM, which schedulers and `reproduce.py` send, stops ``main`` as Ctrl-C does; a second one ends the process.
 
     Args:
@@ -312,6 +303,9 @@ def run_command(main: Callable[[], None]) -> int:
         The exit code: 0 when ``main`` returned, 2 for a `UserError` or a failing disk, 130 for Ctrl-C, 143 for SIGTERM.
         Anything else is a bug of ours and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's has none; what no terminal can show is no failure
+            stream.reconfigure(errors="backslashreplace")
     with _sigterm_raises() as arrived:
         try:
             main()

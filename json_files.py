@@ -37,13 +37,27 @@ def parse_json(data: bytes | str, name: str | Path, schema: type[Schema] | Any =
     try:
         return _adapter(schema).validate_json(data, strict=True)
     except ValidationError as error:
-        found = error.errors(include_url=False)[0]
-        if found["type"] == "json_invalid":
-            raise UserError(f"{name}: expected JSON, found something else ({printable(found['msg'], 200)})") from None
-        place = ".".join(printable(part, 40) for part in found["loc"])
-        wanted = found["msg"].replace("Input should be ", "expected ", 1).removeprefix("Value error, ")
-        value = "" if found["type"] == "missing" else f", found {printable(repr(found['input']), 80)}"
-        raise UserError(f"{name}: {place + ': ' if place else ''}{wanted}{value}") from None
+        raise UserError(f"{name}: {_fault(error)}") from None
+
+
+def check_value(value: Any, name: str | Path, schema: type[Schema] | Any) -> Schema:
+    """As `parse_json`, of what JSON has become in Python."""
+    try:
+        return _adapter(schema).validate_python(value, strict=True)
+    except ValidationError as error:
+        raise UserError(f"{name}: {_fault(error)}") from None
+
+
+def _fault(error: ValidationError) -> str:
+    """The first thing that is wrong: its place, what was expected, what was found."""
+    found = error.errors(include_url=False)[0]
+    if found["type"] == "json_invalid":
+        return f"expected JSON, found something else ({printable(found['msg'], 200)})"
+    place = ".".join(printable(part, 40) for part in found["loc"])
+    wanted = found["msg"].replace("Input should be ", "expected ", 1).removeprefix("Value error, ")
+    complete = found["type"] == "missing" or ", found " in wanted
+    value = "" if complete else f", found {printable(repr(found['input']), 80)}"
+    return f"{place + ': ' if place else ''}{wanted}{value}"
 
 
 @functools.cache

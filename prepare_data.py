@@ -15,6 +15,7 @@ from data_helper import SPLITS, PreparedSplit, open_split, prepared_splits
 from datasets.shared import summary
 from datasets.shared.duplicates import MAX_DISTANCE, drop_from_train, find_duplicates
 from files import UserError, run_command
+from text import printable_lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ def main() -> None:
         return inspect(config)
     data_set = next(each for each in data_sets if each.options is type(config))
     metas = data_set.prepare(config)
-    print(*summary.prepared_lines(data_set, config.data_dir, metas), sep="\n")
+    print(*map(printable_lines, summary.prepared_lines(data_set, config.data_dir, metas)), sep="\n")
 
 
 def inspect(config: InspectConfig) -> None:

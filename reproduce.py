@@ -19,6 +19,7 @@ from reporting.formats import plain_table
 from reporting.report import write_report
 from reporting.rows import Row, RunFiles
 from reporting.tables import accuracy_table
+from text import printable
 
 _PRINTED = (0, 1, 2, 3, 4, 6)  # columns of the accuracy table that fit a terminal: all but macro F1
 _KEPT = (RESULT, "predictions.npz", "history.csv")
@@ -36,7 +37,7 @@ def run(settings: RunGridConfig) -> None:
     print(", ".join(f"{len(some)} {state}" for state, some in by_state.items()))
     for each in runs:
         if message := each.error():
-            print(f"{each.state()}: {each.title} ({each.folder})\n  {message}", file=sys.stderr)
+            print(printable(f"{each.state()}: {each.title} ({each.folder})"), f"  {message}", sep="\n", file=sys.stderr)
     if failed := by_state.get("failed"):
         raise UserError(f"{len(failed)} of {len(runs)} runs failed, see above; the same command tries them again")
     if unreadable := by_state.get("unreadable"):

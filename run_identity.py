@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import config
+import run_files
 from config import TrainConfig
 from data_helper import PreparedSplit, open_split, prepared_splits
-from files import UserError, read_json, sha256, write_json
+from files import UserError, sha256, write_json
 from model_files import hub
+from run_files import CONFIG, RESULT
 
-CONFIG, RESULT = "config.json", "result.json"
 _FILE_OPTIONS = ("weights", "teacher")
 
 
@@ -122,26 +123,18 @@ def read_identity(folder: str | Path) -> RunIdentity | None:
     """
     path = Path(folder) / CONFIG
     if path.exists():
-        stored = read_json(path)
+        stored = run_files.read_options(path)
     elif (path := Path(folder) / RESULT).exists():
-        result = read_json(path)
-        stored = result.get("config") if isinstance(result, dict) else result
-        if stored is None:  # of an evaluation, not of a run
+        result = run_files.read_result(path)
+        if result.get("config") is None:  # of an evaluation, not of a run
             return None
-        if isinstance(stored, dict):
-            stored = {**stored, "digests": result.get("digests", {})}
+        stored = {**result["config"], "digests": result.get("digests")}
     else:
         return None
     default = options_of(TrainConfig())
-    if not isinstance(stored, dict):
-        raise UserError(f"{path}: expected the options of a run (a JSON object), found {type(stored).__name__}")
-    for name in ("digests", *(name for name in default if isinstance(default[name], dict))):
-        if not isinstance(stored.get(name, {}), dict):
-            raise UserError(f"{path}: {name}: expected a JSON object, found {type(stored[name]).__name__}")
-    digests = stored.get("digests", {})
-    if not all(isinstance(digest, str) for digest in digests.values()):
-        raise UserError(f"{path}: digests: expected hexadecimal digits, found {digests}")
-    options = {name: value for name, value in stored.items() if name not in ("digests", *config.PLACES)}
+    digests = stored.pop("digests", None) or {}
+    absent = {name for name in default if isinstance(default[name], dict) and stored.get(name) is None}
+    options = {name: value for name, value in stored.items() if name not in absent.union(config.PLACES)}
     return RunIdentity(_filled(default, options), digests)
 
 
@@ -205,13 +198,13 @@ def claim_folder(folder: str | Path, identity: RunIdentity, evaluated: PreparedS
             f"{folder} holds another run ({'; '.join(changed)}); repeat its own command on its own data to "
             "continue it, or choose another --run-dir"
         )
-    if not (folder / CONFIG).exists() or read_json(folder / CONFIG) != identity.to_dict():
+    if not (folder / CONFIG).exists() or run_files.read_options(folder / CONFIG) != identity.to_dict():
         write_json(folder / CONFIG, identity.to_dict())
     if not (folder / RESULT).exists():
         return None
     result = _read_result(folder / RESULT)
     complete = {**result, "config": dict(identity.options), "digests": result_digests(identity, evaluated)}
-    measured = result.get("digests", {}).get(evaluated.meta["split"], evaluated.digest)
+    measured = (result.get("digests") or {}).get(evaluated.meta["split"], evaluated.digest)
     if (result["split"], measured) != (evaluated.meta["split"], evaluated.digest):
         print(f"{folder} holds this run, measured on other data than today's {evaluated.name}; measuring again")
         return None
@@ -221,13 +214,10 @@ def claim_folder(folder: str | Path, identity: RunIdentity, evaluated: PreparedS
 
 
 def _read_result(path: Path) -> dict[str, Any]:
-    result = read_json(path)
-    if not isinstance(result, dict) or not isinstance(result.get("digests", {}), dict) or "split" not in result:
-        raise UserError(
-            f"{path}: expected the result of a run (a JSON object), found something else; remove this file, and the "
-            "same command measures the run again"
-        )
-    return result
+    try:
+        return run_files.read_result(path, ("split",))
+    except UserError as error:
+        raise UserError(f"{error}; remove this file, and the same command measures the run again") from None
 
 
 def result_digests(identity: RunIdentity, evaluated: PreparedSplit) -> dict[str, str]:

@@ -17,11 +17,13 @@ import keras
 import numpy as np
 from keras import ops
 
+import run_files
 import runtime
 from files import UserError, write_text
 from model_files import safe_hdf5
+from run_files import HISTORY
 
-STATE, HISTORY = "state.h5", "history.csv"
+STATE = "state.h5"
 _REMEDY = "delete the folder to start again"
 
 
@@ -288,6 +290,11 @@ class _LatestOnly:
 
 
 def read_history(folder: str | Path) -> list[dict[str, float]]:
-    """The rows of a run's `history.csv`, one per epoch."""
-    with open(Path(folder) / HISTORY, newline="", encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    """The rows of a run's `history.csv`, one per epoch.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: the file is damaged.
+    """
+    columns = run_files.read_history(Path(folder) / HISTORY)
+    return [dict(zip(columns, row, strict=True)) for row in zip(*map(np.ndarray.tolist, columns.values()), strict=True)]

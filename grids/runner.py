@@ -7,7 +7,6 @@ at a time does the run, on this machine or another. `result.json` marks it as fi
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 import os
@@ -21,16 +20,19 @@ from pathlib import Path
 
 import command_line
 import config
+import run_files
 import run_identity
 from config import DatasetName, TrainConfig
 from data_helper import prepared_splits
-from files import UserError, is_taken, read_json, write_json
+from files import UserError, is_taken, write_json
 from grids import worker
 from grids.experiments import Experiment, Grid
 from grids.progress import Progress
 from grids.shares import find_gpus, give_cores, gpu_environment
+from run_files import ERROR, HISTORY, RESULT
+from text import printable
 
-RESULT, ERROR, LOG = "result.json", "error.json", "log.txt"
+LOG = "log.txt"
 TRAIN = Path(__file__).parents[1] / "train.py"
 _POLL_SECONDS = 0.5
 _MESSAGE_LINES = 20
@@ -95,7 +97,7 @@ class Run:
     def epoch_seconds(self) -> list[float]:
         """The duration of each finished epoch; 0 where the history does not say. Empty where it cannot be read."""
         try:
-            return _read_seconds(self.folder / "history.csv")
+            return _read_seconds(self.folder / HISTORY)
         except (OSError, UserError):
             return []
 
@@ -104,9 +106,9 @@ class Run:
         if self.problem or self.state() != "failed":
             return self.problem
         try:
-            return str(read_json(self.folder / ERROR)["message"])
-        except (OSError, UserError, KeyError, TypeError) as error:
-            return f"{self.folder / ERROR}: cannot be read ({error})"
+            return run_files.read_error(self.folder / ERROR)
+        except (OSError, UserError) as error:
+            return printable(f"{self.folder / ERROR}: cannot be read ({error})")
 
 
 def runs_of(grid: Grid, run_dir: str | Path) -> list[Run]:
@@ -122,12 +124,11 @@ def runs_of(grid: Grid, run_dir: str | Path) -> list[Run]:
     stored = run_identity.stored_runs(run_dir, damaged=problems)
     for path in sorted(Path(run_dir).glob(f"*/{RESULT}")):
         try:
-            if not isinstance(result := read_json(path), dict):
-                raise UserError(f"{path}: expected a result (a JSON object), found {type(result).__name__}")
+            run_files.read_result(path)
         except (UserError, OSError) as error:
             problems[path.parent] = str(error)
     for problem in problems.values():
-        print(f"passed over: {problem}", file=sys.stderr)
+        print(printable(f"passed over: {problem}"), file=sys.stderr)
     planned = {each: run_identity.planned_identity(each.settings) for each in grid.experiments}
     runs = []
     for experiment, seed in grid.runs():
@@ -137,7 +138,7 @@ def runs_of(grid: Grid, run_dir: str | Path) -> list[Run]:
         folder = run_identity.find_run(identity, stored)
         folder = folder or (Path(run_dir) / identity.name if new in stored else new)
         runs.append(Run(experiment, settings, folder, problems.get(folder)))
-        _report_history(folder / "history.csv")
+        _report_history(folder / HISTORY)
     return runs
 
 
@@ -146,7 +147,7 @@ def _report_history(path: Path) -> None:
     try:
         _read_seconds(path)
     except UserError as error:
-        print(f"passed over: {error}", file=sys.stderr)
+        print(printable(f"passed over: {error}"), file=sys.stderr)
     except OSError:  # none yet
         pass
 
@@ -157,12 +158,9 @@ def _read_seconds(path: Path) -> list[float]:
     Raises:
         UserError: the file is damaged.
     """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            found = [float(row.get("seconds") or 0) for row in csv.DictReader(file)]
-    except (ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{path}: expected numbers, one line per epoch, found something else ({error})") from None
-    return [seconds if math.isfinite(seconds) else 0.0 for seconds in found]
+    history = run_files.read_history(path)
+    epochs = len(next(iter(history.values()), ()))
+    return [seconds if math.isfinite(seconds) else 0.0 for seconds in history.get("seconds", [0.0] * epochs)]
 
 
 def with_data(runs: Sequence[Run]) -> list[Run]:

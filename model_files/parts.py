@@ -3,46 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
-import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from files import UserError, read_json, whole_file, write_json
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from files import UserError, whole_file, write_json
+from json_files import OPEN, read_json
 
 MANIFEST = "weights.parts.json"
-_PART = "weights.part"
+_PREFIX = "weights.part"
 # The names that files had before; their manifests have the same form.
 _MANIFESTS = (MANIFEST, "weights.f16.json")
-_NAME = re.compile(r"[\w-][\w.-]*")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Piece:
-    """What a manifest says of a part, or of the whole file."""
+class _Whole(TypedDict):
+    """What a manifest says of the whole file, or of a part."""
 
-    name: str
-    bytes: int
-    sha256: str
+    __pydantic_config__ = OPEN
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
-    @classmethod
-    def of(cls, values: Any, name: str = "") -> _Piece:
-        """Reads one from JSON; TypeError or KeyError where that is not one."""
-        piece = cls(name or values["name"], values["bytes"], values["sha256"])
-        if type(piece.bytes) is not int or not _SHA256.fullmatch(piece.sha256):
-            raise TypeError
-        if not name and not _NAME.fullmatch(piece.name):  # a manifest reaches into no other folder
-            raise TypeError
-        return piece
 
-    def check(self, content: bytes, path: Path) -> None:
-        """Refuses a content of another length or digest."""
-        if len(content) != self.bytes:
-            raise UserError(f"{path}: expected {self.bytes:,} bytes, found {len(content):,}; get it again")
-        if (found := hashlib.sha256(content).hexdigest()) != self.sha256:
-            raise UserError(f"{path}: expected SHA-256 {self.sha256}, found {found}; get it again")
+class _Part(_Whole):
+    name: Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]  # a manifest reaches into no other folder
+
+
+class _Manifest(_Whole):
+    parts: list[_Part]
 
 
 def is_in_parts(path: str | Path) -> bool:
@@ -66,7 +56,7 @@ def split(path: str | Path, folder: str | Path, part_bytes: int) -> list[Path]:
     folder = Path(folder)
     with contextlib.suppress(FileNotFoundError):
         (folder / MANIFEST).unlink()
-    for old in folder.glob(f"{_PART}[0-9]*"):
+    for old in folder.glob(f"{_PREFIX}[0-9]*"):
         old.unlink()
     content = memoryview(Path(path).read_bytes())
     starts = range(0, len(content), part_bytes)
@@ -74,7 +64,7 @@ def split(path: str | Path, folder: str | Path, part_bytes: int) -> list[Path]:
     listed = []
     for number, start in enumerate(starts):
         part = content[start : start + part_bytes]
-        name = f"{_PART}{number:0{digits}d}"
+        name = f"{_PREFIX}{number:0{digits}d}"
         with whole_file(folder / name) as temporary:
             temporary.write_bytes(part)
         listed.append(_described(part, name=name))
@@ -97,37 +87,35 @@ def join(source: str | Path, target: str | Path) -> None:
         UserError: the manifest or a part is missing or damaged, or of another content than the manifest says.
     """
     path = _manifest(Path(source))
-    values = read_json(path)
     try:
-        whole, pieces = _Piece.of(values, str(path)), [_Piece.of(part) for part in values["parts"]]
-    except (KeyError, TypeError):
-        raise UserError(
-            f"{path}: expected a manifest of parts (bytes, sha256, parts of name, bytes and sha256), found "
-            "something else; get it again"
-        ) from None
-    if sum(piece.bytes for piece in pieces) != whole.bytes:
-        raise UserError(f"{path}: expected parts of {whole.bytes:,} bytes in all, found another sum; get it again")
+        whole = read_json(path, _Manifest)
+    except UserError as error:
+        raise UserError(f"{error}: expected a manifest of parts; get it again") from None
+    if sum(part["bytes"] for part in whole["parts"]) != whole["bytes"]:
+        raise UserError(f"{path}: expected parts of {whole['bytes']:,} bytes in all, found another sum; get it again")
     digest = hashlib.sha256()
     with whole_file(target) as temporary:
         with open(temporary, "wb") as file:
-            for piece in pieces:
-                part = path.parent / piece.name
-                content = _read(part, piece.bytes)
-                piece.check(content, part)
+            for part in whole["parts"]:
+                content = _read(path.parent / part["name"], part)
                 digest.update(content)
                 file.write(content)
-        if digest.hexdigest() != whole.sha256:
+        if (found := digest.hexdigest()) != whole["sha256"]:
             raise UserError(
-                f"{path}: the parts together: expected SHA-256 {whole.sha256}, found {digest.hexdigest()}; get it again"
+                f"{path}: the parts together: expected SHA-256 {whole['sha256']}, found {found}; get it again"
             )
 
 
-def _read(part: Path, size: int) -> bytes:
-    """A part's content; one byte more than ``size`` where it is longer."""
-    if not part.is_file():
-        raise UserError(f"{part}: this part is missing; get it again")
-    with open(part, "rb") as file:
-        return file.read(min(size, part.stat().st_size) + 1)
+def _read(path: Path, part: _Part) -> bytes:
+    """A part's content, of the length and digest that the manifest gives it."""
+    if not path.is_file():
+        raise UserError(f"{path}: this part is missing; get it again")
+    if (size := path.stat().st_size) != part["bytes"]:
+        raise UserError(f"{path}: expected {part['bytes']:,} bytes, found {size:,}; get it again")
+    content = path.read_bytes()
+    if (found := hashlib.sha256(content).hexdigest()) != part["sha256"]:
+        raise UserError(f"{path}: expected SHA-256 {part['sha256']}, found {found}; get it again")
+    return content
 
 
 def _manifest(source: Path) -> Path:

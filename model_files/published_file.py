@@ -179,7 +179,8 @@ def _text(value: Any, attribute: str, path: str | Path) -> str:
     try:
         (value + "").encode("utf-8")  # bytes that are not UTF-8 are lone surrogates here
     except (UnicodeError, TypeError):
-        raise UserError(f"{path}: attribute {attribute!r}: expected text, found {type(value).__name__}") from None
+        kind = "bytes that are not UTF-8" if isinstance(value, str) else type(value).__name__
+        raise UserError(f"{path}: attribute {attribute!r}: expected text, found {kind}") from None
     return value
 
 

@@ -27,6 +27,7 @@ import numpy as np
 from files import UserError, whole_file
 from model_files import hdf5_content
 from model_files.hdf5_content import FAILURES, INFLATION, Damaged, Refused
+from text import printable
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _BLOCK = 512  # bytes; the smallest that HDF5 allows
@@ -90,9 +91,9 @@ def read_arrays(
         if head.startswith(_SIGNATURE):  # a later place is allowed, but would let a zip archive or a page stand before
             return _read_in_child(path, without)
     except Refused as refusal:
-        raise UserError(f"{name}: {_printable(str(refusal))}") from None
+        raise UserError(f"{name}: {printable(refusal)}") from None
     except Damaged as damage:
-        raise UserError(f"{name}: the HDF5 file is damaged ({_printable(str(damage))}); {remedy}") from None
+        raise UserError(f"{name}: the HDF5 file is damaged ({printable(damage, 300)}); {remedy}") from None
     raise UserError(f"{name}: expected an HDF5 {kind}, found {head[:8]!r}... instead")
 
 
@@ -207,8 +208,3 @@ def _exactly(stream: BinaryIO, buffer: bytearray | np.ndarray) -> bytearray | np
     if stream.readinto(memoryview(buffer)) != len(buffer):  # a buffered stream reads on until it is full
         raise _Cut
     return buffer
-
-
-def _printable(text: str) -> str:
-    """Text on one line that any terminal can print; names in a file can hold control codes and lone surrogates."""
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)

@@ -20,7 +20,7 @@ from command_line import Range
 from config import Backend, preferred_backend
 from faces import Detector, DetectorName, crop, pixel_square
 from files import UserError, whole_file
-from text import csv_cell
+from text import csv_cell, printable
 
 if TYPE_CHECKING:
     from faces.timeline import Timeline
@@ -369,12 +369,12 @@ def _print(result: VideoResult, source: Video, written: Sequence[str | None]) ->
     )
     if result.cut_off:
         print(
-            f"note: {source.name} states {source.length:,} frames, and {result.frames:,} could be read; it may be "
-            "damaged or cut off",
+            f"note: {printable(source.name)} states {source.length:,} frames, and {result.frames:,} could be read; "
+            "it may be damaged or cut off",
             file=sys.stderr,
         )
     if any(written):
-        print("wrote " + ", ".join(name for name in written if name))
+        print(printable("wrote " + ", ".join(name for name in written if name)))
 
 
 def _person_line(person, class_names: Sequence[str]) -> str:

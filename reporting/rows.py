@@ -13,45 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 import config
-import limits
+import run_files
 from arrays import read_npz
-from files import UserError, read_json
+from files import UserError
 from metrics import MEASURES
 from reporting.statistics import bootstrap_interval, mcnemar, mean_and_std, paired_bootstrap, paired_t
-from text import printable
+from run_files import CORRELATIONS
 from views import views_of
 
 _PREDICTIONS = {"labels": ("iu", 1), "probabilities": ("f", 2), "tsne_rows": ("iu", 1), "tsne_places": ("f", 2)}
 
 # The name of the full loss's row. The paper's number is shown there.
 AD_CORRE = "Ad-Corre"
-CORRELATIONS = ("same_class", "different_classes", "between_class_means", "between_embeddings")
-# Kinds of a result's entries: types, [kind] for a list, {...: kind} for an object with any names.
-_NUMBER = (int, float)
-_MATRIX = [[_NUMBER]]
-_TERMS = dict.fromkeys(CORRELATIONS, _NUMBER) | {"class_means": _MATRIX}
 # Without these a result cannot be compared with another; every other entry may be absent.
-_NEEDED = {"dataset": str, "split": str, "n": int, "accuracy": _NUMBER, "class_names": [str]}
-_OPTIONAL = dict.fromkeys(MEASURES, _NUMBER) | {
-    "per_class": {...: {...: _NUMBER}},
-    "intervals": {...: [_NUMBER]},
-    "correlations": _TERMS,
-    "correlations_untrained": _TERMS,
-    "confusion_matrix": _MATRIX,
-    "config": {},
-    "seed": int,
-    "best_epoch": int,
-    "parameters": int,
-    "train_seconds": _NUMBER,
-    "selected_on": str,
-    "commit": str,
-    "flip": bool,  # of results from before "views"
-    "views": str,
-}
-_LARGEST = 1e18  # of a number; a count of parameters or seconds is smaller
+_NEEDED = ("dataset", "split", "n", "accuracy", "class_names")
 Record = dict[str, Any]
 
 
@@ -92,56 +69,11 @@ class RunFiles:
 
 def _read_result(path: Path) -> dict[str, Any]:
     try:
-        result = read_json(path)
+        return run_files.read_result(path, _NEEDED)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected the result of a finished run") from None
-    if not isinstance(result, dict):
-        raise UserError(f"{path}: expected the result of a run (a JSON object), found {type(result).__name__}")
-    if missing := [name for name in _NEEDED if result.get(name) is None]:
-        raise UserError(f"{path}: expected the result of a run, found none of {', '.join(missing)}; run it again")
-    fault = _fault(result, _OPTIONAL | _NEEDED) or _fault(_unfolded(result.get("config") or {}), _options(), "config")
-    if fault := fault or _wrong_size(result):
-        raise UserError(f"{path}: {fault}; run it again")
-    return result
-
-
-def _fault(value: Any, kind: Any, name: str = "") -> str | None:
-    """What is wrong with an entry of a result, None if nothing; null is right everywhere."""
-    if value is None:
-        return None
-    expected = {dict: dict, list: list}.get(type(kind), kind)
-    fits = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
-    if fits and isinstance(value, _NUMBER):
-        fits = abs(value) < _LARGEST
-    if fits and isinstance(value, str):
-        fits = value.isprintable()
-    if not fits:
-        return f"{name}: expected another value, found {ascii(value)[:80]}"
-    if isinstance(kind, list):
-        return next(filter(None, (_fault(each, kind[0], name) for each in value)), None)
-    if isinstance(kind, dict):
-        kinds = ((key, kind.get(key, kind.get(...))) for key in value)
-        known = (_fault(value[key], each, f"{name}.{key}".lstrip(".")) for key, each in kinds if each is not None)
-        return next(filter(None, known), None)
-    return None
-
-
-def _options() -> dict[str, Any]:
-    """The kinds of train.py's options: those of their defaults; of those that default to None nothing is known."""
-    kinds = {name: type(value) for name, value in config.options_by_name(config.TrainConfig()).items()}
-    return {name: _NUMBER if kind in _NUMBER else kind for name, kind in kinds.items() if kind is not type(None)}
-
-
-def _wrong_size(result: Mapping[str, Any]) -> str | None:
-    """Which matrix does not have one row and one column per class; None if none."""
-    size = len(result["class_names"])
-    matrices = {"confusion_matrix": result.get("confusion_matrix")}
-    for name in ("correlations", "correlations_untrained"):
-        matrices[f"{name}.class_means"] = (result.get(name) or {}).get("class_means")
-    for name, matrix in matrices.items():
-        if matrix is not None and [len(row or ()) for row in matrix] != [size] * size:
-            return f"{name}: expected {size} rows and columns, one per class"
-    return None
+    except UserError as error:
+        raise UserError(f"{error}; run it again") from None
 
 
 def _read_predictions(path: Path, result: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -162,16 +94,11 @@ def _read_predictions(path: Path, result: Mapping[str, Any]) -> dict[str, np.nda
 
 def _read_history(path: Path) -> dict[str, np.ndarray]:
     try:
-        limits.check_size(path.stat().st_size, limits.HISTORY_BYTES, path, "a history")
-        # Read as text, because some versions of pandas round numbers that they parse themselves.
-        table = pd.read_csv(path, index_col=False, dtype=str)
-        return {name: table[name].astype(np.float64).to_numpy() for name in table.columns}
+        return run_files.read_history(path)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError) as error:  # pandas's own errors are ValueErrors
-        raise UserError(
-            f"{path}: expected numbers, one line per epoch, found something else ({printable(error, 200)})"
-        ) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -203,7 +130,7 @@ class Row:
     def settings(self) -> dict[str, Any]:
         """Every option of train.py by its command-line name: as run, or as wanted where nothing has run."""
         wanted = config.options_by_name(config.TrainConfig()) | dict(self.options)
-        return wanted | (_unfolded(self.results[0].get("config") or {}) if self.runs else {})
+        return wanted | (run_files.unfolded(self.results[0].get("config") or {}) if self.runs else {})
 
     def correct(self, seeds: Sequence[int]) -> np.ndarray:
         """Bool (seeds, N): True for each image that a run predicts correctly."""
@@ -239,14 +166,6 @@ class Row:
         present = ~np.isnan(arrays)
         count = present.sum(axis=0)
         return np.where(count > 0, np.where(present, arrays, 0).sum(axis=0) / np.maximum(count, 1), np.nan)
-
-
-def _unfolded(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested sections as one flat dictionary."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _unfolded(value) if isinstance(value, Mapping) else {name: value}
-    return flat
 
 
 def check_same_images(rows: Sequence[Row]) -> None:

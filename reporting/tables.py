@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from files import read_json
+from json_files import read_json
 from metrics import MEASURES
 from reporting.formats import DAGGER, DOUBLE_DAGGER, Table
 from reporting.rows import AD_CORRE, CORRELATIONS, Record, Row, correlation_record, recall_records, summary_record
@@ -42,7 +42,7 @@ class Paper:
     """
 
     def __init__(self, rows: Sequence[Row]):
-        self._content = read_json(PAPER_RESULTS)
+        self._content = read_json(PAPER_RESULTS, dict[str, Any])
         num_classes = next((len(result["class_names"]) for row in rows for result in row.results), 7)
         self._key = datasets.get(rows[0].dataset).paper_key(num_classes)
 

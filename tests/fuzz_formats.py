@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ from fuzz_releases import (
 
 import data_helper
 from datasets import CLASS_NAMES
+from text import printable_lines
 
 sys.path += [str(Path(__file__).with_name(folder)) for folder in ("model_files", "reporting")]  # their test helpers
 NAMES = CLASS_NAMES[:7]
@@ -49,7 +51,6 @@ class Format:
         targets: the files that are damaged, one at a time; relative to the folder.
         read: reads what is in the folder; raises `files.UserError` for what is damaged.
         share: how many of a hundred cases are of this format, relative to the others.
-        left_out: why the quick tier leaves it out; empty when it does not.
     """
 
     name: str
@@ -57,7 +58,6 @@ class Format:
     targets: Sequence[str]
     read: Callable[[Path], object]
     share: float = 1
-    left_out: str = ""
 
 
 class Believed(AssertionError):
@@ -192,6 +192,46 @@ def read_run(folder: Path) -> None:
     assert run.correct.shape == (30,)
 
 
+# --- a folder of runs
+
+
+@functools.cache
+def _grid():
+    from config import DatasetName, TrainConfig
+    from grids.experiments import Experiment, Grid
+
+    settings = TrainConfig(dataset=DatasetName.synthetic, data_dir="none")
+    return Grid("fuzzed", "", (Experiment("row", settings),), (0,))
+
+
+def write_runs(folder: Path) -> None:
+    import run_identity
+    from files import write_json
+
+    experiment, seed = _grid().runs()[0]
+    identity = run_identity.RunIdentity(run_identity.options_of(experiment.with_seed(seed)), {"train": "0" * 64})
+    run = folder / identity.name
+    write_json(run / "config.json", identity.to_dict())
+    write_json(run / "error.json", {"command": "python train.py", "exit_code": 2, "message": "the disk is full"})
+    (run / "history.csv").write_text("epoch,loss,val_accuracy,seconds\n1,0.5,0.25,3.125\n2,0.5,0.5,3.5\n")
+    run.rename(folder / "run")
+
+
+def read_runs(folder: Path) -> None:
+    from files import UserError
+    from grids.runner import runs_of
+    from run_state import read_history
+
+    with contextlib.redirect_stderr(io.StringIO()) as shown:
+        (run,) = runs_of(_grid(), folder)
+    message = run.error()
+    assert message is None or message == printable_lines(message)
+    run.epochs_done(), run.epoch_seconds(), run.title
+    read_history(folder / "run")
+    if shown.getvalue():
+        raise UserError(shown.getvalue().removesuffix("\n"))
+
+
 # --- HDF5
 
 
@@ -221,41 +261,65 @@ def write_published_h5(folder: Path) -> None:
 
 
 def read_published_h5(folder: Path) -> None:
-    from model_files.published_file import read_saved_model
+    from model_files import model_file
 
-    read_saved_model(folder / "published.h5")
+    model_file.load_model(folder / "published.h5")
+
+
+def write_archive(folder: Path) -> None:
+    network, _ = _tiny()
+    network.save(folder / "tiny.keras")
+
+
+def read_archive(folder: Path) -> None:
+    from model_files import model_file
+
+    model_file.load_model(folder / "tiny.keras")
+
+
+def write_parts(folder: Path) -> None:
+    from model_files import parts
+
+    (folder / "whole.bin").write_bytes(bytes(range(256)) * 4)
+    parts.split(folder / "whole.bin", folder / "parts", 400)
+
+
+def read_parts(folder: Path) -> None:
+    from model_files import parts
+
+    parts.join(folder / "parts", folder / "joined.bin")
+    if (folder / "joined.bin").read_bytes() != bytes(range(256)) * 4:
+        raise Believed("parts of another content than the manifest's digests")
 
 
 @functools.cache
-def _trained():
-    import keras
+def _trainer():
+    from conftest import small_trainer
 
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-    model.compile("adam", "mse")
-    model.optimizer.build(model.trainable_variables)
-    return model
+    return small_trainer()
+
+
+def _run_state(folder: Path):
+    from run_state import RunState
+
+    return RunState(folder / "run", "val_accuracy", lambda row: lambda: None, run="fuzzed")
 
 
 def write_state(folder: Path) -> None:
-    from trainer import RunState
-
-    state = RunState(folder / "run", "val_accuracy", lambda row: None)
-    state.set_model(_trained())
-    state.on_epoch_begin(0)
-    state.on_epoch_end(0, {"val_accuracy": 0.5})
+    (folder / "run").mkdir()
+    with contextlib.closing(_run_state(folder)) as state:
+        state.set_model(_trainer())
+        state.on_epoch_begin(0)
+        state.on_epoch_end(0, {"val_accuracy": 0.5})
 
 
 def read_state(folder: Path) -> None:
-    from trainer import RunState
+    state = _run_state(folder)
+    state.restore(_trainer())
+    finite = all(np.isfinite(np.asarray(variable)).all() for variable in _trainer().state_variables())
+    if not finite or state.epochs_done != 1 or state.steps_done:
+        raise Believed("weights that are not finite, or another place than the one that was written")
 
-    state = RunState(folder / "run", "val_accuracy", lambda row: None)
-    state.restore(_trained())
-    finite = all(np.isfinite(np.asarray(variable)).all() for variable in _trained().variables)
-    if not finite or state.epochs_done > 1:
-        raise Believed("weights that are not finite, or more epochs than were trained")
-
-
-_GATE = "HDF5's own parser ends the process for some damage until files are tried in another process first"
 
 FORMATS = (
     Format("images.npy", write_prepared, ("ferplus/train/images.npy",), read_prepared, 2),
@@ -290,7 +354,10 @@ FORMATS = (
     Format("result.json", write_run, ("run/result.json",), read_run, 2),
     Format("predictions.npz", write_run, ("run/predictions.npz",), read_run, 2),
     Format("history.csv", write_run, ("run/history.csv",), read_run),
-    Format("weights.h5", write_weights, ("best.weights.h5",), read_weights, left_out=_GATE),
-    Format("state.h5", write_state, ("run/state.h5",), read_state, left_out=_GATE),
-    Format("published.h5", write_published_h5, ("published.h5",), read_published_h5, left_out=_GATE),
+    Format("runs", write_runs, ("run/config.json", "run/error.json", "run/history.csv"), read_runs, 2),
+    Format("weights.h5", write_weights, ("best.weights.h5",), read_weights),
+    Format("state.h5", write_state, ("run/state.h5",), read_state, 2),
+    Format("published.h5", write_published_h5, ("published.h5",), read_published_h5),
+    Format("archive", write_archive, ("tiny.keras",), read_archive),
+    Format("parts", write_parts, ("parts/weights.parts.json", "parts/weights.part01"), read_parts),
 )

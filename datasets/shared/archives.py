@@ -180,7 +180,7 @@ class _Zip:
         self.path = path
         with damaged(path):
             self._zip = zipfile.ZipFile(path)
-        entries = [self._checked(entry) for entry in self._zip.infolist() if not entry.is_dir()]
+            entries = [self._checked(entry) for entry in self._zip.infolist() if not entry.is_dir()]
         self.names = _once(path, (entry.filename for entry in entries))
 
     def _checked(self, entry: zipfile.ZipInfo) -> zipfile.ZipInfo:

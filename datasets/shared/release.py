@@ -25,6 +25,7 @@ from datasets.shared.archives import SourceFiles
 from datasets.shared.decoding import ImageFile, Unreadable, decode_images
 from datasets.shared.split_writer import SplitWriter, published_together
 from files import UserError
+from text import printable
 
 CHECKPOINT_SECONDS = 5.0  # an interruption costs at most this much work
 
@@ -232,7 +233,8 @@ def _print_skipped(metas: dict[str, dict[str, Any]]) -> None:
         if skipped := meta["skipped"]:
             first = "; ".join(f"{image['name']}: {image['reason']}" for image in skipped[:3])
             more = "; ..." if len(skipped) > 3 else ""
-            print(f"{split}: left out {len(skipped):,} images that cannot be read ({first}{more})", file=sys.stderr)
+            line = f"{split}: left out {len(skipped):,} images that cannot be read ({first}{more})"
+            print(printable(line), file=sys.stderr)
 
 
 def find_prepared(

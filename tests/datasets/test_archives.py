@@ -101,6 +101,7 @@ def test_a_flipped_byte_in_a_zip_is_noticed(tmp_path):
 def test_a_damaged_directory_of_a_zip_is_noticed(tmp_path):
     for patches in (
         [(b"PK\1\2", 8, b"\x00\x08"), (b"PK\1\2", 46, b"\xe9")],  # the flags say UTF-8, the name is not
+        [(b"PK\1\2", 46, b"\0")],  # the name ends before it begins
         [(b"PK\1\2", 10, b"\x63\x00")],  # an unknown compression
         [(b"PK\1\2", 42, b"\xff\xff\xff\x7f")],  # the file lies beyond the end
         [(b"PK\5\6", 16, b"\xff\xff\x00\x00")],  # the directory lies so late that the file lies before the start

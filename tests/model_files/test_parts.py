@@ -118,7 +118,7 @@ SPOILT = {
     ),
     "a part too long": (
         lambda folder: (folder / "weights.part01").write_bytes(bytes(20_000)),
-        "part01: expected 10,000 bytes, found 10,001",
+        "part01: expected 10,000 bytes, found 20,000",
     ),
     "a flipped bit": (flip, "part01: expected SHA-256"),
     "another order": (swap, "the parts together: expected SHA-256"),
@@ -128,7 +128,7 @@ SPOILT = {
     "a list": (lambda folder: write_json(folder / parts.MANIFEST, [1]), "expected a manifest of parts"),
     "text for bytes": (change(bytes="25000"), "expected a manifest of parts"),
     "another sum": (change(bytes=24_999), "expected parts of 24,999 bytes in all"),
-    "a negative size": (one(bytes=-1), "another sum"),
+    "a negative size": (one(bytes=-1), "expected a manifest of parts"),
     "another folder": (one(name="../whole"), "expected a manifest of parts"),
     "a path": (one(name="/etc/passwd"), "expected a manifest of parts"),
     "the folder": (one(name="."), "expected a manifest of parts"),

@@ -68,7 +68,7 @@ def test_a_damaged_result_is_named(tmp_path):
         ("correlations.class_means", [[0.5]]),
         ("config.loss", {"w_fd": []}),
         ("class_names", "Sad"),
-        ("selected_on", "\ud800"),
+        ("selected_on", "\x1b[31m"),
         ("flip", 1),
         ("views", True),
     ],
