@@ -66,6 +66,7 @@ def test_predict_averages_the_probabilities_of_the_views(tiny_weights, images, v
     np.testing.assert_allclose(recognised, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_onnx_file_has_the_same_views(tiny_weights, images, tmp_path):
     pytest.importorskip("tf2onnx")
     pytest.importorskip("onnxruntime")

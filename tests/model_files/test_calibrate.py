@@ -80,6 +80,7 @@ def test_every_way_to_probabilities_is_calibrated(calibrated_weights, tiny_weigh
     assert np.abs(expected - plain).max() > 0.01  # or nothing of this could fail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "tflite"])
 def test_the_graph_of_an_export_holds_the_calibration(calibrated_weights, images, expected, tmp_path, format):
     if format == "onnx" and not (importlib.util.find_spec("tf2onnx") and importlib.util.find_spec("onnxruntime")):
