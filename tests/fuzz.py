@@ -373,9 +373,8 @@ def run_cases(
 
     # One process alone takes the cases that need Keras, so that one alone imports it.
     chosen = Cases(seed, names, source, Path()).chosen
-    with_keras, others = [
-        collections.deque(c for c in cases if chosen(c)[0].keras == wanted) for wanted in (True, False)
-    ]
+    with_keras = collections.deque(case for case in cases if chosen(case)[0].keras)
+    others = collections.deque(case for case in cases if not chosen(case)[0].keras)
 
     def some(worker_number: int) -> list[Outcome]:
         found = []
