@@ -1,8 +1,8 @@
 """Kills a small training before and after every replacement of a file, and lets the same command go on.
 
-    python tests/kills.py FOLDER              # every place; prints one line for each
-    python tests/kills.py FOLDER --places 4   # so many places, spread over the run
-    python tests/kills.py FOLDER --skip 20    # every place but the first 20
+    python tests/kills.py              # every place; prints one line for each
+    python tests/kills.py --places 4   # so many places, spread over the run
+    python tests/kills.py --skip 20    # every place but the first 20
 
 A place is the n-th call of `os.replace` for a file, which is how `files` puts every file and folder into its place.
 Each run is a fork of this process, which has imported Keras but computed nothing: that saves most of its time.
@@ -16,6 +16,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -174,11 +175,13 @@ def run_all(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("--folder", type=Path, help="an empty one, whose runs are kept; none: a temporary one")
     parser.add_argument("--places", type=int, help="how many; none: all")
     parser.add_argument("--skip", type=int, default=0, help="of them, how many to leave out at the start")
     options = parser.parse_args()
-    bad = run_all(options.folder.resolve(), options.places, options.skip, lambda line: print(line, flush=True))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (options.folder or Path(temporary)).resolve()
+        bad = run_all(folder, options.places, options.skip, lambda line: print(line, flush=True))
     print(f"{len(bad)} did not end as the run that was not killed")
     return int(bool(bad))
 
