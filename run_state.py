@@ -11,17 +11,21 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import numpy as np
 from keras import ops
+from pydantic import AfterValidator, Field
+from typing_extensions import TypedDict
 
 import run_files
 import runtime
 from files import UserError, write_text
+from json_files import OPEN, parse_json
 from model_files import safe_hdf5
 from run_files import HISTORY
+from text import printable
 
 STATE = "state.h5"
 _REMEDY = "delete the folder to start again"
@@ -209,6 +213,26 @@ class RunState(keras.callbacks.Callback):
             self._write_history(self.history)
 
 
+def _checked_history(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for i, row in enumerate(history, 1):
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in row.values()):
+            raise ValueError(f"expected finite numbers, found {printable(row, 80)}")
+        if row.keys() != history[0].keys() or row.get("epoch") != i:
+            raise ValueError(f"expected the same columns for every epoch, found {printable(row, 80)} for epoch {i}")
+    return history
+
+
+class _Notes(TypedDict):
+    """What `RunState` writes beside the arrays."""
+
+    __pydantic_config__ = OPEN
+    run: str
+    history: Annotated[list[dict[str, Any]], AfterValidator(_checked_history)]
+    steps_done: Annotated[int, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=0)]
+    epochs: Annotated[int, Field(ge=1)] | None
+
+
 def _read_notes(path: Path, text: Any) -> dict[str, Any]:
     """The notes of a state file, with the types that `RunState` writes.
 
@@ -218,21 +242,9 @@ def _read_notes(path: Path, text: Any) -> dict[str, Any]:
     if text is None:
         raise UserError(f"{path}: was written by an older version, which alone can continue the run; {_REMEDY}")
     try:
-        notes = json.loads(text)
-        history = list(notes["history"])
-        if not all(math.isfinite(value) for row in history for value in row.values()):
-            raise ValueError("a history with numbers that are not finite")
-        if not all(row.keys() == history[0].keys() and row["epoch"] == i for i, row in enumerate(history, 1)):
-            raise ValueError("a history with other epochs")
-        return {
-            "run": str(notes["run"]),
-            "history": history,
-            "steps_done": int(notes["steps_done"]),
-            "seconds": float(notes["seconds"]),
-            "epochs": None if notes["epochs"] is None else int(notes["epochs"]),
-        }
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: the state is damaged ({error}); {_REMEDY}") from None
+        return parse_json(text, path, _Notes)
+    except UserError as error:
+        raise UserError(f"{error}: the state is damaged; {_REMEDY}") from None
 
 
 class _LatestOnly:

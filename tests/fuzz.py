@@ -371,11 +371,17 @@ def run_cases(
         report: called with each outcome, from several threads.
     """
 
-    def some(start: int) -> list[Outcome]:
+    # One process alone takes the cases that need Keras, so that one alone imports it.
+    chosen = Cases(seed, names, source, Path()).chosen
+    with_keras = collections.deque(case for case in cases if chosen(case)[0].keras)
+    others = collections.deque(case for case in cases if not chosen(case)[0].keras)
+
+    def some(worker_number: int) -> list[Outcome]:
         found = []
-        with contextlib.closing(Worker(seed, names, source)) as worker:
-            for case in cases[start::jobs]:
-                found.append(worker.run(case))
+        with contextlib.closing(Worker(seed, names, source)) as worker, contextlib.suppress(IndexError):
+            while True:
+                waiting = with_keras if with_keras and not worker_number else others
+                found.append(worker.run(waiting.popleft()))
                 report(found[-1])
         return found
 

@@ -51,6 +51,7 @@ class Format:
         targets: the files that are damaged, one at a time; relative to the folder.
         read: reads what is in the folder; raises `files.UserError` for what is damaged.
         share: how many of a hundred cases are of this format, relative to the others.
+        keras: whether reading it needs Keras, which takes seconds to import.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Format:
     targets: Sequence[str]
     read: Callable[[Path], object]
     share: float = 1
+    keras: bool = False
 
 
 class Believed(AssertionError):
@@ -220,14 +222,14 @@ def write_runs(folder: Path) -> None:
 def read_runs(folder: Path) -> None:
     from files import UserError
     from grids.runner import runs_of
-    from run_state import read_history
+    from run_files import read_history
 
     with contextlib.redirect_stderr(io.StringIO()) as shown:
         (run,) = runs_of(_grid(), folder)
     message = run.error()
     assert message is None or message == printable_lines(message)
     run.epochs_done(), run.epoch_seconds(), run.title
-    read_history(folder / "run")
+    read_history(folder / "run/history.csv")
     if shown.getvalue():
         raise UserError(shown.getvalue().removesuffix("\n"))
 
@@ -355,9 +357,9 @@ FORMATS = (
     Format("predictions.npz", write_run, ("run/predictions.npz",), read_run, 2),
     Format("history.csv", write_run, ("run/history.csv",), read_run),
     Format("runs", write_runs, ("run/config.json", "run/error.json", "run/history.csv"), read_runs, 2),
-    Format("weights.h5", write_weights, ("best.weights.h5",), read_weights),
-    Format("state.h5", write_state, ("run/state.h5",), read_state, 2),
-    Format("published.h5", write_published_h5, ("published.h5",), read_published_h5),
-    Format("archive", write_archive, ("tiny.keras",), read_archive),
+    Format("weights.h5", write_weights, ("best.weights.h5",), read_weights, keras=True),
+    Format("state.h5", write_state, ("run/state.h5",), read_state, 2, keras=True),
+    Format("published.h5", write_published_h5, ("published.h5",), read_published_h5, keras=True),
+    Format("archive", write_archive, ("tiny.keras",), read_archive, keras=True),
     Format("parts", write_parts, ("parts/weights.parts.json", "parts/weights.part01"), read_parts),
 )

@@ -1,7 +1,8 @@
 """Kills a small training before and after every replacement of a file, and lets the same command go on.
 
-    python tests/kills.py FOLDER              # every place; prints one line for each
-    python tests/kills.py FOLDER --places 4   # so many places, spread over the run
+    python tests/kills.py              # every place; prints one line for each
+    python tests/kills.py --places 4   # so many places, spread over the run
+    python tests/kills.py --skip 20    # every place but the first 20
 
 A place is the n-th call of `os.replace` for a file, which is how `files` puts every file and folder into its place.
 Each run is a fork of this process, which has imported Keras but computed nothing: that saves most of its time.
@@ -15,6 +16,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -136,7 +138,9 @@ def places(replaced: list[str], some: int | None = None) -> list[Place]:
     return every if some is None else [every[i] for i in np.linspace(0, len(every), some + 2)[1:-1].astype(int)]
 
 
-def run_all(folder: Path, some: int | None = None, report: Callable[[str], None] = lambda line: None) -> list[str]:
+def run_all(
+    folder: Path, some: int | None = None, skip: int = 0, report: Callable[[str], None] = lambda line: None
+) -> list[str]:
     """Kills and continues a run at every place, or at ``some``; one line for each that did not end as it should.
 
     A state is saved when the thread that writes is free, so a run can have fewer replacements than the first one; then
@@ -145,6 +149,7 @@ def run_all(folder: Path, some: int | None = None, report: Callable[[str], None]
     Args:
         folder: an empty one.
         some: number of places; None takes all.
+        skip: number of places to leave out at the start.
         report: called with one line per place.
     """
     import experiment  # noqa: F401 - before the forks
@@ -154,7 +159,7 @@ def run_all(folder: Path, some: int | None = None, report: Callable[[str], None]
     if code:
         raise RuntimeError(f"the run that is not killed ended with {code}")
     whole, bad = content(folder / "whole"), []
-    for number, place in enumerate(places(replaced, some)):
+    for number, place in enumerate(places(replaced, some)[skip:], skip):
         run = folder / f"{number}"
         first, names = train(folder / "data", run, place)
         code, _ = train(folder / "data", run)
@@ -170,10 +175,13 @@ def run_all(folder: Path, some: int | None = None, report: Callable[[str], None]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("--folder", type=Path, help="an empty one, whose runs are kept; none: a temporary one")
     parser.add_argument("--places", type=int, help="how many; none: all")
+    parser.add_argument("--skip", type=int, default=0, help="of them, how many to leave out at the start")
     options = parser.parse_args()
-    bad = run_all(options.folder.resolve(), options.places, lambda line: print(line, flush=True))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (options.folder or Path(temporary)).resolve()
+        bad = run_all(folder, options.places, options.skip, lambda line: print(line, flush=True))
     print(f"{len(bad)} did not end as the run that was not killed")
     return int(bool(bad))
 

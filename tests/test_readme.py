@@ -55,6 +55,7 @@ NOT_RUN = {
     "python demo.py": "serves a page until it is stopped",
     "python test.py video --camera": "needs a camera",
     "python tests/fuzz.py": "takes minutes; test_fuzz.py runs a few hundred cases",
+    "python tests/kills.py": "takes minutes; test_kills.py takes a few places",
 }
 SHOWN_ONLY = {"", "text", "yaml", "bibtex"}  # what follows ``` of a block that is not run
 

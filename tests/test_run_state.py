@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import shutil
 import threading
 from pathlib import Path
@@ -17,6 +18,7 @@ import trainer
 from data_helper import open_split
 from dataset_class import Batches
 from files import UserError
+from model_files import safe_hdf5
 from run_state import RunState, _LatestOnly
 
 
@@ -70,6 +72,28 @@ def test_a_damaged_state_is_refused(saved, tmp_path):
     path = tmp_path / "state.h5"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"state.h5: .*delete the folder to start again"):
+        RunState(tmp_path, "val_accuracy", print).restore(small_trainer())
+
+
+@pytest.mark.parametrize(
+    ("changes", "fact"),
+    [
+        ({"steps_done": -1}, "steps_done: .*found -1"),
+        ({"steps_done": True}, "steps_done: .*found True"),
+        ({"seconds": "1"}, "seconds: .*found '1'"),
+        ({"epochs": 0}, "epochs: .*found 0"),
+        ({"history": [{"epoch": 2}]}, r"history: .*\{'epoch': 2\} for epoch 1"),
+        ({"history": [{"epoch": 1}, {"epoch": 2, "loss": 1.0}]}, "history: .*for epoch 2"),
+        ({"history": [{"epoch": 1, "loss": "\x1b"}]}, "history: expected finite numbers"),
+        ({"history": {}}, "history: expected a valid array"),
+    ],
+)
+def test_a_state_of_other_types_is_refused_although_its_digest_is_right(saved, tmp_path, changes, fact):
+    path = tmp_path / "state.h5"
+    content = safe_hdf5.read_arrays(path)
+    notes = json.loads(content.attributes["notes"])
+    safe_hdf5.write_arrays(path, content.arrays, {"notes": json.dumps({**notes, **changes})})
+    with pytest.raises(UserError, match=rf"state.h5: {fact}.*delete the folder to start again"):
         RunState(tmp_path, "val_accuracy", print).restore(small_trainer())
 
 
