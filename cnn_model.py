@@ -202,6 +202,11 @@ ARCHITECTURES = {
 }
 
 
+def keras_names() -> list[str]:
+    """The names of `keras.applications` that ``keras:<Name>`` offers (``tests/backbones.py`` tries them out)."""
+    return sorted(name for name in dir(keras.applications) if name[0].isupper())
+
+
 def architecture(arch: str) -> Architecture:
     """Looks up ``mini_xcp``, ``xcp``, ``resnet`` or ``keras:<Name>``.
 
@@ -211,7 +216,7 @@ def architecture(arch: str) -> Architecture:
     if arch in ARCHITECTURES:
         return ARCHITECTURES[arch]
     name = arch.removeprefix("keras:")
-    known = sorted(n for n in dir(keras.applications) if n[0].isupper())
+    known = keras_names()
     if arch.startswith("keras:") and name in known:
         return Architecture(_application(name), 224, 3, _application_scaling(name))
     raise UserError(
