@@ -1,4 +1,6 @@
-"""Builds, trains, saves, loads and exports networks of keras.applications: ``PYTHONPATH=. python tests/backbones.py [NAME ...]``.
+"""Builds, trains, saves, loads and exports networks of keras.applications.
+
+``PYTHONPATH=. python tests/backbones.py [NAME ...]``
 
 Without names all that ``keras:<Name>`` offers, one after the other: minutes each for the largest. Prints one line per
 network; the exit code is 1 if one fails.
