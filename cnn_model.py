@@ -13,6 +13,9 @@ from keras import layers, ops
 import runtime
 from files import UserError
 
+# Of the batch statistics: about 20 steps. Keras's networks remember 100 to 1,000, made for ImageNet's epochs: a short run
+# is then measured with the statistics of its first weights.
+_MOMENTUM = 0.95
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what OpenCV's gray conversion uses too
 
 
@@ -108,7 +111,7 @@ def _convolution(x, filters, size=3, strides=1, separable=False, activate=True):
     """Convolution, batch normalisation, ReLU."""
     layer = layers.SeparableConv2D if separable else layers.Conv2D
     x = layer(filters, size, strides=strides, padding="same", use_bias=False)(x)
-    x = BatchNorm(momentum=0.95)(x)
+    x = BatchNorm(momentum=_MOMENTUM)(x)
     return layers.ReLU()(x) if activate else x
 
 
@@ -153,8 +156,6 @@ def _application(name: str) -> Callable[[int, str | None], keras.Model]:
             backbone = getattr(keras.applications, name)(
                 include_top=False, weights=weights, input_shape=(size, size, 3), **own_name
             )
-            backbone.name = "backbone"
-            return backbone
         except ValueError as error:  # a size the backbone cannot take
             raise UserError(f"{name}: {error} (received size {size}, weights {weights!r})") from None
         except Exception as error:
@@ -163,6 +164,11 @@ def _application(name: str) -> Callable[[int, str | None], keras.Model]:
             raise UserError(
                 f"{name}: cannot get its {weights} weights ({error}); train with --pretrained none"
             ) from None
+        backbone.name = "backbone"
+        for layer in backbone._flatten_layers():
+            if isinstance(layer, layers.BatchNormalization):
+                layer.momentum = min(layer.momentum, _MOMENTUM)
+        return backbone
 
     return build
 

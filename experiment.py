@@ -232,7 +232,7 @@ def make_engine(
     """
     train, soft = splits["train"], settings.soft_labels
     measured = splits[settings.select_on]
-    kept = resident(settings.resident, train.images.nbytes + measured.images.nbytes)
+    kept = group.broadcast(resident(settings.resident, train.images.nbytes + measured.images.nbytes))
     shared = {"batch_size": settings.batch_size, "seed": settings.seed, "resident": kept, "group": group}
     validation = Batches(measured, **shared, soft_labels=soft, training=False)
     if settings.teacher:

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+import runtime
 from config import OptimizerConfig
 
 
@@ -130,6 +131,7 @@ class MovingAverage(keras.layers.Layer):
     def __init__(self, network: keras.Model, decay: float):
         super().__init__(name="moving_average", dtype="float32")  # so that mixed precision does not round the weights
         self._weights_now = lambda: network.weights  # a list would be tracked as this layer's own
+        self._blend = runtime.compiled(lambda *tensors: _blended(decay, *tensors))
         self.decay = decay
         self.steps = self.add_weight((), "zeros", "int32", trainable=False, name="steps")
         self.averages = [
@@ -140,16 +142,19 @@ class MovingAverage(keras.layers.Layer):
 
     def call(self, inputs):
         """Returns the inputs of a training step as they are, and takes the weights that the step begins with."""
-        for average, value in zip(self.averages, self.values(), strict=True):
-            average.assign(ops.stop_gradient(value))
+        weights = [ops.stop_gradient(ops.convert_to_tensor(w)) for w in self._weights_now()]
+        averages = [ops.convert_to_tensor(average) for average in self.averages]
+        for average, value in zip(self.averages, _blended(self.decay, self.steps, averages, weights), strict=True):
+            average.assign(value)
         self.steps.assign(self.steps + 1)
         return inputs
 
     def values(self) -> list:
         """The averages after the steps so far, in the order of ``network.weights``."""
-        step = ops.cast(self.steps, "float32")
-        keep = ops.minimum(self.decay, step / (step + 9))  # 0 before the first step
-        return [keep * average + (1 - keep) * w for average, w in zip(self.averages, self._weights_now(), strict=True)]
+        step, averages, weights = (
+            [ops.convert_to_tensor(v) for v in each] for each in ([self.steps], self.averages, self._weights_now())
+        )
+        return self._blend(step[0], averages, weights)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -162,7 +167,7 @@ class MovingAverage(keras.layers.Layer):
 
     def put_in_place(self) -> list:
         """Puts the averages into the network; returns the weights for `put_back`."""
-        kept = [ops.multiply(w, 1) for w in self._weights_now()]  # copies: PyTorch assigns in place
+        kept = runtime.device_copies(self._weights_now())
         self.put_back(self.values())
         return kept
 
@@ -170,6 +175,12 @@ class MovingAverage(keras.layers.Layer):
         """Gives the network's weights these values."""
         for weight, value in zip(self._weights_now(), values, strict=True):
             weight.assign(value)
+
+
+def _blended(decay: float, steps, averages: list, weights: list) -> list:
+    step = ops.cast(steps, "float32")
+    keep = ops.minimum(decay, step / (step + 9))  # 0 before the first step
+    return [keep * average + (1 - keep) * w for average, w in zip(averages, weights, strict=True)]
 
 
 class AveragedWeights(keras.callbacks.Callback):
@@ -189,5 +200,4 @@ class AveragedWeights(keras.callbacks.Callback):
 
 def saved_weights(network: keras.Model, average: MovingAverage | None) -> list[np.ndarray]:
     """Copies of what is saved of a network, in the order of ``network.weights``: its weights, or their averages."""
-    values = average.values() if average else network.weights
-    return [np.array(ops.convert_to_numpy(value)) for value in values]
+    return runtime.host_copies(average.values() if average else network.weights)

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 from keras import ops
 
+import runtime
 from files import UserError, write_text
 from model_files import safe_hdf5
 
@@ -139,8 +140,8 @@ class RunState(keras.callbacks.Callback):
             raise UserError(f"{self.path.parent}: the folder of the run is gone; start the run again")
         model = self.model
         variables = model.state_variables()
-        arrays = [np.array(ops.convert_to_numpy(variable)) for variable in variables]
-        if not all(np.isfinite(ops.convert_to_numpy(value)) for value in model.get_metrics_result().values()):
+        arrays = runtime.host_copies(variables)
+        if not all(np.all(np.isfinite(sums)) for sums in arrays[len(arrays) - len(model.metrics_variables) :]):
             return  # `StopAtNaN` is about to stop the run: the state before stays
         notes = {
             "run": self.run,

@@ -13,13 +13,16 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 
 from files import UserError, cache_folder
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _XLA_THREADS = ("PJRT_NPROC", "NPROC")  # the variables that XLA reads when it makes its threads, the first one first
 _COMPILED_BYTES = 2 << 30  # of kept programs; JAX removes those that were not used for the longest time
@@ -247,6 +250,39 @@ def jit_compile() -> bool:
     import keras
 
     return keras.backend.backend() == "jax" or (keras.backend.backend() == "tensorflow" and has_gpu())
+
+
+def host_copies(tensors: Sequence[Any]) -> list[np.ndarray]:
+    """Copies of variables or tensors in the host's memory, all transferred at the same time."""
+    import keras
+    import numpy as np
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        values = [keras.ops.convert_to_tensor(tensor) for tensor in tensors]
+        return [np.array(value) for value in jax.device_get(values)]  # on a CPU these are views
+    return [np.array(keras.ops.convert_to_numpy(tensor)) for tensor in tensors]
+
+
+def device_copies(variables: Sequence[Any]) -> list[Any]:
+    """The variables' values as tensors that a later assignment leaves alone."""
+    import keras
+
+    if keras.backend.backend() == "jax":  # an array never changes
+        return [variable.value for variable in variables]
+    return [keras.ops.multiply(variable, 1) for variable in variables]
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A pure function of tensors; on JAX one program instead of many small ones."""
+    import keras
+
+    if keras.backend.backend() != "jax":
+        return function
+    import jax
+
+    return jax.jit(function)
 
 
 def compiled_alike(step: Callable[..., Any]) -> Callable[..., Any]:

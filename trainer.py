@@ -255,7 +255,8 @@ class Engine:
             while True:
                 started = time.monotonic()
                 self._some_steps(steps, order)
-                seconds = time.monotonic() - started
+                # One number for all processes, because each must take the same steps.
+                seconds = self.train.group.broadcast(time.monotonic() - started)
                 if seconds >= _MEASURED_SECONDS or steps == self.train.steps:
                     return seconds / steps
                 steps = min(self.train.steps, max(2 * steps, int(steps * _MEASURED_SECONDS / seconds)))
@@ -278,7 +279,7 @@ class Engine:
 
     @contextlib.contextmanager
     def _unchanged(self) -> Iterator[None]:
-        values = [np.array(ops.convert_to_numpy(variable)) for variable in self.model.state_variables()]
+        values = runtime.host_copies(self.model.state_variables())
         try:
             yield
         finally:

@@ -55,7 +55,7 @@ def connected(group: ProcessGroup) -> Iterator[ProcessGroup]:
             ("\n" if group.is_rank0 else "")  # below its progress bar
             + f"error: process {group.process_id} of {group.processes} ends: another process of this run has stopped "
             "or cannot be reached (killed, out of memory, its machine lost, never started, or an error that it printed "
-            "itself); start the processes again as before, and the run continues after its last finished epoch"
+            "itself); start the processes again as before, and the run continues after its last checkpoint"
         )
         _claim_devices(group)
         _connect(group)

@@ -29,7 +29,7 @@ def main() -> None:
     )
     commands = [line for line in listed.stdout.splitlines() if line.startswith("python ")]
     ray.init(address=options.address, log_to_driver=False)
-    # The runs of a lost machine are started again elsewhere and continue after their last finished epoch.
+    # The runs of a lost machine are started again elsewhere and continue after their last checkpoint.
     train = ray.remote(num_cpus=options.cpus, num_gpus=options.gpus, max_retries=3)(run_one)
     waiting = {train.remote(command): command for command in commands}
     failed = 0

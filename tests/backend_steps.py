@@ -19,6 +19,8 @@ import optimization
 import runtime
 import trainer as training
 from config import AugmentConfig, OptimizerConfig
+from data_helper import PreparedSplit
+from dataset_class import Batches
 
 SIDE, NUM_CLASSES, K, D = 16, 7, 2, 8
 LABELS = np.array([0, 0, 1, 2, 3, 3, 3, 6, 6, 1, 0, 5], np.int32)  # no image of class 4
@@ -48,14 +50,21 @@ def _draw(variable: keras.Variable, rng: np.random.Generator) -> np.ndarray:
     return x * np.float32(np.sqrt(2 / np.prod(variable.shape[:-1])))
 
 
-def make_trainer(dropout: float, augment: bool) -> training.AdCorreTrainer:
+def make_trainer(
+    dropout: float, augment: bool, average: float | None = None, resident: tuple[np.ndarray, ...] = ()
+) -> training.AdCorreTrainer:
     """A compiled trainer with the full loss and AdamW."""
     cnn_model.ARCHITECTURES["tiny"] = dataclasses.replace(cnn_model.ARCHITECTURES["mini_xcp"], build=_backbone)
+    network = cnn_model.build_model("tiny", NUM_CLASSES, K, D, input_size=SIDE, dropout=dropout)
     model = training.AdCorreTrainer(
-        cnn_model.build_model("tiny", NUM_CLASSES, K, D, input_size=SIDE, dropout=dropout),
+        network,
         custom_loss.AdCorreLoss(NUM_CLASSES, history=HISTORY, label_smoothing=0.1),
         augmentation.Augmentation(AugmentConfig(augment=augment), seed=1),
+        average=optimization.MovingAverage(network, average) if average else None,
+        batch_size=len(LABELS),
     )
+    if resident:
+        model.keep_on_device(*resident)
     config = OptimizerConfig(learning_rate=RATE, schedule="constant", weight_decay=DECAY)
     model.compile(optimization.make_optimizer(config, STEPS, 1), jit_compile=runtime.jit_compile())
     model.build((None, SIDE, SIDE, 1))
@@ -68,7 +77,7 @@ def make_trainer(dropout: float, augment: bool) -> training.AdCorreTrainer:
 
 def _arrays(variables) -> list[tuple[str, np.ndarray]]:
     """Name and values of each variable. Keras numbers layers and optimizers by what the process has built before."""
-    return [(f"{i:02d} {variable.name}", keras.ops.convert_to_numpy(variable)) for i, variable in enumerate(variables)]
+    return [(f"{i:03d} {variable.name}", keras.ops.convert_to_numpy(variable)) for i, variable in enumerate(variables)]
 
 
 def random_step() -> dict[str, np.ndarray]:
@@ -101,9 +110,53 @@ def plain_steps() -> dict[str, np.ndarray]:
     return outputs | {"history": keras.ops.convert_to_numpy(model.loss_layer.history_h2)}
 
 
+def split(count: int, name: str) -> PreparedSplit:
+    """Random images in memory, with labels that repeat."""
+    pixels = np.random.default_rng(count).integers(0, 256, (count, SIDE, SIDE, 1), np.uint8)
+    names = [f"class {i}" for i in range(NUM_CLASSES)]
+    meta = {"dataset": "noise", "split": name, "class_names": names, "num_images": count}
+    return PreparedSplit(pixels, np.arange(count) % NUM_CLASSES, meta, None, None)
+
+
+def two_epochs(steps_per_call: int) -> dict[str, np.ndarray]:
+    """The state and the logs after two epochs of 4 steps; 0 steps per call reads batches from outside the device."""
+    keras.utils.set_random_seed(5)
+    train, val = split(4 * len(LABELS), "train"), split(15, "val")
+    resident = steps_per_call > 0
+    on_device = (train.images, val.images) if resident else ()
+    model = make_trainer(dropout=0.5, augment=True, average=0.9, resident=on_device)
+    shared = {"batch_size": len(LABELS), "seed": 5, "resident": resident}
+    engine = training.Engine(model, Batches(train, **shared), Batches(val, **shared, training=False))
+    for batches in (engine.train, engine.validation):
+        batches.steps_per_call = steps_per_call or 1
+    history = keras.callbacks.History()
+    engine.fit(2, [history])
+    if resident and keras.backend.backend() == "jax":
+        check_program(model, engine.train[0])
+    logs = {f"logs/{name}": np.float64(values) for name, values in history.history.items()}
+    # By number, because the optimizer's names contain those that Keras counts.
+    return {f"state/{name[:3]}": array for name, array in _arrays(model.state_variables())} | logs
+
+
+def check_program(model: training.AdCorreTrainer, data: tuple[np.ndarray, np.ndarray]) -> None:
+    """The images are an argument of the training step that JAX lowers, and no constant in it."""
+    import jax
+
+    variables = (
+        *(model.trainable_variables, model.non_trainable_variables),
+        *(model.optimizer.variables, model.metrics_variables),
+    )
+    text = jax.jit(model.train_step).lower([[v.value for v in each] for each in variables], data).as_text()
+    size = f"tensor<{4 * len(LABELS)}x{SIDE}x{SIDE}x1xui8>"
+    assert any(size in line for line in text.splitlines() if "func.func public @main" in line)
+    assert not [line for line in text.splitlines() if "constant" in line and size in line]
+
+
 def main() -> None:
     outputs = {f"random/{name}": array for name, array in random_step().items()}
     outputs |= {f"plain/{name}": array for name, array in plain_steps().items()}
+    for steps_per_call in (0, 1, 32):
+        outputs |= {f"{steps_per_call}/{name}": array for name, array in two_epochs(steps_per_call).items()}
     np.savez(sys.argv[1], backend=keras.backend.backend(), **outputs)
 
 

@@ -84,3 +84,19 @@ def test_two_steps_agree_with_tensorflow(backend, outputs_of):
         tolerances = {"terms": TERM_TOLERANCE * largest, "weights": WEIGHT_TOLERANCE}
         tolerance = tolerances.get(name.split("/")[0], GRADIENT_TOLERANCE * largest)
         np.testing.assert_allclose(found[name], array, rtol=0, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_resident_images_and_many_steps_per_call_change_nothing(backend, outputs_of):
+    """Two epochs of 4 steps, as with batches from outside, to the bit; on JAX to rounding.
+
+    XLA compiles the loop's body otherwise than a step alone. How many steps a call takes changes no bit there either.
+    """
+    streamed, single, many = (group(outputs_of(backend), f"{steps_per_call}/") for steps_per_call in (0, 1, 32))
+    assert single.keys() == many.keys() == streamed.keys() and "logs/val_loss" in streamed
+    for name, array in streamed.items():
+        np.testing.assert_array_equal(many[name], single[name], err_msg=name)
+        if backend == "jax":
+            np.testing.assert_allclose(many[name], array, rtol=1e-5, atol=1e-6, err_msg=name)
+        else:
+            np.testing.assert_array_equal(many[name], array, err_msg=name)

@@ -347,3 +347,11 @@ def test_the_whole_network_can_be_written_down_and_made_again(mini):
     again.set_weights(mini.get_weights())
     image = images(2, 30, 20, 3)
     assert_same(outputs(mini, image), outputs(again, image), tolerance=0)
+
+
+@pytest.mark.parametrize("arch", ["mini_xcp", "xcp", "keras:MobileNetV3Small"])
+def test_batch_statistics_are_young(arch):
+    """Keras's 0.99 to 0.999 would measure a short run with the statistics of its first weights."""
+    backbone = cnn_model.build_model(arch, input_size={"mini_xcp": 24, "xcp": 71}.get(arch, 32)).get_layer("backbone")
+    momenta = [x.momentum for x in backbone._flatten_layers() if isinstance(x, keras.layers.BatchNormalization)]
+    assert momenta and max(momenta) <= 0.95

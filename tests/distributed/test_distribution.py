@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -105,11 +106,11 @@ def one(data_dir, tmp_path_factory) -> Path:
 def two(data_dir, tmp_path_factory) -> tuple[Path, list, list]:
     """The run by two processes, of which rank 0 is killed in epoch 3, finished on half the devices.
 
-    The folder, and what each of the two starts gave.
+    They finish it with all images on every device. The folder, and what each of the two starts gave.
     """
     run_dir = tmp_path_factory.mktemp("two") / "run"
     arguments = options(data_dir, run_dir)
-    return run_dir, run_group(arguments, 2, (0, 3)), run_group(arguments, 1)
+    return run_dir, run_group(arguments, 2, (0, 3)), run_group([*arguments, "--resident", "yes"], 1)
 
 
 def history(run_dir: Path) -> list[dict[str, float]]:
@@ -131,7 +132,8 @@ def test_a_killed_process_ends_the_other_with_a_message(two):
 def test_the_run_continues_and_only_rank_0_prints(two):
     run_dir, _, (first, second) = two
     assert (first[0], second[0]) == (0, 0), two[2]
-    assert "after epoch 2 of 4" in first[1] and "accuracy" in first[1]
+    # The process may have died before the state of epoch 2 was on the disk.
+    assert re.search("after epoch [12] of 4", first[1]) and "accuracy" in first[1]
     assert second[1:3] == ("", "")
     assert json.loads((run_dir / "result.json").read_text())["n"] == 35
 
