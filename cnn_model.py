@@ -13,8 +13,8 @@ from keras import layers, ops
 import runtime
 from files import UserError
 
-# Of the batch statistics: about 20 steps. Keras's networks remember 100 to 1,000, made for ImageNet's epochs: a short run
-# is then measured with the statistics of its first weights.
+# Of the batch statistics: about 20 steps. Keras's networks remember 100 to 1,000, made for ImageNet's epochs: a short
+# run is then measured with the statistics of its first weights.
 _MOMENTUM = 0.95
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what OpenCV's gray conversion uses too
 
