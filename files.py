@@ -312,6 +312,8 @@ def run_command(main: Callable[[], None]) -> int:
         The exit code: 0 when ``main`` returned, 2 for a `UserError` or a failing disk, 130 for Ctrl-C, 143 for SIGTERM.
         Anything else is a bug of ours and keeps its traceback.
     """
+    with contextlib.suppress(AttributeError):  # a stream of a notebook or a test
+        sys.stdout.reconfigure(errors="backslashreplace")  # a folder whose name is not UTF-8 ends no command
     with _sigterm_raises() as arrived:
         try:
             main()
