@@ -172,7 +172,6 @@ def _application(name: str) -> Callable[[int, str | None], keras.Model]:
             backbone = getattr(keras.applications, name)(
                 include_top=False, weights=weights, input_shape=(size, size, 3), **own_name
             )
-            backbone.name = "backbone"
         except ValueError as error:  # a size the backbone cannot take
             raise UserError(f"{name}: {error} (received size {size}, weights {weights!r})") from None
         except Exception as error:
@@ -181,6 +180,7 @@ def _application(name: str) -> Callable[[int, str | None], keras.Model]:
             raise UserError(
                 f"{name}: cannot get its {weights} weights ({error}); train with --pretrained none"
             ) from None
+        backbone.name = "backbone"
         for layer in backbone._flatten_layers():
             if isinstance(layer, layers.BatchNormalization):
                 layer.momentum = min(layer.momentum, _MOMENTUM)
@@ -224,6 +224,11 @@ ARCHITECTURES = {
 }
 
 
+def keras_names() -> list[str]:
+    """The names of `keras.applications` that ``keras:<Name>`` offers (``tests/backbones.py`` tries them out)."""
+    return sorted(name for name in dir(keras.applications) if name[0].isupper())
+
+
 def architecture(arch: str) -> Architecture:
     """Looks up ``mini_xcp``, ``xcp``, ``resnet`` or ``keras:<Name>``.
 
@@ -233,7 +238,7 @@ def architecture(arch: str) -> Architecture:
     if arch in ARCHITECTURES:
         return ARCHITECTURES[arch]
     name = arch.removeprefix("keras:")
-    known = sorted(n for n in dir(keras.applications) if n[0].isupper())
+    known = keras_names()
     if arch.startswith("keras:") and name in known:
         return Architecture(_application(name), 224, 3, _application_scaling(name))
     raise UserError(

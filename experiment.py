@@ -129,6 +129,10 @@ def _claimed(folder: Path, group: ProcessGroup) -> Iterator[None]:
                     for path in set(folder.glob("*")) - before if refused else ():
                         path.unlink()
                 raise
+            except FileNotFoundError:
+                if folder.is_dir():
+                    raise
+                raise UserError(f"{folder}: the folder of the run is gone; start the run again") from None
     finally:
         if refused and made:
             with contextlib.suppress(OSError):  # another process has come to use the folder

@@ -178,13 +178,15 @@ def use_threads(number: int) -> bool:
         elif keras.backend.backend() == "jax":
             import jax
 
-            jax.config.update("jax_num_cpu_devices", jax.config.jax_num_cpu_devices)  # refused once JAX has started
+            devices = jax.config.jax_num_cpu_devices
+            jax.config.update("jax_num_cpu_devices", devices % 2 + 1)  # a change is refused once JAX has started
+            jax.config.update("jax_num_cpu_devices", devices)
             os.environ[_XLA_THREADS[0]] = str(number)
         else:
             import torch
 
             torch.set_num_threads(number)
-    except RuntimeError:
+    except (RuntimeError, AttributeError):  # an older JAX has no such option
         return False
     return True
 

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import logging
+import math
 import tempfile
 import warnings
 import zipfile
@@ -177,13 +178,43 @@ def _write_onnx(serving: keras.Model, path: Path, info: ExportInfo) -> None:
 
     # Keras would take the signature from the model's last call, and there was none.
     signature = [keras.InputSpec(shape=serving.input.shape, dtype="float32", name="pixels")]
-    serving.export(path, format="onnx", verbose=False, input_signature=signature)
+    with _only_known_operations(serving):
+        serving.export(path, format="onnx", verbose=False, input_signature=signature)
     model = onnx.load(path)
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "N"  # the converter writes a number
     onnx.helper.set_model_props(model, {ATTRIBUTE: to_json(info)})
     onnx.checker.check_model(model)
     onnx.save(model, path)
+
+
+@contextlib.contextmanager
+def _only_known_operations(serving: keras.Model) -> Iterator[None]:
+    """While the block runs, a network computes the same with operations that the ONNX converter knows."""
+    import tensorflow as tf
+
+    changes = []
+    for layer in serving._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization):  # EfficientNet: its tensors would become inputs
+            changes += [(layer, name, np.array(getattr(layer, name))) for name in ("mean", "variance")]
+        elif getattr(layer, "activation", None) is keras.activations.gelu:  # ConvNeXt: TensorFlow's has Erfc
+            changes.append((layer, "activation", _gelu))
+    before = [(layer, name, getattr(layer, name)) for layer, name, _ in changes]
+    # ConvNeXt: a grouped convolution is a function of its own, which XLA compiles.
+    eagerly = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        for layer, name, value in changes:
+            setattr(layer, name, value)
+        yield
+    finally:
+        tf.config.run_functions_eagerly(eagerly)
+        for layer, name, value in before:
+            setattr(layer, name, value)
+
+
+def _gelu(x):
+    return 0.5 * x * (1 + keras.ops.erf(x / math.sqrt(2)))
 
 
 def _open_onnx(path: Path) -> Run:

@@ -237,6 +237,20 @@ def test_the_first_run_draws_the_synthetic_set_and_opens_its_test_split(tmp_path
     assert drawn == [PrepareSyntheticConfig(data_dir=str(tmp_path))]
 
 
+def test_a_folder_that_is_removed_under_a_run_is_named(tmp_path):
+    """Whoever writes first notices it: TensorBoard's file, the state, the weights."""
+    folder = tmp_path / "run"
+    with (
+        pytest.raises(UserError, match="run: the folder of the run is gone"),
+        experiment._claimed(folder, GROUP_OF_ONE),
+    ):
+        shutil.rmtree(folder)
+        (folder / "tensorboard" / "events").write_bytes(b"")
+    assert not folder.exists()
+    with pytest.raises(FileNotFoundError, match="missing"), experiment._claimed(folder, GROUP_OF_ONE):
+        (tmp_path / "missing").read_bytes()
+
+
 def test_an_unprepared_data_set_names_the_command(tmp_path):
     with pytest.raises(UserError, match=r"run: python prepare_data\.py fer2013 --source PATH --data-dir"):
         experiment.train_and_evaluate(settings(tmp_path, tmp_path / "run", dataset=DatasetName.fer2013))

@@ -384,3 +384,9 @@ def test_a_signal_that_somebody_else_has_taken_stays_theirs():
     with pytest.raises(KeyboardInterrupt), files._sigterm_raises():
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_name_that_is_not_utf_8_is_printed_with_its_codes():
+    code = "from files import run_command; raise SystemExit(run_command(lambda: print('caf\\udce9')))"
+    done = run_python("-c", code, env_changes={"PYTHONUTF8": "1"})
+    assert (done.returncode, done.stdout) == (0, "caf\\udce9\n"), done.stderr
