@@ -16,7 +16,7 @@ from fuzz_formats import FORMATS, Believed, Format
 
 from files import UserError
 
-CASES = 250
+CASES = 160  # the first 149 of seed 0 have every format
 HERE = list(FORMATS)
 if not all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime")):
     HERE = [each for each in HERE if each.name != "onnx"]
