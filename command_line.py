@@ -13,7 +13,7 @@ import docstring_parser
 import tyro
 
 from files import UserError
-from text import printable
+from reading.text import printable
 
 Config = TypeVar("Config")
 _CLI_STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)

@@ -22,10 +22,10 @@ from pydantic import AfterValidator, Field
 from tqdm import tqdm
 from typing_extensions import NotRequired, TypedDict
 
-from arrays import Rows, open_array
 from files import UserError, only_writer, write_json
-from json_files import OPEN, read_json
-from text import check_class_names
+from reading.arrays import Rows, open_array
+from reading.json_files import OPEN, read_json
+from reading.text import check_class_names
 
 FORMAT_VERSION = 1
 Split = Literal["train", "val", "test"]

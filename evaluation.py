@@ -12,14 +12,14 @@ import keras
 import numpy as np
 
 import datasets
-from arrays import Rows
 from data_helper import PreparedSplit
 from distributed import exchange
 from distributed.process_group import GROUP_OF_ONE, ProcessGroup
 from files import UserError, sha256, whole_file, write_json
+from measuring.views import VIEW_TITLES, VIEWS, View, Views, views_of, whole
 from model_files import hub
 from model_files.description import ModelInfo
-from views import VIEW_TITLES, VIEWS, View, Views, views_of, whole
+from reading.arrays import Rows
 
 _MOST_MAPPED = 64  # images whose feature maps are in memory in float64
 
@@ -201,7 +201,7 @@ def _explained(
 ) -> dict[str, Any]:
     """Draws ``explain.png``; the entry ``explain`` of the result."""
     import explain
-    import mean_maps
+    from measuring import mean_maps
 
     batches = explain.batches(network, split.rows, probabilities.argmax(axis=1), min(batch_size, _MOST_MAPPED))
     maps = mean_maps.average(batches, split.num_classes)

@@ -24,25 +24,25 @@ import custom_loss
 import datasets
 import evaluation
 import metrics
-import optimization
 import plots
-import run_files
 import run_identity
 import runtime
-from arrays import Rows
 from config import DatasetName, TrainConfig
 from data_helper import PreparedSplit, open_split, prepared_splits
 from dataset_class import Batches
 from datasets.synthetic import PrepareSyntheticConfig, ensure_synthetic_splits
-from distillation import blended_targets
 from distributed import exchange
 from distributed.process_group import GROUP_OF_ONE, ProcessGroup, process_group
 from files import UserError, write_json
-from json_files import read_json
 from model_files import calibrate, model_file
-from progress import EpochLines
-from run_state import STATE, RunState, read_history
+from reading import run_files
+from reading.arrays import Rows
+from reading.json_files import read_json
 from trainer import AdCorreTrainer, Engine, epochs_in, resident
+from training import optimization
+from training.distillation import blended_targets
+from training.progress import EpochLines
+from training.run_state import STATE, RunState, read_history
 
 BEST_WEIGHTS, ENVIRONMENT = "best.weights.h5", "env.json"
 UNTRAINED = "untrained.json"

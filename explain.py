@@ -13,8 +13,8 @@ import numpy as np
 from keras import ops
 
 import runtime
-from calibration import Calibration
 from files import UserError
+from measuring.calibration import Calibration
 
 _EPSILON = 1e-12  # as in `cnn_model.UnitVectors`
 _HEAD = ("pool", "embedding_dense", "embeddings", "logits")
@@ -97,7 +97,7 @@ class Explanation:
             path: the PNG to write.
             class_names: C names; one row per class that occurs in `labels` (`mean_maps.MeanMaps.save_figure`).
         """
-        import mean_maps
+        from measuring import mean_maps
 
         parts = (self[start : start + _ROWS_AT_ONCE] for start in range(0, len(self), _ROWS_AT_ONCE))
         mean_maps.average(parts, len(class_names)).save_figure(path, class_names)

@@ -23,7 +23,7 @@ from typing import Any
 
 import filelock
 
-from text import printable
+from reading.text import printable
 
 try:
     import fcntl

@@ -15,7 +15,7 @@ from pathlib import Path
 
 # OpenCV reads both when it is first imported: an image of more pixels is refused before it takes the
 # memory, and OpenCV's own warnings do not mix with our one message.
-from limits import IMAGE_BYTES, MAX_PIXELS, read_bytes
+from reading.limits import IMAGE_BYTES, MAX_PIXELS, read_bytes
 
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 
 from files import UserError
-from image_size import check_decoded_size
+from reading.image_size import check_decoded_size
 
 MID_GRAY = 128
 

@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 import config
 from files import UserError, whole_file
 from metrics import reliability_bins
-from text import printable
+from reading.text import printable
 
 # Okabe and Ito's colours: distinguishable with common colour blindness; their yellow darkened for white paper.
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000", "#c9b800")

@@ -15,7 +15,7 @@ from data_helper import SPLITS, PreparedSplit, open_split, prepared_splits
 from datasets.shared import summary
 from datasets.shared.duplicates import MAX_DISTANCE, drop_from_train, find_duplicates
 from files import UserError, run_command
-from text import printable_lines
+from reading.text import printable_lines
 
 
 @dataclasses.dataclass(frozen=True)

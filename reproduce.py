@@ -15,11 +15,11 @@ from files import UserError, copy_file, run_command
 from grids.experiments import Grid, make_grid, read_experiments, write_yaml
 from grids.options import GridConfig, ListGridConfig, ReportGridConfig, RunGridConfig, parse_grid_command
 from grids.runner import ERROR, RESULT, Run, run_grid, runs_of, with_data
+from reading.text import printable
 from reporting.formats import plain_table
 from reporting.report import write_report
 from reporting.rows import Row, RunFiles
 from reporting.tables import accuracy_table
-from text import printable
 
 _PRINTED = (0, 1, 2, 3, 4, 6)  # columns of the accuracy table that fit a terminal: all but macro F1
 _KEPT = (RESULT, "predictions.npz", "history.csv")

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import config
-import run_files
 from config import TrainConfig
 from data_helper import PreparedSplit, open_split, prepared_splits
 from files import UserError, sha256, write_json
 from model_files import hub
-from run_files import CONFIG, RESULT
+from reading import run_files
+from reading.run_files import CONFIG, RESULT
 
 _FILE_OPTIONS = ("weights", "teacher")
 

@@ -405,6 +405,6 @@ def versions() -> dict[str, str]:
 
 def tensorboard(folder: Path) -> list[Any]:
     """The callback that writes TensorBoard's event files, in a list; empty where its package is not installed."""
-    import event_files
+    from training import event_files
 
     return [event_files.EventFiles(folder)] if event_files.is_available() else []

@@ -14,13 +14,13 @@ import runtime
 from command_line import Range, parse_command
 from config import Backend, DatasetName, preferred_backend
 from data_helper import Split
-from distillation import TeachConfig, teach
 from files import UserError, copy_file, run_command
+from measuring.views import Views
+from reading.text import printable
 from recognition.recognize_command import RecognizeConfig, recognize
 from recognition.video_command import VideoConfig, video
 from test_model import DEFAULT_WEIGHTS, Recognition, TestModels, is_onnx
-from text import printable
-from views import Views
+from training.distillation import TeachConfig, teach
 
 __all__ = ["Recognition", "TestModels"]  # kept for code that was written for the published repository
 

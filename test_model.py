@@ -15,10 +15,10 @@ import faces
 import runtime
 from files import UserError
 from images import resize_image
+from measuring.views import VIEWS, Views
 from model_files import onnx_network
 from recognition import ImageResult, Recognition, Results, results
 from recognition.inputs import ImageInput, Inputs, copy_of, from_array, from_pil, is_pil, open_inputs, unusable
-from views import VIEWS, Views
 
 if TYPE_CHECKING:
     from explain import Explanation

@@ -17,13 +17,13 @@ import numpy as np
 from keras import ops
 
 import runtime
-from arrays import Rows
 from augmentation import Mixup, blend
 from custom_loss import AdCorreLoss, majority
 from dataset_class import Batches
 from distributed import exchange
 from files import UserError
-from optimization import MovingAverage, set_length
+from reading.arrays import Rows
+from training.optimization import MovingAverage, set_length
 
 CALL_SECONDS = 1.0  # about the length of a call; the bar, the check for NaN and checkpoints wait for it
 _MEASURED_SECONDS = 0.5  # a measurement of the step takes at least this long

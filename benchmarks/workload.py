@@ -49,8 +49,8 @@ def make_trainer(
     import augmentation
     import cnn_model
     import custom_loss
-    import optimization
     import trainer
+    from training import optimization
 
     runtime.set_up(0)
     model = trainer.AdCorreTrainer(

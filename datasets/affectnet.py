@@ -27,7 +27,7 @@ from datasets.shared.expressions import CLASS_NAMES
 from datasets.shared.release import ImageRelease, PrepareOptions, find_prepared, stratified_hold_out, write_images
 from datasets.shared.tables import Table
 from files import UserError
-from text import printable, quoted
+from reading.text import printable, quoted
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from datasets.shared.release import Release, ReleaseOptions, stratified_hold_out
 from datasets.shared.tables import Table, few_names, find_table, found_in
 from files import UserError
 from images import decode_image
-from text import quoted
+from reading.text import quoted
 
 
 @dataclasses.dataclass(frozen=True)

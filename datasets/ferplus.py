@@ -21,7 +21,7 @@ from datasets.shared.expressions import ANGER, CLASS_NAMES, CONTEMPT, DISGUST, F
 from datasets.shared.release import Release, ReleaseOptions, write_release
 from datasets.shared.tables import Table, find_table, found_in, is_archive
 from files import UserError
-from text import quoted
+from reading.text import quoted
 
 
 @dataclasses.dataclass(frozen=True)

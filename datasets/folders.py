@@ -16,7 +16,7 @@ from datasets.shared.decoding import ImageFile
 from datasets.shared.expressions import ANGER, CLASS_NAMES, CONTEMPT, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
 from datasets.shared.release import ImageRelease, PrepareOptions, find_prepared, stratified_hold_out, write_images
 from files import UserError
-from text import printable
+from reading.text import printable
 
 
 @dataclasses.dataclass(frozen=True)

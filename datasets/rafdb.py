@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-import limits
 from command_line import Range
 from datasets.shared.annotations import few
 from datasets.shared.archives import SourceFiles
@@ -18,7 +17,8 @@ from datasets.shared.decoding import Box, ImageFile
 from datasets.shared.expressions import ANGER, CLASS_NAMES, DISGUST, FEAR, HAPPY, NEUTRAL, SAD, SURPRISE
 from datasets.shared.release import ImageRelease, PrepareOptions, find_prepared, stratified_hold_out, write_images
 from files import UserError
-from text import printable
+from reading import limits
+from reading.text import printable
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import config
 from config import DatasetName, TrainConfig
 from files import UserError, write_text
 from grids.strict_yaml import read_yaml
-from text import printable
+from reading.text import printable
 
 PRESETS = Path(__file__).with_name("presets")
 _MOST_ROWS, _LONGEST_NAME = 1_000, 100

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import command_line
 import config
-import run_files
 import run_identity
 from config import DatasetName, TrainConfig
 from data_helper import prepared_splits
@@ -29,8 +28,9 @@ from grids import worker
 from grids.experiments import Experiment, Grid
 from grids.progress import Progress
 from grids.shares import find_gpus, give_cores, gpu_environment
-from run_files import ERROR, HISTORY, RESULT
-from text import printable
+from reading import run_files
+from reading.run_files import ERROR, HISTORY, RESULT
+from reading.text import printable
 
 LOG = "log.txt"
 TRAIN = Path(__file__).parents[1] / "train.py"

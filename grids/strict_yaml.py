@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-import limits
 from files import UserError
-from text import printable
+from reading import limits
+from reading.text import printable
 
 _DEEPEST = 20
 _LARGEST = 2**63

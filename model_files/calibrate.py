@@ -8,13 +8,13 @@ from pathlib import Path
 import keras
 import numpy as np
 
-import calibration
 import evaluation
 import metrics
-from calibration import Calibration
 from data_helper import PreparedSplit
 from distributed.process_group import GROUP_OF_ONE, ProcessGroup
 from files import UserError
+from measuring import calibration
+from measuring.calibration import Calibration
 from model_files import model_file
 from model_files.description import ModelInfo
 

@@ -8,9 +8,9 @@ import math
 from pathlib import Path
 from typing import Any, TypeVar
 
-from calibration import EXPONENTS, TEMPERATURES
 from files import UserError
-from text import check_class_names, printable
+from measuring.calibration import EXPONENTS, TEMPERATURES
+from reading.text import check_class_names, printable
 
 ATTRIBUTE = "ad_corre"  # the name under which every file keeps its description
 FORMAT_VERSION = 1

@@ -21,10 +21,10 @@ import keras
 import numpy as np
 
 import cnn_model
-from calibration import Calibration
 from command_line import option
 from config import ModelConfig
 from files import UserError, whole_file
+from measuring.calibration import Calibration
 from model_files import filling, hub, published_file
 from model_files.description import ATTRIBUTE, ModelInfo, NetworkDescription, from_json, to_json
 from model_files.published_file import OPTIMIZERS, SavedModel

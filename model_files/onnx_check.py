@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-import limits
 from files import UserError
-from text import printable
+from reading import limits
+from reading.text import printable
 
 SECONDS = 60  # for loading and the first two batches; a ResNet50 takes about two
 _MEMORY = 2 * 2**30  # bytes beside four times the file, on systems that have such a limit

@@ -12,7 +12,7 @@ import numpy as np
 from files import UserError
 from model_files import hub, onnx_check
 from model_files.description import ATTRIBUTE, ExportInfo, from_json
-from text import printable
+from reading.text import printable
 
 
 class OnnxNetwork:

@@ -11,7 +11,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from files import UserError, whole_file, write_json
-from json_files import OPEN, read_json
+from reading.json_files import OPEN, read_json
 
 MANIFEST = "weights.parts.json"
 _PREFIX = "weights.part"

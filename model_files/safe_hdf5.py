@@ -27,7 +27,7 @@ import numpy as np
 from files import UserError, whole_file
 from model_files import hdf5_content
 from model_files.hdf5_content import FAILURES, INFLATION, Damaged, Refused
-from text import printable
+from reading.text import printable
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _BLOCK = 512  # bytes; the smallest that HDF5 allows

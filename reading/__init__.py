@@ -1,1 +1,1 @@
-"""Checks what is read: arrays, JSON, the headers of images, the files of a run; the limits of every reader; printable text."""
+"""Checks what is read: arrays, JSON, images' headers, the files of a run; the limits of readers; printable text."""

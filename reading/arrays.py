@@ -15,9 +15,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-import limits
 from files import UserError
-from text import printable
+from reading import limits
+from reading.text import printable
 
 _MAGIC = b"\x93NUMPY"
 _LONGEST_HEADER = 10_000

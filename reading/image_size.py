@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 
 from files import UserError
-from limits import DECODED_BYTES, MAX_PIXELS
+from reading.limits import DECODED_BYTES, MAX_PIXELS
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 4, 4: 4, 6: 4}  # colour type -> what OpenCV makes of it

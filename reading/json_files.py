@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-import limits
 from files import UserError
-from text import printable
+from reading import limits
+from reading.text import printable
 
 Schema = TypeVar("Schema")
 

@@ -13,10 +13,10 @@ from pydantic import AfterValidator
 from typing_extensions import TypedDict
 
 import config
-import limits
 from files import UserError
-from json_files import OPEN, check_value, read_json
-from text import printable, printable_lines
+from reading import limits
+from reading.json_files import OPEN, check_value, read_json
+from reading.text import printable, printable_lines
 
 CONFIG, RESULT, ERROR, HISTORY = "config.json", "result.json", "error.json", "history.csv"
 CORRELATIONS = ("same_class", "different_classes", "between_class_means", "between_embeddings")

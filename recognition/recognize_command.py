@@ -19,11 +19,11 @@ import runtime
 from command_line import Range
 from config import Backend, preferred_backend
 from files import UserError
+from measuring.views import VIEW_TITLES, Views
+from reading.text import printable
 from recognition.inputs import IMAGE_ENDINGS, Inputs, open_inputs
 from recognition.results import ImageResult, Recognition, unique_names
 from test_model import TestModels, is_onnx
-from text import printable
-from views import VIEW_TITLES, Views
 
 
 @dataclasses.dataclass(frozen=True)

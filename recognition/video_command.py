@@ -20,7 +20,7 @@ from command_line import Range
 from config import Backend, preferred_backend
 from faces import Detector, DetectorName, crop, pixel_square
 from files import UserError, whole_file
-from text import csv_cell, printable
+from reading.text import csv_cell, printable
 
 if TYPE_CHECKING:
     from faces.timeline import Timeline

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from text import csv_cell
+from reading.text import csv_cell
 
 DAGGER, DOUBLE_DAGGER = "\u2020", "\u2021"
 

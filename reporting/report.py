@@ -12,6 +12,7 @@ from typing import Any
 import command_line
 import datasets
 from files import UserError, write_text
+from measuring.views import views_of
 from reporting.figures import save_figures
 from reporting.formats import Table, csv_text, latex_tables
 from reporting.page import Section, html_page, markdown_page
@@ -26,7 +27,6 @@ from reporting.tables import (
     reference_table,
     signed,
 )
-from views import views_of
 
 # The names of the CSV files where they are not the table's.
 _CSV_NAMES = {"accuracy": "summary"}

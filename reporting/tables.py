@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from json_files import read_json
 from metrics import MEASURES
+from reading.json_files import read_json
 from reporting.formats import DAGGER, DOUBLE_DAGGER, Table
 from reporting.rows import AD_CORRE, CORRELATIONS, Record, Row, correlation_record, recall_records, summary_record
 

@@ -19,7 +19,6 @@ import numpy as np
 import cnn_model
 import custom_loss
 import evaluation
-import optimization
 import trainer
 from config import OptimizerConfig
 from datasets import CLASS_NAMES
@@ -27,6 +26,7 @@ from files import UserError
 from model_files import model_file
 from model_files.description import NetworkDescription
 from model_files.export import export_network
+from training import optimization
 
 _SIZES = (32, 64, 96, 128, 224)  # the first that the backbone takes
 

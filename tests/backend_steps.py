@@ -15,12 +15,12 @@ from keras import layers
 import augmentation
 import cnn_model
 import custom_loss
-import optimization
 import runtime
 import trainer as training
 from config import AugmentConfig, OptimizerConfig
 from data_helper import PreparedSplit
 from dataset_class import Batches
+from training import optimization
 
 SIDE, NUM_CLASSES, K, D = 16, 7, 2, 8
 LABELS = np.array([0, 0, 1, 2, 3, 3, 3, 6, 6, 1, 0, 5], np.int32)  # no image of class 4

@@ -79,9 +79,9 @@ def small_trainer(embedding_size=8, config=None, average=None, images=()):
     import augmentation
     import cnn_model
     import custom_loss
-    import optimization
     import trainer
     from config import AugmentConfig, OptimizerConfig
+    from training import optimization
 
     network = cnn_model.build_model("mini_xcp", num_embeddings=2, embedding_size=embedding_size, input_size=24)
     model = trainer.AdCorreTrainer(

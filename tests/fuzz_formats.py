@@ -35,7 +35,7 @@ from fuzz_releases import (
 
 import data_helper
 from datasets import CLASS_NAMES
-from text import printable_lines
+from reading.text import printable_lines
 
 sys.path += [str(Path(__file__).with_name(folder)) for folder in ("model_files", "reporting")]  # their test helpers
 NAMES = CLASS_NAMES[:7]
@@ -222,7 +222,7 @@ def write_runs(folder: Path) -> None:
 def read_runs(folder: Path) -> None:
     from files import UserError
     from grids.runner import runs_of
-    from run_files import read_history
+    from reading.run_files import read_history
 
     with contextlib.redirect_stderr(io.StringIO()) as shown:
         (run,) = runs_of(_grid(), folder)
@@ -302,7 +302,7 @@ def _trainer():
 
 
 def _run_state(folder: Path):
-    from run_state import RunState
+    from training.run_state import RunState
 
     return RunState(folder / "run", "val_accuracy", lambda row: lambda: None, run="fuzzed")
 

@@ -23,11 +23,11 @@ import step
 import torch_peer
 import workload
 
-import arrays
 import config
 import runtime
 from data_helper import open_split
 from files import UserError, run_command
+from reading import arrays
 
 # --- gpu.py ---------------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,6 @@ from conftest import read_state
 import augmentation
 import config
 import experiment
-import optimization
 import run_identity
 import trainer as training
 from config import DatasetName, DatasetType, TrainConfig
@@ -31,8 +30,9 @@ from datasets.synthetic import PrepareSyntheticConfig, write_synthetic_splits
 from distributed.process_group import GROUP_OF_ONE
 from files import UserError, sha256
 from model_files import model_file
-from run_state import RunState, read_history
 from train import TrainModel
+from training import optimization
+from training.run_state import RunState, read_history
 
 ROOT = Path(__file__).parents[1]
 EPOCHS = 4

@@ -110,7 +110,7 @@ def test_augmentation_and_option_take_effect(project):
 import numpy as np
 from augmentation import Augmentation
 from config import AugmentConfig, OptimizerConfig
-from optimization import make_optimizer
+from training.optimization import make_optimizer
 still = dict(flip=False, rotation=0.0, shift=0.0, zoom=0.0, erase=0.0)
 pixels = np.full((4, 8, 8, 1), 100, np.uint8)
 for gamma in (0.0, 0.5):

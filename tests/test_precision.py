@@ -16,10 +16,10 @@ import cnn_model
 import config
 import custom_loss
 import experiment
-import optimization
 import runtime
 import trainer as training
-from run_state import read_history
+from training import optimization
+from training.run_state import read_history
 
 POLICIES = ("mixed_bfloat16", "mixed_float16")
 LABELS = np.arange(14, dtype=np.int32) % 7

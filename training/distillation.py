@@ -8,12 +8,12 @@ from typing import Annotated
 
 import numpy as np
 
-from arrays import read_npz
 from command_line import Range
 from config import Backend, DatasetName
 from data_helper import PreparedSplit, Split, open_split
 from distributed.process_group import GROUP_OF_ONE, ProcessGroup
 from files import UserError, whole_file
+from reading.arrays import read_npz
 
 _ARRAYS = {"probabilities": ("f", 2), "digest": ("U", 0), "class_names": ("U", 1)}
 

@@ -8,7 +8,7 @@ import keras
 from tqdm import tqdm
 
 from dataset_class import Batches
-from run_state import RunState
+from training.run_state import RunState
 
 
 class EpochLines(keras.callbacks.Callback):

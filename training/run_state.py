@@ -19,13 +19,13 @@ from keras import ops
 from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict
 
-import run_files
 import runtime
 from files import UserError, write_text
-from json_files import OPEN, parse_json
 from model_files import safe_hdf5
-from run_files import HISTORY
-from text import printable
+from reading import run_files
+from reading.json_files import OPEN, parse_json
+from reading.run_files import HISTORY
+from reading.text import printable
 
 STATE = "state.h5"
 _REMEDY = "delete the folder to start again"

@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from tqdm import tqdm
 
-import limits
-from arrays import read_header
 from datasets.shared.expressions import CONTEMPT
 from files import UserError
-from text import printable, quoted
+from reading import limits
+from reading.arrays import read_header
+from reading.text import printable, quoted
 
 # AffectNet's codes 0..7 are the canonical ones; an image with one of these has no expression to learn.
 NOT_EXPRESSIONS = {8: "none", 9: "uncertain", 10: "non-face"}

@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-import limits
 from files import UserError, sha256
-from text import printable
+from reading import limits
+from reading.text import printable
 
 EDGE = 1 << 20  # an archive's stamp hashes this many bytes at its start and at its end
 _READ = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # bzip2 and LZMA cannot be unpacked in bounded memory

@@ -25,7 +25,7 @@ from datasets.shared.archives import SourceFiles
 from datasets.shared.decoding import ImageFile, Unreadable, decode_images
 from datasets.shared.split_writer import SplitWriter, published_together
 from files import UserError
-from text import printable
+from reading.text import printable
 
 CHECKPOINT_SECONDS = 5.0  # an interruption costs at most this much work
 

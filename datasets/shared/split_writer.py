@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from typing_extensions import TypedDict
 
-import limits
 from data_helper import FORMAT_VERSION, SkippedImage, content_digest, split_dir
 from files import UserError, only_writer, whole_file, write_json, write_text
-from json_files import OPEN, parse_json
-from text import printable
+from reading import limits
+from reading.json_files import OPEN, parse_json
+from reading.text import printable
 
 
 class SplitWriter:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-import limits
 from datasets.shared.archives import SourceFiles, bounded, is_zip
 from files import UserError
-from text import printable
+from reading import limits
+from reading.text import printable
 
 _GZIP = b"\x1f\x8b"
 

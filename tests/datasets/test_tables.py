@@ -7,9 +7,9 @@ import zipfile
 
 import pytest
 
-import limits
 from datasets.shared.tables import find_table
 from files import UserError
+from reading import limits
 
 
 def rows_of(source):

@@ -63,9 +63,9 @@ def collectives(devices: int) -> list[tuple[str, list[str], str]]:
     import augmentation
     import cnn_model
     import custom_loss
-    import optimization
     import trainer
     from distributed.process_group import ProcessGroup
+    from training import optimization
 
     programs = []
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-import calibration
-from calibration import Calibration
+from measuring import calibration
+from measuring.calibration import Calibration
 from metrics import expected_calibration_error
 
 

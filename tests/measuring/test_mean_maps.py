@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import explain
-import mean_maps
+from measuring import mean_maps
 
 NAMES = ("Neutral", "Happy", "Sad", "Surprise")
 

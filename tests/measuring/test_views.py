@@ -11,9 +11,9 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 import evaluation
 from files import UserError
+from measuring.views import VIEWS, views_of
 from model_files import model_file
 from test_model import TestModels
-from views import VIEWS, views_of
 
 
 def ten_crops(image, height, width, middle):

@@ -17,11 +17,11 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 import evaluation
 import explain
 import test as test_module
-from calibration import Calibration
 from config import DatasetName, ModelConfig
 from data_helper import open_split
 from datasets import CLASS_NAMES
 from files import UserError
+from measuring.calibration import Calibration
 from model_files import calibrate, export, model_file
 from model_files.safe_hdf5 import read_arrays
 from test import CalibrateConfig

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from conftest import run_python
 
-import limits
-from arrays import Rows, open_array, read_header, read_npz
 from files import UserError
+from reading import limits
+from reading.arrays import Rows, open_array, read_header, read_npz
 
 
 @pytest.mark.parametrize(

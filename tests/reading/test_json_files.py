@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from typing_extensions import NotRequired, TypedDict
 
-import limits
 from files import UserError
-from json_files import OPEN, parse_json, read_json
+from reading import limits
+from reading.json_files import OPEN, parse_json, read_json
 
 
 class Inner(TypedDict):

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 import config
-import limits
-import run_files
 from files import UserError
+from reading import limits, run_files
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from text import check_class_names, csv_cell, printable, printable_lines
+from reading.text import check_class_names, csv_cell, printable, printable_lines
 
 
 def test_what_is_visible_stays():

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from conftest import write_split
 
-import distillation
 from config import DatasetName
 from data_helper import open_split
 from datasets import CLASS_NAMES
-from distillation import TeachConfig, blended_targets, teach
 from files import UserError
 from model_files import model_file
+from training import distillation
+from training.distillation import TeachConfig, blended_targets, teach
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (11, 24, 24, 1), np.uint8)
 

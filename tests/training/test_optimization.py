@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import small_trainer
 
-import optimization
 from config import OptimizerConfig
+from training import optimization
 
 
 def rate_at(optimizer, step: int) -> float:

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 from conftest import small_trainer
 
-import progress
-from run_state import RunState
+from training import progress
+from training.run_state import RunState
 
 ROW = {"loss": 14.2345, "accuracy": 0.3512, "val_loss": 0.0123456, "val_accuracy": 1.0, "seconds": 12.34}
 

@@ -19,7 +19,7 @@ from data_helper import open_split
 from dataset_class import Batches
 from files import UserError
 from model_files import safe_hdf5
-from run_state import RunState, _LatestOnly
+from training.run_state import RunState, _LatestOnly
 
 
 @pytest.fixture(scope="module")
