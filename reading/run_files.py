@@ -175,7 +175,8 @@ def _result_type() -> Any:
             **dict.fromkeys(("correlations", "correlations_untrained"), _correlations_type()),
             "config": _options_type(),
             "digests": _Digests,
-            "flip": bool,
+            "flip": bool,  # of results from before "views"
+            "views": _Text,
         },
     )
 

@@ -131,7 +131,8 @@ def test_an_array_above_the_limit_is_refused_before_it_takes_memory(tmp_path):
         archive.writestr("labels.npy", header.getvalue() + bytes(10_000_000))
     code = """
 import sys
-import arrays, files
+import files
+from reading import arrays
 try:
     arrays.read_npz(sys.argv[1], {"labels": ("i", 1)})
 except files.UserError as error:
