@@ -31,7 +31,7 @@ def test_every_name_that_is_offered_is_of_a_family_that_is_tried():
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("onnx") is None, reason="onnx is not installed")
-@pytest.mark.parametrize("name", FAMILIES.values())
+@pytest.mark.parametrize("name", ["EfficientNetV2B0", "MobileNetV3Small"])  # `backbones.py` tries all: 8 minutes here
 def test_a_network_of_the_family_works_from_building_to_export(name):
     done = run_python(ROOT / "tests" / "backbones.py", name)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
