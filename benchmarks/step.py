@@ -44,7 +44,7 @@ from workload import CROSS_ENTROPY, make_batch, make_fit, make_trainer, step_clo
 
 CASES = {"mini_xcp": (48, 64), "xcp": (96, 32)}  # side in pixels, batch
 LOSS_CASES = {"mini_xcp": (48, 128), "xcp": (96, 32)}
-FIT_CASE = (48, 128, 12)  # side, batch, steps per epoch
+FIT_CASE = (48, 128, 60)  # side, batch, steps per epoch
 FIT_AIM = 1.03  # seconds of fit over those of the bare loop
 STEPS = 12  # of an epoch of fit from files
 MATRIX = 2048  # side of the matrix product that measures the cores' peak rate
