@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import datasets
 from command_line import Range, check_ranges, option, parse_options, parse_sections, parse_some_options, to_args
 from files import UserError
+from reading.text import printable
 
 # The data sets that can be prepared, trained on and evaluated.
 DatasetName = Enum("DatasetName", {name: name for name in datasets.NAMES}, type=str, module=__name__)
@@ -55,6 +56,7 @@ def preferred_backend() -> Backend:
     return name
 
 
+_LONGEST_OPTIONS = 300  # characters of them in a message
 LAST_SEED = 2**31 - 1
 MOST_NUMBERS = 2**18  # k * d of one face: after 2048 channels (xcp) that layer takes 2 GiB
 
@@ -384,18 +386,19 @@ def with_options(settings: TrainConfig, options: Mapping[str, Any], place: str) 
     Raises:
         UserError: an unknown name, a value of the wrong type or a number outside its range.
     """
+    shown = printable(dict(options), _LONGEST_OPTIONS)
     if unknown := set(options) - set(options_by_name(settings)):
         near = {close for name in unknown for close in difflib.get_close_matches(name, options_by_name(settings))}
         hint = f"; did you mean {' or '.join(map(option, sorted(near)))}?" if near else ""
         names = ", ".join(map(option, sorted(unknown)))
-        raise UserError(f"{place}: cannot use the options {dict(options)} (train.py has no option {names}{hint})")
+        raise UserError(f"{place}: cannot use the options {shown} (train.py has no option {names}{hint})")
     screen = io.StringIO()
     try:
         with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
             return parse_options(TrainConfig, settings, to_args(options))
     except SystemExit:
-        reason = " ".join(re.sub("[^\\x20-\\x7e]", " ", screen.getvalue()).split())
-        raise UserError(f"{place}: cannot use the options {dict(options)} ({reason})") from None
+        reason = printable(" ".join(re.sub("[^\\x20-\\x7e]", " ", screen.getvalue()).split()), 2 * _LONGEST_OPTIONS)
+        raise UserError(f"{place}: cannot use the options {shown} ({reason})") from None
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
 

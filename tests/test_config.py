@@ -161,6 +161,12 @@ def test_differences_see_names_that_one_side_lacks():
     assert config.differences(left, right) == ["deep.old: 3 -> 5", "gone: 2 -> None", "new: None -> 4"]
 
 
+def test_a_message_about_options_is_short():
+    with pytest.raises(UserError, match="grid: cannot use the options") as error:
+        config.with_options(TrainConfig(), {"arch": "x" * 5_000, "adaptive": "9" * 5_000}, "grid")
+    assert len(str(error.value)) < 1_500
+
+
 # The command line
 
 
