@@ -20,13 +20,26 @@ from reading.text import printable
 from recognition.recognize_command import RecognizeConfig, recognize
 from recognition.video_command import VideoConfig, video
 from test_model import DEFAULT_WEIGHTS, Recognition, TestModels, is_onnx
-from training.distillation import TeachConfig, teach
 
 __all__ = ["Recognition", "TestModels"]  # kept for code that was written for the published repository
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _OnSplitConfig:
+    """The options of every command that runs networks over a prepared split."""
+
+    data_dir: str = "data"
+    """Folder of the prepared data sets."""
+    batch_size: Annotated[int, Range(1, 1_000_000)] = 256
+    """Images per batch; the result depends on it by rounding only."""
+    backend: Backend = dataclasses.field(default_factory=preferred_backend)
+    """What Keras computes with; the results are the same to rounding."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
 @dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(_OnSplitConfig):
     """Measures a weights file on a prepared split and writes result.json, predictions and figures."""
 
     weights: str
@@ -35,8 +48,6 @@ class EvaluateConfig:
     """Prepared data set to measure on."""
     split: Split = "val"
     """Its split to measure on."""
-    data_dir: str = "data"
-    """Folder of the prepared data sets."""
     run_dir: str | None = None
     """Where the report goes; None is runs/evaluate-<run>-<weights>-<dataset>-<split>[-<views>]-<8 hex digits>."""
     views: Views = "none"
@@ -46,14 +57,8 @@ class EvaluateConfig:
     """Short for --views flip."""
     explain: bool = False
     """Add explain.png: mean Grad-CAM (of the images as they are) by class and vector; and the maps' mean overlap."""
-    batch_size: Annotated[int, Range(1, 1_000_000)] = 256
-    """Images per batch; the result depends on it by rounding only."""
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0
     """Seed of the bootstrap intervals and of the t-SNE figure."""
-    backend: Backend = dataclasses.field(default_factory=preferred_backend)
-    """What Keras computes with; the results are the same to rounding."""
-    debug: bool = False
-    """Show tracebacks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +100,7 @@ class ExportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class CalibrateConfig:
+class CalibrateConfig(_OnSplitConfig):
     """Calibrates a model file's probabilities on a prepared split, and keeps the two fitted numbers in the file.
 
     They act wherever the file is used, and in its exports. No label changes.
@@ -107,14 +112,20 @@ class CalibrateConfig:
     """Prepared data set to fit on."""
     split: Split = "val"
     """Its split to fit on; do not measure the calibration on the same one."""
-    data_dir: str = "data"
-    """Folder of the prepared data sets."""
-    batch_size: Annotated[int, Range(1, 1_000_000)] = 256
-    """Images per batch; the result depends on it by rounding only."""
-    backend: Backend = "tensorflow"
-    """What Keras computes with; the results are the same to rounding."""
-    debug: bool = False
-    """Show tracebacks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TeachConfig(_OnSplitConfig):
+    """Writes the mean probabilities of one or more models on a split, as a file for train.py --teacher."""
+
+    weights: tuple[str, ...]
+    """Model files of the teachers, as for evaluate."""
+    output: str = "teacher.npz"
+    """File to write (.npz)."""
+    dataset: DatasetName = DatasetName.fer2013
+    """Prepared data set that the student will train on."""
+    split: Split = "train"
+    """Its split."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,6 +263,19 @@ def calibrate(settings: CalibrateConfig) -> None:
     print("\nafter: too low, because the same images fitted the calibration")
     print("cross-fitted: each half of the images with the calibration that fits the other half")
     print(f"\nwrote {settings.weights}")
+
+
+def teach(settings: TeachConfig) -> None:
+    """Writes the teachers' probabilities on a split.
+
+    Raises:
+        UserError: data not prepared, or see `distillation.write_teacher`.
+    """
+    from data_helper import open_split
+    from training import distillation
+
+    split = open_split(settings.data_dir, settings.dataset.value, settings.split)
+    distillation.write_teacher(settings.output, settings.weights, split, settings.batch_size)
 
 
 def describe(settings: DescribeConfig) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 
-from command_line import Range
-from config import Backend, DatasetName
-from data_helper import PreparedSplit, Split, open_split
+from data_helper import PreparedSplit
 from distributed.process_group import GROUP_OF_ONE, ProcessGroup
 from files import UserError, whole_file
 from reading.arrays import read_npz
@@ -18,48 +16,31 @@ from reading.arrays import read_npz
 _ARRAYS = {"probabilities": ("f", 2), "digest": ("U", 0), "class_names": ("U", 1)}
 
 
-@dataclasses.dataclass(frozen=True)
-class TeachConfig:
-    """Writes the mean probabilities of one or more models on a split, as a file for train.py --teacher."""
-
-    weights: tuple[str, ...]
-    """Model files of the teachers, as for evaluate."""
-    output: str = "teacher.npz"
-    """File to write (.npz)."""
-    dataset: DatasetName = DatasetName.fer2013
-    """Prepared data set that the student will train on."""
-    split: Split = "train"
-    """Its split."""
-    data_dir: str = "data"
-    """Folder of the prepared data sets."""
-    batch_size: Annotated[int, Range(1, 1_000_000)] = 256
-    """Images per batch; the result depends on it by rounding only."""
-    backend: Backend = "tensorflow"
-    """What Keras computes with; the results are the same to rounding."""
-    debug: bool = False
-    """Show tracebacks."""
-
-
-def teach(settings: TeachConfig) -> None:
+def write_teacher(path: str, weights: Sequence[str], split: PreparedSplit, batch_size: int = 256) -> None:
     """Writes the calibrated probabilities of the teachers, each the mean over an image and its mirror image.
 
-    The .npz file holds ``probabilities`` float32 (N, C), in the split's order, ``digest`` (of the split) and
-    ``class_names`` (C,).
+    The .npz file holds ``probabilities`` float32 (N, C), their mean, in the split's order, ``digest`` (of the split)
+    and ``class_names`` (C,).
+
+    Args:
+        path: the file to write (.npz).
+        weights: the teachers' model files.
+        split: the images.
+        batch_size: images per batch.
 
     Raises:
         UserError: no teachers, another ending than .npz, other classes, or a file that cannot be read.
     """
-    if not settings.weights:
+    if not weights:
         raise UserError("--weights: expected one or more model files, received none")
-    if not settings.output.endswith(".npz"):
-        raise UserError(f"--output {settings.output}: expected a name that ends with .npz")
-    split = open_split(settings.data_dir, settings.dataset.value, settings.split)
+    if not path.endswith(".npz"):
+        raise UserError(f"--output {path}: expected a name that ends with .npz")
     split.verify()
     mean = np.zeros((len(split), split.num_classes))
-    for weights in settings.weights:
-        mean += _predicted(weights, split, settings.batch_size, GROUP_OF_ONE) / len(settings.weights)
-        print(f"{weights}: predicted {len(split):,} images", flush=True)
-    with whole_file(settings.output) as temporary:
+    for each in weights:
+        mean += _predicted(each, split, batch_size, GROUP_OF_ONE) / len(weights)
+        print(f"{each}: predicted {len(split):,} images", flush=True)
+    with whole_file(path) as temporary:
         np.savez_compressed(
             temporary,
             probabilities=mean.astype(np.float32),
@@ -67,7 +48,7 @@ def teach(settings: TeachConfig) -> None:
             class_names=np.array(split.class_names),
         )
     right = np.mean(mean.argmax(axis=1) == split.labels)
-    print(f"wrote {settings.output}: the label is the likeliest class of {right:.2%} of {split.name}")
+    print(f"wrote {path}: the label is the likeliest class of {right:.2%} of {split.name}")
 
 
 def blended_targets(
@@ -80,7 +61,7 @@ def blended_targets(
     Args:
         train: the split.
         teacher: a model file, whose calibrated probabilities are the mean over an image and its mirror image, or a
-            file of `teach`.
+            file of `write_teacher`.
         share: of the teacher, 0..1.
         soft_labels: whether the votes are what is known, instead of the labels.
         group: the processes that share the images.

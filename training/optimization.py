@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -159,15 +157,6 @@ class MovingAverage(keras.layers.Layer):
             [ops.convert_to_tensor(v) for v in each] for each in ([self.steps], self.averages, self._weights_now())
         )
         return self._blend(step[0], averages, weights)
-
-    @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Puts the averages into the network while the block runs."""
-        kept = self.put_in_place()
-        try:
-            yield
-        finally:
-            self.put_back(kept)
 
     def put_in_place(self) -> list:
         """Puts the averages into the network; returns the weights for `put_back`."""

@@ -138,7 +138,7 @@ def test_the_file_is_hardly_larger_than_its_arrays(tiny_weights, tiny_network):
 
 
 def test_plain_keras_reads_our_file(tiny_weights, tiny_network):
-    """And h5py: the digest stands in a block that every HDF5 reader skips."""
+    """The digest is in front of the HDF5 content, and HDF5 skips what is there."""
     for variable in tiny_network.weights:
         variable.assign(np.full(variable.shape, 9))
     tiny_network.load_weights(tiny_weights)

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from conftest import write_split
 
+import test as test_module
 from config import DatasetName
 from data_helper import open_split
 from datasets import CLASS_NAMES
 from files import UserError
 from model_files import model_file
 from training import distillation
-from training.distillation import TeachConfig, blended_targets, teach
+from training.distillation import blended_targets
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (11, 24, 24, 1), np.uint8)
 
@@ -44,10 +45,10 @@ def other_weights(tiny_weights, tmp_path):
     return tmp_path / "other.weights.h5"
 
 
-def write_teacher(tmp_path, *weights, **options):
+def teach(tmp_path, *weights, **options):
     path = tmp_path / "teacher.npz"
     usual = {"dataset": DatasetName.synthetic, "data_dir": str(tmp_path), "output": str(path), "batch_size": 4}
-    teach(TeachConfig(weights=tuple(map(str, weights)), **{**usual, **options}))
+    test_module.teach(test_module.TeachConfig(weights=tuple(map(str, weights)), **{**usual, **options}))
     return path
 
 
@@ -57,7 +58,7 @@ def test_a_model_file_is_a_teacher(split, tiny_weights):
 
 
 def test_several_teachers_are_kept_as_their_mean(split, tiny_weights, other_weights, tmp_path, monkeypatch, capsys):
-    path = write_teacher(tmp_path, tiny_weights, other_weights)
+    path = teach(tmp_path, tiny_weights, other_weights)
     mean = (probabilities(tiny_weights) + probabilities(other_weights)) / 2
     right = np.mean(mean.argmax(axis=1) == split.labels)
     assert f"{right:.2%} of synthetic/train" in capsys.readouterr().out
@@ -70,7 +71,7 @@ def test_several_teachers_are_kept_as_their_mean(split, tiny_weights, other_weig
 
 
 def test_a_teacher_of_other_classes_or_images_is_refused(split, tiny_weights, tmp_path):
-    path = write_teacher(tmp_path, tiny_weights)
+    path = teach(tmp_path, tiny_weights)
     write_split(tmp_path / "more", np.arange(11) % 8, images=IMAGES, shape=IMAGES.shape[1:], num_classes=8)
     eight = open_split(tmp_path / "more", "synthetic", "train")
     for teacher in (str(tiny_weights), str(path)):
@@ -82,7 +83,7 @@ def test_a_teacher_of_other_classes_or_images_is_refused(split, tiny_weights, tm
 
 
 def test_a_damaged_teacher_is_refused(split, tiny_weights, tmp_path):
-    path = write_teacher(tmp_path, tiny_weights)
+    path = teach(tmp_path, tiny_weights)
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(UserError, match=r"teacher\.npz"):
         blended_targets(split, str(path), 0.5, soft_labels=False)
@@ -91,4 +92,4 @@ def test_a_damaged_teacher_is_refused(split, tiny_weights, tmp_path):
 @pytest.mark.parametrize(("options", "facts"), [({"weights": ()}, "--weights"), ({"output": "x.txt"}, r"x.txt.*\.npz")])
 def test_what_teach_refuses(split, tmp_path, options, facts):
     with pytest.raises(UserError, match=facts):
-        write_teacher(tmp_path, *options.pop("weights", ("a",)), **options)
+        teach(tmp_path, *options.pop("weights", ("a",)), **options)

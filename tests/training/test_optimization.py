@@ -169,8 +169,9 @@ def test_the_average_of_weights_and_statistics_is_what_is_measured_and_saved():
     saved = optimization.saved_weights(model.network, model.average)
     np.testing.assert_allclose(saved[places[0]], expected[0], rtol=1e-5, atol=1e-7)
     before = watch.now(model.network)
-    with model.average.in_place():
-        np.testing.assert_allclose(watch.now(model.network)[1], expected[1], rtol=1e-5, atol=1e-7)
+    kept = model.average.put_in_place()
+    np.testing.assert_allclose(watch.now(model.network)[1], expected[1], rtol=1e-5, atol=1e-7)
+    model.average.put_back(kept)
     for left, right in zip(watch.now(model.network), before, strict=True):
         np.testing.assert_array_equal(left, right)
 
@@ -205,6 +206,6 @@ def test_a_short_run_is_measured_as_well_with_the_average_as_without():
     images = np.repeat(np.repeat(np.random.default_rng(0).integers(0, 256, (7, 6, 6, 1), np.uint8), 4, 1), 4, 2)[labels]
     model.fit(images, labels, batch_size=14, epochs=12, verbose=0)
     plain = model.evaluate(images, labels, verbose=0, return_dict=True)["accuracy"]
-    with model.average.in_place():
-        averaged = model.evaluate(images, labels, verbose=0, return_dict=True)["accuracy"]
+    model.average.put_in_place()
+    averaged = model.evaluate(images, labels, verbose=0, return_dict=True)["accuracy"]
     assert averaged >= plain - 0.05 and averaged > 0.9
