@@ -182,6 +182,10 @@ class TrainConfig:
     """Model file, or file of test.py teach, whose probabilities are blended into the targets (distillation)."""
     teacher_share: Annotated[float, Range(0, 1)] = 0.5
     """Share of the teacher in the targets, 0..1."""
+    without: str | None = None
+    """List of images to leave out of train (the CSV file of test.py suspects, or a part of it)."""
+    fold: str | None = None
+    """I/N: leave fold I of N out of train, for out-of-sample probabilities (test.py suspects --folds)."""
     epochs: Annotated[int, Range(1, 100_000)] = 12
     """Times that the training images are gone through."""
     minutes: Annotated[float | None, Range(0, 1_000_000)] = None

@@ -30,6 +30,7 @@ class Batches(keras.utils.PyDataset):
         soft_labels: the targets are the votes on each image instead of its label.
         resident: the images are on the device (`trainer.AdCorreTrainer.keep_on_device`).
         group: the processes that share each batch. This process reads its own share of the images, and all targets.
+        kept: the rows of the split that take part, int (M,), increasing; None is all of them.
 
     Attributes:
         epoch: number of the epoch, from 0.
@@ -53,6 +54,7 @@ class Batches(keras.utils.PyDataset):
         soft_labels: bool = False,
         resident: bool = False,
         group: ProcessGroup = GROUP_OF_ONE,
+        kept: np.ndarray | None = None,
     ):
         super().__init__()
         if soft_labels and split.votes is None:
@@ -62,11 +64,12 @@ class Batches(keras.utils.PyDataset):
             )
         self.split = split
         self.images = split.rows
-        self.batch_size = min(batch_size, len(split))
+        self.kept = np.arange(len(split)) if kept is None else kept
+        self.batch_size = min(batch_size, len(self.kept))
         if training and self.batch_size % group.all_devices:
             raise UserError(
                 f"--batch-size {batch_size}: expected a multiple of {group.all_devices}, the devices of all processes, "
-                f"and at most {len(split)}, the images of {split.name}"
+                f"and at most {len(self.kept)}, the images of {split.name}"
             )
         self.seed = seed
         self.training = training
@@ -86,11 +89,11 @@ class Batches(keras.utils.PyDataset):
 
     @property
     def _full_steps(self) -> int:
-        return len(self.split) // self.batch_size
+        return len(self.kept) // self.batch_size
 
     @property
     def _has_short_batch(self) -> bool:
-        return not self.training and len(self.split) % self.batch_size > 0
+        return not self.training and len(self.kept) % self.batch_size > 0
 
     def __len__(self) -> int:
         """Items of this epoch."""
@@ -129,7 +132,7 @@ class Batches(keras.utils.PyDataset):
         return self.order()[step * self.batch_size : (step + 1) * self.batch_size]
 
     def order(self) -> np.ndarray:
-        """The rows of this epoch in their order, int64 (N,)."""
+        """The rows of this epoch in their order, int64 (M,)."""
         wanted = self.epoch
         drawn, order = self._order  # read once: Keras may ask from two threads
         if drawn != wanted:
@@ -140,7 +143,7 @@ class Batches(keras.utils.PyDataset):
     def _draw_order(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng((self.seed, epoch if self.training else 0))
         if not self.balanced:
-            return rng.permutation(len(self.split))
-        counts = self.split.class_counts
-        share = np.where(counts > 0, 1.0 / np.maximum(counts, 1), 0.0)[self.split.labels]
-        return rng.choice(len(self.split), size=len(self.split), p=share / share.sum())
+            return self.kept[rng.permutation(len(self.kept))]
+        labels = self.split.labels[self.kept]
+        share = 1.0 / np.bincount(labels)[labels]
+        return self.kept[rng.choice(len(labels), size=len(labels), p=share / share.sum())]

@@ -41,6 +41,7 @@ from reading.json_files import read_json
 from trainer import AdCorreTrainer, Engine, epochs_in, resident
 from training import optimization
 from training.distillation import blended_targets
+from training.left_out import kept_rows
 from training.progress import EpochLines
 from training.run_state import STATE, RunState, read_history
 
@@ -93,8 +94,8 @@ def train_and_report(settings: TrainConfig) -> tuple[dict[str, Any], Path]:
             if group.broadcast(bool(done)):
                 print(f"{folder} holds this run, finished; delete it or choose another --run-dir to train again")
                 return group.broadcast(done), folder
-            _train(settings, folder, splits, Run(identity, group, started))
-            return group.broadcast(_report(settings, folder, splits, identity, group)), folder
+            trained_on = _train(settings, folder, splits, Run(identity, group, started))
+            return group.broadcast(_report(settings, folder, splits, identity, group, trained_on)), folder
 
 
 def _folder_of(settings: TrainConfig, identity: run_identity.RunIdentity) -> Path:
@@ -141,14 +142,17 @@ def _claimed(folder: Path, group: ProcessGroup) -> Iterator[None]:
                     path.rmdir()
 
 
-def _train(settings: TrainConfig, folder: Path, splits: Splits, run: Run) -> None:
-    """Trains from the saved state, or from the start, to the last epoch; leaves the best weights in the folder."""
+def _train(settings: TrainConfig, folder: Path, splits: Splits, run: Run) -> int:
+    """Trains from the saved state, or from the start, to the last epoch; leaves the best weights in the folder.
+
+    Returns:
+        How many images it trained on.
+    """
     print(f"{settings.model.arch} on {splits['train'].name}: {len(splits['train'])} images, in {folder}")
     _use_threads_of(folder)
     runtime.set_up(settings.seed, settings.precision)
     runtime.keep_compiled_programs()
     group = run.group
-
     engine, described = make_engine(settings, splits, group)
     model, network = engine.model, engine.model.network
 
@@ -158,6 +162,7 @@ def _train(settings: TrainConfig, folder: Path, splits: Splits, run: Run) -> Non
 
     def save_best(row: dict[str, float]) -> Callable[[], None]:
         measured = {"split": settings.select_on, "accuracy": row["val_accuracy"], "epoch": row["epoch"]}
+        measured |= {"fold": settings.fold} if settings.fold else {}
         info = model_file.ModelInfo(described, splits["train"].name, measured, runtime.versions(), origin)
         values = optimization.saved_weights(network, model.average)
 
@@ -204,6 +209,7 @@ def _train(settings: TrainConfig, folder: Path, splits: Splits, run: Run) -> Non
             lines,
         ]
         engine.fit(epochs, callbacks, first_epoch=state.epochs_done, first_step=state.steps_done)
+    return len(engine.train.kept)
 
 
 def _use_threads_of(folder: Path) -> None:
@@ -235,17 +241,18 @@ def make_engine(
     """
     train, soft = splits["train"], settings.soft_labels
     measured = splits[settings.select_on]
-    kept = group.broadcast(resident(settings.resident, train.images.nbytes + measured.images.nbytes))
-    shared = {"batch_size": settings.batch_size, "seed": settings.seed, "resident": kept, "group": group}
+    on_device = group.broadcast(resident(settings.resident, train.images.nbytes + measured.images.nbytes))
+    shared = {"batch_size": settings.batch_size, "seed": settings.seed, "resident": on_device, "group": group}
     validation = Batches(measured, **shared, soft_labels=soft, training=False)
     if settings.teacher:
         train = blended_targets(train, settings.teacher, settings.teacher_share, soft, group)
         soft = True
-    batches = Batches(train, **shared, soft_labels=soft, balanced=settings.balanced)
+    kept = kept_rows(train, settings.without, settings.fold)
+    batches = Batches(train, **shared, soft_labels=soft, balanced=settings.balanced, kept=kept)
     network, described = model_file.new_network(settings.model, train.class_names, settings.weights)
-    model = _build_trainer(settings, network, train, batches.steps, (train.rows, measured.rows) if kept else ())
+    model = _build_trainer(settings, network, batches, (train.rows, measured.rows) if on_device else ())
     engine = Engine(model, batches, validation)
-    if kept:
+    if on_device:
         engine.choose_steps_per_call(engine.seconds_per_step())
     return engine, described
 
@@ -312,7 +319,12 @@ def closing_lines(result: dict[str, Any], folder: Path, settings: TrainConfig) -
 
 
 def _report(
-    settings: TrainConfig, folder: Path, splits: Splits, identity: run_identity.RunIdentity, group: ProcessGroup
+    settings: TrainConfig,
+    folder: Path,
+    splits: Splits,
+    identity: run_identity.RunIdentity,
+    group: ProcessGroup,
+    trained_on: int,
 ) -> dict[str, Any]:
     """Evaluates the best weights and draws the figures; the result file comes last and marks the run as finished."""
     runtime.set_up(precision="float32")
@@ -320,7 +332,7 @@ def _report(
     network, info = calibrate.calibrate(folder / BEST_WEIGHTS, splits[settings.select_on], group=group)
     group.check_agreement(f"{folder / BEST_WEIGHTS}", info.metrics, _SHARED)
     split = _evaluated(settings, splits)
-    extra = group.on_rank0(_training_report)(settings, folder, info, len(splits["train"]))
+    extra = group.on_rank0(_training_report)(settings, folder, info, trained_on)
     digests = {"digests": run_identity.result_digests(identity, split)}
     extra = extra and {**extra, "config": identity.options, **digests}
     return evaluation.evaluate(network, split, folder, seed=settings.seed, extra=extra, group=group)
@@ -335,6 +347,7 @@ def _training_report(
     plots.save_history(folder / "history.png", history, title, info.metrics["epoch"])
     return {
         "selected_on": settings.select_on,
+        "train_images": num_images,
         "best_epoch": info.metrics["epoch"],
         "epochs": len(history),
         "train_seconds": sum(row["seconds"] for row in history),
@@ -359,27 +372,23 @@ def _evaluated(settings: TrainConfig, splits: Splits) -> PreparedSplit:
 
 
 def _build_trainer(
-    settings: TrainConfig,
-    network: keras.Model,
-    train: PreparedSplit,
-    steps_per_epoch: int,
-    on_device: tuple[np.ndarray | Rows, ...],
+    settings: TrainConfig, network: keras.Model, train: Batches, on_device: tuple[np.ndarray | Rows, ...]
 ) -> AdCorreTrainer:
     """The compiled model that `fit` trains, all its variables made; ``on_device`` are the images to keep there."""
     mixup, average = settings.augmentation.mixup, settings.optimizer.average
     model = AdCorreTrainer(
         network,
-        _build_loss(settings, train.num_classes, steps_per_epoch),
+        _build_loss(settings, train.split.num_classes, train.steps),
         augmentation.Augmentation(settings.augmentation, seed=settings.seed),
         augmentation.Mixup(mixup, seed=settings.seed + 1) if mixup else None,
         optimization.MovingAverage(network, average) if average else None,
-        batch_size=min(settings.batch_size, len(train)),
+        batch_size=train.batch_size,
     )
     if on_device:
         model.keep_on_device(*on_device)
-    optimizer = optimization.make_optimizer(settings.optimizer, steps_per_epoch, settings.epochs)
+    optimizer = optimization.make_optimizer(settings.optimizer, train.steps, settings.epochs)
     model.compile(optimizer=optimizer, jit_compile=runtime.jit_compile())
-    model.build((None, *train.images.shape[1:]))
+    model.build((None, *train.split.images.shape[1:]))
     model.optimizer.build(model.trainable_variables)  # mixed_float16 wraps it in one that scales the loss
     return model
 

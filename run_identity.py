@@ -18,7 +18,7 @@ from model_files import hub
 from reading import run_files
 from reading.run_files import CONFIG, RESULT
 
-_FILE_OPTIONS = ("weights", "teacher")
+_FILE_OPTIONS = ("weights", "teacher", "without")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +28,8 @@ class RunIdentity:
     Attributes:
         options: every option of train.py but `config.PLACES`, in nested sections, JSON-ready.
         digests: SHA-256, 64 hexadecimal digits, of the ``train`` split, of the split that selects the epoch (``val`` or
-            ``test``) and of the files behind ``weights`` and ``teacher``. One that is not known is absent: run folders
-            of old versions have none, and a grid can be listed where its data is not prepared.
+            ``test``) and of the files behind ``weights``, ``teacher`` and ``without``. One that is not known is absent:
+            run folders of old versions have none, and a grid can be listed where its data is not prepared.
     """
 
     options: Mapping[str, Any]
@@ -85,14 +85,15 @@ def identity_of(settings: TrainConfig, splits: Mapping[str, PreparedSplit]) -> R
     """The identity of the run that ``settings`` describe on these splits.
 
     Raises:
-        UserError: the file of ``--weights`` or ``--teacher`` does not exist.
+        UserError: the file of ``--weights``, ``--teacher`` or ``--without`` does not exist.
     """
     digests = {name: splits[name].digest for name in ("train", settings.select_on)}
     for name in _FILE_OPTIONS:
         if path := getattr(settings, name):
             path = hub.local_file(path)
             if not Path(path).is_file():
-                raise UserError(f"--{name} {path}: no such file; expected a model file")
+                expected = "a list of test.py suspects" if name == "without" else "a model file"
+                raise UserError(f"--{name} {path}: no such file; expected {expected}")
             digests[name] = sha256(path)
     return RunIdentity(options_of(settings), digests)
 

@@ -38,6 +38,8 @@ UNUSUAL = TrainConfig(
     weights="some.weights.h5",
     teacher="a.weights.h5",
     teacher_share=0.37,
+    without="suspects.csv",
+    fold="2/5",
     epochs=3,
     minutes=2.5,
     batch_size=7,
@@ -68,6 +70,7 @@ UNUSUAL_ARGS = shlex.split("""
     --optimizer adam --learning-rate 0.13 --schedule constant --warmup-epochs 0.57 --decay 0.29
     --weight-decay 0.19 --accumulate 4 --no-augment --no-flip --rotation 1 --shift 0.21 --zoom 0.31 --erase 0.41 --debug
     --mixup 0.51 --contrast 0.43 --blur 0.47 --noise 0.49 --teacher a.weights.h5 --teacher-share 0.37
+    --without suspects.csv --fold 2/5
     --minutes 2.5 --resident no --save-seconds 31 --devices 2 --processes 6 --process-id 4 --coordinator there:29500
 """)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 
@@ -67,6 +68,28 @@ def test_order_is_a_function_of_seed_and_epoch(split, balanced):
         assert first.order().tolist() == other.order().tolist() == orders[epoch]
     assert len({tuple(order) for order in orders}) == 4
     assert Batches(split, 4, seed=6, balanced=balanced).order().tolist() != orders[0]
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("resident", [False, True])
+def test_rows_that_are_left_out_never_appear(split, balanced, resident):
+    """What is left is ordered as a split of these images alone would be; labels stay with their images."""
+    kept = np.flatnonzero(~np.isin(np.arange(23), [0, 4, 11, 12, 22]))
+    small = dataclasses.replace(split, images=split.images[kept], labels=LABELS[kept])
+    batches = Batches(split, 6, seed=5, kept=kept, balanced=balanced, resident=resident)
+    alone = Batches(small, 6, seed=5, balanced=balanced)
+    batches.steps_per_call = 2 if resident else 1
+    assert batches.steps == alone.steps == 3
+    for batches.epoch in range(3):
+        alone.epoch = batches.epoch
+        found, targets = zip(*(batches[index] for index in range(len(batches))), strict=True)
+        rows, labels = (np.concatenate([part.ravel() for part in parts]) for parts in (found, targets))
+        if resident:
+            rows, labels = rows[rows >= 0], labels[rows >= 0]
+        else:
+            rows = np.concatenate([rows_of(images) for images in found])
+        assert rows.tolist() == kept[alone.order()].tolist()
+        assert labels.tolist() == LABELS[rows].tolist()
 
 
 def test_epochs_of_neighbouring_seeds_are_not_the_same(split):

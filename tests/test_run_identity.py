@@ -43,11 +43,12 @@ def opened(settings: TrainConfig) -> dict:
 
 
 def test_a_run_is_its_options_its_data_and_the_files_it_starts_from(prepared, tmp_path):
-    for name in ("start.h5", "teacher.h5"):
+    for name in ("start.h5", "teacher.h5", "list.csv"):
         (tmp_path / name).write_text(name)
-    settings = dataclasses.replace(prepared, weights=str(tmp_path / "start.h5"), teacher=str(tmp_path / "teacher.h5"))
+    files = {"weights": "start.h5", "teacher": "teacher.h5", "without": "list.csv"}
+    settings = dataclasses.replace(prepared, **{option: str(tmp_path / name) for option, name in files.items()})
     found = run_identity.identity_of(settings, opened(prepared))
-    assert found.digests.keys() == {"train", "val", "weights", "teacher"}
+    assert found.digests.keys() == {"train", "val", *files}
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in found.digests.values())
     assert run_identity.planned_identity(settings) == found
     # Each of the inputs alone makes another run, and its name says so.
@@ -58,8 +59,9 @@ def test_a_run_is_its_options_its_data_and_the_files_it_starts_from(prepared, tm
     assert [change.split(":")[0] for change in found.changes(weights)] == ["file of --weights"]
     assert [change.split(":")[0] for change in weights.changes(data)] == ["data of the train split"]
     assert len({found.name, weights.name, data.name}) == 3
-    with pytest.raises(UserError, match=r"--teacher nowhere\.h5"):
-        run_identity.identity_of(dataclasses.replace(prepared, teacher="nowhere.h5"), opened(prepared))
+    for option in files:
+        with pytest.raises(UserError, match=rf"--{option} nowhere\.h5"):
+            run_identity.identity_of(dataclasses.replace(prepared, **{option: "nowhere.h5"}), opened(prepared))
 
 
 def test_a_plan_needs_neither_data_nor_files(tmp_path):
