@@ -57,6 +57,8 @@ class EvaluateConfig(_OnSplitConfig):
     """Short for --views flip."""
     explain: bool = False
     """Add explain.png: mean Grad-CAM (of the images as they are) by class and vector; and the maps' mean overlap."""
+    also: DatasetName | None = None
+    """Another prepared data set with the same images (ferplus for fer2013): score against its labels too."""
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0
     """Seed of the bootstrap intervals and of the t-SNE figure."""
 
@@ -129,6 +131,28 @@ class TeachConfig(_OnSplitConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class SuspectsConfig(_OnSplitConfig):
+    """Lists labels that are likely wrong (confident learning), for train.py --without: CSV, image grid and table."""
+
+    weights: tuple[str, ...] = ()
+    """Model files, as for evaluate; their mean probabilities are used."""
+    folds: bool = False
+    """The files of --weights are of train.py --fold 1/N to N/N: each predicts the images that it has not seen."""
+    probabilities: str | None = None
+    """File of test.py teach to use instead of --weights."""
+    dataset: DatasetName = DatasetName.fer2013
+    """Prepared data set whose labels are doubted."""
+    split: Split = "train"
+    """Its split."""
+    also: DatasetName | None = None
+    """Another prepared data set with the same images, whose labels judge the suspects."""
+    output: str | None = None
+    """Folder to write; None is runs/suspects-<dataset>-<split>."""
+    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
+    """Seed of control.csv, as many images that are no suspects."""
+
+
+@dataclasses.dataclass(frozen=True)
 class DescribeConfig:
     """Describes a model file, and names code in it that was ignored."""
 
@@ -153,12 +177,14 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     """
     import evaluation
     from data_helper import open_split
+    from labels import second_labels, second_ruler
     from model_files import model_file
 
     if settings.flip and settings.views == "ten-crop":
         raise UserError("--flip: expected to be used without --views ten-crop, whose crops are mirrored already")
     views = "flip" if settings.flip else settings.views
     split = open_split(settings.data_dir, settings.dataset.value, settings.split)
+    also = settings.also and second_labels.find_second_labels(settings.data_dir, settings.also.value, split)
     network, info = model_file.load_model(settings.weights)
     folder = settings.run_dir or evaluation.default_folder(settings.weights, split, views, settings.seed)
     if (Path(folder) / "config.json").exists():
@@ -180,6 +206,10 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         },
     )
     print(evaluation.format_table(result))
+    (Path(folder) / second_ruler.FIGURE).unlink(missing_ok=True)  # of an earlier evaluation in this folder
+    if also:
+        result = second_ruler.add_to_report(folder, result, split, also)
+        print(f"\n{second_ruler.format_table(result)}")
     print(f"\nwrote {folder}/")
     return result
 
@@ -278,6 +308,31 @@ def teach(settings: TeachConfig) -> None:
     distillation.write_teacher(settings.output, settings.weights, split, settings.batch_size)
 
 
+def suspects(settings: SuspectsConfig) -> dict[str, Any]:
+    """Lists the labels of a split that are likely wrong, and prints how many there are.
+
+    Returns:
+        What `suspects.json` holds (`labels.suspects.write_report`).
+
+    Raises:
+        UserError: data not prepared, no or two sources of probabilities, or files that do not fit the split.
+    """
+    from data_helper import open_split
+    from labels import confident_learning, second_labels
+    from labels import suspects as listing
+    from labels.probabilities import split_probabilities
+
+    split = open_split(settings.data_dir, settings.dataset.value, settings.split)
+    also = settings.also and second_labels.find_second_labels(settings.data_dir, settings.also.value, split)
+    given = (settings.weights, settings.probabilities, settings.folds)
+    probabilities = split_probabilities(split, *given, batch_size=settings.batch_size)
+    found = confident_learning.find_suspects(split.labels, probabilities)
+    folder = settings.output or f"runs/suspects-{settings.dataset.value}-{settings.split}"
+    summary = listing.write_report(folder, split, probabilities, found, also or None, settings.seed)
+    print(f"\n{listing.format_table(summary)}\n\nwrote {folder}/")
+    return summary
+
+
 def describe(settings: DescribeConfig) -> None:
     """Prints the facts of a model file, one per line or as one JSON object."""
     from model_files import model_file
@@ -300,6 +355,7 @@ _COMMANDS = {
     "calibrate": (CalibrateConfig, calibrate),
     "describe": (DescribeConfig, describe),
     "teach": (TeachConfig, teach),
+    "suspects": (SuspectsConfig, suspects),
 }
 
 

@@ -36,10 +36,7 @@ def write_teacher(path: str, weights: Sequence[str], split: PreparedSplit, batch
     if not path.endswith(".npz"):
         raise UserError(f"--output {path}: expected a name that ends with .npz")
     split.verify()
-    mean = np.zeros((len(split), split.num_classes))
-    for each in weights:
-        mean += _predicted(each, split, batch_size, GROUP_OF_ONE) / len(weights)
-        print(f"{each}: predicted {len(split):,} images", flush=True)
+    mean = mean_probabilities(weights, split, batch_size)
     with whole_file(path) as temporary:
         np.savez_compressed(
             temporary,
@@ -49,6 +46,27 @@ def write_teacher(path: str, weights: Sequence[str], split: PreparedSplit, batch
         )
     right = np.mean(mean.argmax(axis=1) == split.labels)
     print(f"wrote {path}: the label is the likeliest class of {right:.2%} of {split.name}")
+
+
+def mean_probabilities(weights: Sequence[str], split: PreparedSplit, batch_size: int = 256) -> np.ndarray:
+    """The mean of the models' calibrated probabilities, each the mean over an image and its mirror image.
+
+    Args:
+        weights: one or more model files; a line is printed for each.
+        split: the images.
+        batch_size: images per batch.
+
+    Returns:
+        float64 (N, C).
+
+    Raises:
+        UserError: other classes, or a file that cannot be read.
+    """
+    mean = np.zeros((len(split), split.num_classes))
+    for each in weights:
+        mean += _predicted(each, split, batch_size, GROUP_OF_ONE) / len(weights)
+        print(f"{each}: predicted {len(split):,} images", flush=True)
+    return mean
 
 
 def blended_targets(
@@ -70,7 +88,7 @@ def blended_targets(
         UserError: a teacher of other classes or of other images.
     """
     is_stored = str(teacher).endswith(".npz")
-    predicted = _stored(teacher, train) if is_stored else _predicted(teacher, train, 256, group)
+    predicted = stored_probabilities(teacher, train) if is_stored else _predicted(teacher, train, 256, group)
     known = train.votes if soft_labels else np.eye(train.num_classes, dtype=np.float32)[train.labels]
     return dataclasses.replace(train, votes=(1 - np.float32(share)) * known + np.float32(share) * predicted)
 
@@ -84,7 +102,12 @@ def _predicted(teacher: str, split: PreparedSplit, batch_size: int, group: Proce
     return evaluation.predict(network, split.rows, batch_size, views="flip", group=group)[0]
 
 
-def _stored(path: str | Path, split: PreparedSplit) -> np.ndarray:
+def stored_probabilities(path: str | Path, split: PreparedSplit) -> np.ndarray:
+    """The probabilities that `write_teacher` wrote, float32 (N, C).
+
+    Raises:
+        UserError: no such file, or one of other classes or images.
+    """
     found = read_npz(path, _ARRAYS)
     _check_classes(path, found["class_names"].tolist(), split)
     probabilities = found["probabilities"].astype(np.float32)
