@@ -20,6 +20,8 @@ from reading.label_lists import write_list
 
 LIST, CONTROL, GRID, SUMMARY = "suspects.csv", "control.csv", "suspects.png", "suspects.json"
 _COLUMNS, _GRID_ROWS = 10, 6  # images in the figure
+_MANY = 0.3  # share of suspects above which the networks are doubted, not the labels
+_TOO_MANY = "so many suspects rather mean that the networks are not good enough: use better ones"
 
 
 def write_report(
@@ -47,8 +49,8 @@ def write_report(
 
     Returns:
         The content of ``suspects.json``: ``dataset``, ``split``, ``digest`` (of the split), ``n``, ``suspects``,
-        ``class_names``, ``pairs`` (C lists of C counts: label, suggestion), ``class_counts``, ``seed`` and, with
-        ``second``, ``also`` (`judge`).
+        ``accuracy`` (of the probabilities), ``class_names``, ``pairs`` (C lists of C counts: label, suggestion),
+        ``class_counts``, ``seed`` and, with ``second``, ``also`` (`judge`).
     """
     folder = Path(folder)
     pairs = np.zeros((split.num_classes, split.num_classes), np.int64)
@@ -63,6 +65,7 @@ def write_report(
         "digest": split.digest,
         "n": len(split),
         "suspects": len(found.rows),
+        "accuracy": float(np.mean(probabilities.argmax(axis=1) == split.labels)),
         "class_names": list(split.class_names),
         "pairs": pairs.tolist(),
         "class_counts": split.class_counts.tolist(),
@@ -173,6 +176,8 @@ def format_table(summary: dict[str, Any]) -> str:
     lines = [
         f"{summary['dataset']}/{summary['split']}: {total:,} of {summary['n']:,} labels are likely wrong "
         f"({total / summary['n']:.1%})",
+        f"the label is the likeliest class of {summary['accuracy']:.2%} of the images",
+        *([_TOO_MANY] if total > _MANY * summary["n"] else []),
         "",
         f"{'label':<{width}}" + "".join(f"{name:>{cell}}" for name in names) + f"{'all':>{cell}}  of the class",
     ]

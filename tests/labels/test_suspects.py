@@ -71,6 +71,7 @@ def test_a_list_names_label_suggestion_and_probabilities_and_a_training_takes_it
     assert kept.tolist() == [row for row in range(70) if row not in (3, 10, 20)]
     assert summary == json.loads((tmp_path / "out" / suspects.SUMMARY).read_text())
     assert (summary["suspects"], summary["n"], summary["digest"]) == (3, 70, split.digest)
+    assert summary["accuracy"] == 67 / 70 and "95.71%" in suspects.format_table(summary)
     pairs = np.zeros((7, 7), int)
     pairs[6, 2] = pairs[3, 0] = pairs[3, 1] = 1
     assert summary["pairs"] == pairs.tolist()
@@ -87,6 +88,13 @@ def test_the_control_has_as_many_images_of_each_class_and_no_suspect(split, prob
     assert suspects.control_rows(split, np.array(rows), 3).tolist() == control
     assert suspects.control_rows(split, np.array(rows), 4).tolist() != control
     assert len(kept_rows(split, str(tmp_path / suspects.CONTROL), None)) == 70 - len(control)
+
+
+def test_a_list_of_too_many_doubts_the_networks(split, probabilities, tmp_path):
+    for count, noted in ((21, False), (22, True)):
+        found = found_of(1 - probabilities, list(range(count)))
+        text = suspects.format_table(suspects.write_report(tmp_path, split, 1 - probabilities, found))
+        assert (suspects._TOO_MANY in text) == noted
 
 
 def test_no_suspects_give_empty_lists_and_a_table(split, probabilities, tmp_path):
