@@ -88,6 +88,28 @@ def read_prepared(folder: Path) -> None:
         raise Believed("other content than the digest's")
 
 
+def write_label_list(folder: Path) -> None:
+    from reading.image_digests import image_digests
+    from reading.label_lists import write_list
+
+    write_prepared(folder)
+    split = data_helper.open_split(folder, "ferplus", "train")
+    rows = [7, 2, 5]
+    labels = [split.class_names[split.labels[row]] for row in rows]
+    columns = {"row": rows, "image": image_digests(split.rows, rows=rows), "label": labels, "score": [0.1, 0.2, 0.3]}
+    write_list(folder / "list.csv", columns)
+
+
+def read_label_list(folder: Path) -> None:
+    from training.left_out import kept_rows
+
+    split = data_helper.open_split(folder, "ferplus", "train")
+    with contextlib.redirect_stdout(io.StringIO()):
+        kept = kept_rows(split, str(folder / "list.csv"), None)
+    if not set(range(9)) - set(kept.tolist()) <= {2, 5, 7}:
+        raise Believed("a row whose image and label are others")
+
+
 RUN = {"sha256": "0" * 64, "pictures": 5, "splits": ["train"]}
 
 
@@ -328,6 +350,7 @@ FORMATS = (
     Format("labels.npy", write_prepared, ("ferplus/train/labels.npy",), read_prepared),
     Format("votes.npy", write_prepared, ("ferplus/train/votes.npy",), read_prepared),
     Format("meta.json", write_prepared, ("ferplus/train/meta.json",), read_prepared, 3),
+    Format("label list", write_label_list, ("list.csv",), read_label_list),
     Format("journal", write_journal, ("set/.tmp-train/journal.jsonl", "set/.tmp-train/new/images.npy"), read_journal),
     Format("fer2013.csv", write_fer2013_csv, ("fer2013.csv",), fer2013("fer2013.csv"), 2),
     Format("fer2013.csv.gz", write_fer2013_gz, ("fer2013.csv.gz",), fer2013("fer2013.csv.gz")),

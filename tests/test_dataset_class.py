@@ -14,6 +14,7 @@ from keras import ops
 
 from data_helper import open_split
 from dataset_class import Batches
+from distributed.process_group import GROUP_OF_ONE, ProcessGroup
 from files import UserError
 from trainer import EpochOrder
 
@@ -90,6 +91,17 @@ def test_rows_that_are_left_out_never_appear(split, balanced, resident):
             rows = np.concatenate([rows_of(images) for images in found])
         assert rows.tolist() == kept[alone.order()].tolist()
         assert labels.tolist() == LABELS[rows].tolist()
+
+
+def test_each_process_reads_its_share_of_what_is_left(split):
+    kept = np.array([1, 2, 3, 5, 8, 13, 21, 22])
+    groups = [ProcessGroup(processes=2, process_id=rank) for rank in range(2)]
+    alone, *shared = (Batches(split, 4, seed=2, kept=kept, group=group) for group in (GROUP_OF_ONE, *groups))
+    for index in range(2):
+        images, targets = alone[index]
+        assert np.concatenate([each[index][0] for each in shared]).tolist() == images.tolist()
+        assert all(each[index][1].tolist() == targets.tolist() for each in shared)
+    assert sorted(epoch_of(alone)) == kept.tolist()
 
 
 def test_epochs_of_neighbouring_seeds_are_not_the_same(split):

@@ -11,6 +11,7 @@ from data_helper import PreparedSplit
 from files import UserError
 from reading.image_digests import image_digests
 from reading.label_lists import read_list
+from reading.text import quoted
 
 _MOST_FOLDS = 100
 
@@ -57,8 +58,8 @@ def listed_rows(path: str, split: PreparedSplit) -> np.ndarray:
         label = split.class_names[split.labels[line.row]]
         if (line.image, line.label) != (image, label):
             raise UserError(
-                f"{path}: row {line.row} is image {line.image} with the label {line.label}, but in {split.name} it is "
-                f"{image} with the label {label}; {_remedy(split)}"
+                f"{path}: row {line.row} is image {quoted(line.image)} with the label {quoted(line.label)}, but in "
+                f"{split.name} it is {quoted(image)} with the label {quoted(label)}; {_remedy(split)}"
             )
     return np.array(rows, np.int64)
 

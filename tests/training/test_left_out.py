@@ -72,7 +72,7 @@ def test_a_list_that_was_shortened_in_a_spreadsheet_is_read(split, tmp_path):
     [
         ({"row": [1, 60, 3]}, r"row 60.*60 images"),
         ({"row": [1, 4, 3]}, r"row 4 is image .*make the list again"),
-        ({"label": ["Happy", "Fear", "Surprise"]}, r"row 2 .*label Fear.*label Sad"),
+        ({"label": ["Happy", "Fear", "Surprise"]}, r"row 2 .*label 'Fear'.*label 'Sad'"),
         ({"row": [1, 1, 3]}, "line 3.*row 1 twice"),
         ({"row": [1, -2, 3]}, "line 3.*'-2'"),
         ({"row": [], "image": [], "label": [], "score": []}, "no lines"),
