@@ -16,16 +16,16 @@ from fuzz_formats import FORMATS, Believed, Format
 
 from files import UserError
 
-CASES = 160  # the first 149 of seed 0 have every format
+CASES, SEED = 160, 26  # the first 109 of seed 26 have every format
 HERE = list(FORMATS)
 if not all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime")):
     HERE = [each for each in HERE if each.name != "onnx"]
 
 
 def test_no_damage_is_a_traceback_a_crash_a_hang_or_believed():
-    outcomes = fuzz.run_cases(range(CASES), seed=0, names=[each.name for each in HERE])
+    outcomes = fuzz.run_cases(range(CASES), seed=SEED, names=[each.name for each in HERE])
     bad = [outcome for outcome in outcomes if outcome.kind not in fuzz.GOOD]
-    assert not bad, f"{len(bad)} of {CASES}; repeat one with `python tests/fuzz.py --seed 0 --case N`: {bad}"
+    assert not bad, f"{len(bad)} of {CASES}; repeat one with `python tests/fuzz.py --seed {SEED} --case N`: {bad}"
     assert {outcome.format for outcome in outcomes} == {each.name for each in HERE}
     counts = [sum(outcome.kind == kind for outcome in outcomes) for kind in fuzz.GOOD]
     assert min(counts) > CASES / 10, f"{counts}: the damage is too mild or too strong to find anything"
