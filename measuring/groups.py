@@ -24,6 +24,7 @@ _EXCHANGES = 10_000
 _BLOCK = 500  # exchanges whose counts are in memory at a time
 _MEASURES = ("accuracy", "mean_class_recall", "macro_f1")
 _ROUNDING = 1e-12
+_ALL = "all of them"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Groups:
         """
         predicted = all_images.probabilities.argmax(axis=1)[self.rows]
         entry = measured(self.labels, predicted, self.codes, self.names, self.class_names, self.seed)
-        save_figure(all_images.folder / "groups.png", all_images.title, all_images.scores, entry)
+        save_figure(all_images.folder / "groups.png", all_images.title, entry)
         head = {"file": self.file, "n": len(self.rows), "without": self.num_images - len(self.rows)}
         return {"groups": {**head, **entry}}
 
@@ -101,25 +102,22 @@ def measured(
     Returns:
         JSON-ready. ``by_group``, for each group: ``n``, ``accuracy``, ``mean_class_recall``, ``macro_f1`` (all as
         `metrics.score`), ``intervals`` (their 95% bootstrap intervals), ``absent``, the classes without an image in it,
-        and ``compared``, whether it has `LEAST_IMAGES` images. ``largest_gaps``, for each measure: ``higher`` and
-        ``lower``, the groups that are compared and have the largest and the smallest value; ``gap``, their
-        difference, and ``interval`` (`simultaneous_interval`); ``p`` and ``p_within_classes`` (`exchange_test`). None
-        where fewer than two groups are compared. ``exchanges`` and ``least_images``. All shares are 0..1.
+        and ``compared``, whether it has `LEAST_IMAGES` images. ``all``, the same of all M images. ``largest_gaps``,
+        for each measure: ``higher`` and ``lower``, the groups that are compared and have the largest and the smallest
+        value; ``gap``, their difference, and ``interval`` (`simultaneous_interval`); ``p`` and ``p_within_classes``
+        (`exchange_test`). None where fewer than two groups are compared. ``exchanges`` and ``least_images``. All shares
+        are 0..1.
     """
     confusion = _counts(labels, predicted, codes, len(names), len(class_names))
     values = metrics.measures_of_counts(confusion)
     # A sequence of its own for each group: the groups' resamples are independent.
     resampled = [metrics.resampled_measures(each, [seed, code], _RESAMPLES) for code, each in enumerate(confusion)]
-    by_group = {}
-    for code, name in enumerate(names):
-        count = confusion[code].sum(axis=1)
-        by_group[name] = {
-            "n": int(count.sum()),
-            **{measure: float(values[measure][code]) for measure in _MEASURES},
-            "intervals": {m: np.percentile(resampled[code][m], [2.5, 97.5]).tolist() for m in _MEASURES},
-            "absent": [class_names[i] for i in np.flatnonzero(count == 0)],
-            "compared": bool(count.sum() >= LEAST_IMAGES),
-        }
+    by_group = {
+        name: _described(counts, drawn, class_names)
+        for name, counts, drawn in zip(names, confusion, resampled, strict=True)
+    }
+    together = confusion.sum(axis=0)
+    in_all = _described(together, metrics.resampled_measures(together, seed, _RESAMPLES), class_names)
     compared = [code for code, name in enumerate(names) if by_group[name]["compared"]]
     gaps = None
     if len(compared) > 1:
@@ -134,7 +132,25 @@ def measured(
         gaps = {m: _largest_gap(found[m], draws[m], [names[code] for code in compared]) for m in _MEASURES}
         for measure, gap in gaps.items():
             gap |= {"p": ps[0][measure], "p_within_classes": ps[1][measure]}
-    return {"by_group": by_group, "largest_gaps": gaps, "exchanges": exchanges, "least_images": LEAST_IMAGES}
+    return {
+        "all": in_all,
+        "by_group": by_group,
+        "largest_gaps": gaps,
+        "exchanges": exchanges,
+        "least_images": LEAST_IMAGES,
+    }
+
+
+def _described(counts: np.ndarray, drawn: Mapping[str, np.ndarray], class_names: tuple[str, ...]) -> dict[str, Any]:
+    """The measures of one group: from its counts (C, C), and those of its resamples."""
+    support = counts.sum(axis=1)
+    return {
+        "n": int(support.sum()),
+        **{measure: float(value) for measure, value in metrics.measures_of_counts(counts).items()},
+        "intervals": {measure: np.percentile(values, [2.5, 97.5]).tolist() for measure, values in drawn.items()},
+        "absent": [class_names[i] for i in np.flatnonzero(support == 0)],
+        "compared": bool(support.sum() >= LEAST_IMAGES),
+    }
 
 
 def _counts(labels: np.ndarray, predicted: np.ndarray, codes: np.ndarray, num_groups: int, num_classes: int):
@@ -248,10 +264,10 @@ def lines(result: Mapping[str, Any]) -> list[str]:
         return []
     groups = entry["by_group"]
     head = f"groups of {entry['file']}: {entry['n']:,} of {entry['n'] + entry['without']:,} images have one"
-    width = max(len(name) for name in (*groups, "group"))
+    width = max(len(name) for name in (*groups, _ALL))
     titles = "".join(f"  {metrics.MEASURES[measure].title:>17}  {'95% interval':>14}" for measure in _MEASURES)
     table = [head, "", f"{'group':<{width}}  {'n':>7}{titles}"]
-    for name, group in groups.items():
+    for name, group in (*groups.items(), (_ALL, entry["all"])):
         cells = ""
         for measure in _MEASURES:
             low, high = group["intervals"][measure]
@@ -294,20 +310,19 @@ def _notes(entry: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def save_figure(path: str | Path, title: str, scores: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
+def save_figure(path: str | Path, title: str, entry: Mapping[str, Any]) -> None:
     """Draws each measure of every group with its interval; groups that are not compared are gray.
 
     Args:
         path: the PNG to write.
         title: above the figure.
-        scores: `metrics.score` of all images of the split.
         entry: what `measured` returned.
     """
     groups = entry["by_group"]
     with plots.new_figure(path, 7.6, 1.0 + 0.3 * len(groups), title) as figure:
         panels = figure.subplots(1, len(_MEASURES), sharey=True)
         for axes, measure in zip(panels, _MEASURES, strict=True):
-            axes.axvline(scores[measure], color=plots.ORANGE, linewidth=1.2, label="all images of the split")
+            axes.axvline(entry["all"][measure], color=plots.ORANGE, linewidth=1.2, label="all images with a group")
             for place, group in enumerate(groups.values()):
                 color = plots.BLUE if group["compared"] else plots.GRAY
                 axes.plot(group["intervals"][measure], [place, place], color=color, linewidth=1.6, alpha=0.6)

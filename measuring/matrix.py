@@ -260,8 +260,8 @@ def _class_lines(result: Mapping[str, Any]) -> list[str]:
     for each in result["datasets"]:
         if others := [name for name in each["class_names"] if name not in shared]:
             lines.append(
-                f"{each['name']}/{each['split']}: left out the {each['left_out']:,} images of {', '.join(others)}, "
-                "which not all have."
+                f"{each['name']}/{each['split']}: the {each['left_out']:,} images of {', '.join(others)} are left out, "
+                "because not all models and data sets have them."
             )
     for model in result["models"]:
         if others := [name for name in model["class_names"] if name not in shared]:
@@ -287,7 +287,7 @@ def save_figure(path: str | Path, result: Mapping[str, Any]) -> None:
     models, columns = result["models"], result["datasets"]
     shape = len(models), len(columns)
     title = f"{len(result['class_names'])} classes" + f", views: {result['views']}" * (result["views"] != "none")
-    width = 2.2 + len(_DRAWN) * max(2.0, 1.25 * len(columns))
+    width = 2.2 + len(_DRAWN) * max(2.0, 1.4 * len(columns))
     with plots.new_figure(path, width, 1.4 + 0.52 * len(models), title) as figure:
         panels = figure.subplots(1, len(_DRAWN), sharey=True)
         for axes, measure in zip(panels, _DRAWN, strict=True):

@@ -65,10 +65,8 @@ def _rows(path: str | Path) -> Iterator[tuple[int, str, str]]:
         reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
         columns = [column.strip() for column in next(filter(None, reader), [])]
         if missing := [name for name in _COLUMNS if columns.count(name) != 1]:
-            times = columns.count(missing[0])
-            raise UserError(
-                f"{path}: {_FORM}, found {times or 'no'} columns of the name {missing[0]!r} in the first line"
-            )
+            found = f"{columns.count(missing[0]) or 'no'} columns {missing[0]!r}"
+            raise UserError(f"{path}, line 1: {_FORM}, found {found}")
         for row in filter(None, reader):
             line = reader.line_num
             if len(row) != len(columns):
