@@ -139,7 +139,8 @@ def evaluate(
     # scikit-learn and Matplotlib take half a second to import, and `predict` alone needs neither.
     import metrics
     import plots
-    from measuring import groups, robustness
+    from measuring import groups
+    from reporting import robustness
 
     check_classes(network, split)
     if with_maps:
@@ -292,7 +293,8 @@ def format_table(result: Mapping[str, Any]) -> str:
         shares = (_percent(values[measure]) for measure in ("precision", "recall", "f1"))
         lines.append("{:<{}}  {:>9}{:>9}{:>9}{:>9,}".format(name, width, *shares, values["n"]))
     lines += ["", *_confusion_lines(result, width)]
-    from measuring import groups, robustness  # imported late, as `metrics`
+    from measuring import groups  # imported late, as `metrics`
+    from reporting import robustness
 
     for more in (robustness.lines(result), groups.lines(result)):
         lines += ["", *more] if more else []

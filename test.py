@@ -206,7 +206,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
 def _studies(settings: EvaluateConfig, split: PreparedSplit) -> tuple[str, list[Study]]:
     """What else is measured, and the end of the folder's name."""
     from measuring.groups import open_groups
-    from measuring.robustness import Robustness
+    from reporting.robustness import Robustness
 
     name, studies = "", []
     if settings.corruptions:

@@ -17,9 +17,9 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from measuring.statistics import bootstrap_interval, mean_and_std
 from plots import BLUE, COLORS, GRAY, ORANGE, PALE, curve_titles, draw_tsne, expression_legend, new_figure
 from reporting.rows import AD_CORRE, Row
+from reporting.statistics import bootstrap_interval, mean_and_std
 from reporting.tables import Paper, measured_on, percent, seeds_text, why_empty
 
 _OPTION_TITLES = {

@@ -16,12 +16,12 @@ import numpy as np
 
 import config
 from files import UserError
-from measuring.statistics import bootstrap_interval, mcnemar, mean_and_std, paired_bootstrap, paired_t
 from measuring.views import views_of
 from metrics import MEASURES
 from reading import run_files
 from reading.arrays import read_npz
 from reading.run_files import CORRELATIONS
+from reporting.statistics import bootstrap_interval, mcnemar, mean_and_std, paired_bootstrap, paired_t
 
 _PREDICTIONS = {"labels": ("iu", 1), "probabilities": ("f", 2), "tsne_rows": ("iu", 1), "tsne_places": ("f", 2)}
 

@@ -176,7 +176,7 @@ def _accuracy_notes(rows: Sequence[Row], paper: Paper) -> list[str]:
 
 
 def difference_table(rows: Sequence[Row], records: Sequence[Record]) -> Table:
-    """Every other row against the first: the difference in accuracy with three tests (`measuring.statistics`).
+    """Every other row against the first: the difference in accuracy with three tests (`reporting.statistics`).
 
     Args:
         rows: of one data set, the reference first; two or more.

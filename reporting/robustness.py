@@ -18,8 +18,8 @@ from data_helper import PreparedSplit
 from files import whole_file
 from images import read_image
 from measuring.corruptions import CORRUPTIONS, CorruptedRows, corrupt
-from measuring.statistics import bootstrap_interval, paired_bootstrap
 from measuring.study import Measured
+from reporting.statistics import bootstrap_interval, paired_bootstrap
 
 FILES = ("corruptions.png", "corruptions.npz")
 NONE = "none"

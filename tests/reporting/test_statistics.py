@@ -9,7 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from measuring.statistics import bootstrap_interval, mcnemar, mean_and_std, paired_bootstrap, paired_t
+from reporting.statistics import bootstrap_interval, mcnemar, mean_and_std, paired_bootstrap, paired_t
 
 
 def test_mean_and_std():

@@ -14,9 +14,9 @@ import evaluation
 import metrics
 import plots
 from data_helper import PreparedSplit
-from measuring import robustness
 from measuring.corruptions import CORRUPTIONS, corrupt
 from measuring.study import Measured
+from reporting import robustness
 
 NAMES = ("Dark", "Mid", "Bright")
 
