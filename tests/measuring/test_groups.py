@@ -76,6 +76,17 @@ def test_the_interval_holds_for_all_pairs_at_once(num_groups):
     assert (low + high) / 2 == pytest.approx(0.2) and (high - low) / 2 == pytest.approx(half, rel=0.02)
 
 
+def test_groups_are_resampled_independently():
+    """Two groups with the same images: the same resamples for both would have no spread."""
+    labels, predicted, _ = random_predictions((200,), (0.8,))
+    found = groups.measured(
+        *(np.tile(each, 2) for each in (labels, predicted)), np.repeat([0, 1], 200), ("a", "b"), CLASSES
+    )
+    low, high = found["largest_gaps"]["accuracy"]["interval"]
+    share = found["all"]["accuracy"]
+    assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(2 * share * (1 - share) / 200), rel=0.1)
+
+
 def test_an_interval_stays_inside_the_range():
     draws = np.random.default_rng(0).standard_normal((500, 2))
     assert groups.simultaneous_interval(np.array([0.9, 0.1]), draws, 0, 1) == (-1, 1)
