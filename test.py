@@ -56,14 +56,14 @@ class EvaluateConfig(_OnSplitConfig):
     7/8 of the side (corners, centre) and their mirror images."""
     flip: bool = False
     """Short for --views flip."""
-    explain: bool = False
-    """Add explain.png: mean Grad-CAM (of the images as they are) by class and vector; and the maps' mean overlap."""
     corruptions: bool = False
     """Add the accuracy under 13 corruptions (light, blur, noise, JPEG, moves) and corruptions.png; takes 14 times as
     long (docs/robustness.md)."""
     groups: str | None = None
     """CSV file with the columns image (row number of the split, from 0) and group: add the measures of each group, a
     test of the largest gap, and groups.png (docs/robustness.md)."""
+    explain: bool = False
+    """Add explain.png: mean Grad-CAM (of the images as they are) by class and vector; and the maps' mean overlap."""
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0
     """Seed of the bootstrap intervals, the t-SNE figure, the corruptions and the test of groups."""
 
@@ -177,8 +177,8 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
 
     views = _views(settings)
     split = open_split(settings.data_dir, settings.dataset.value, settings.split)
-    more, studies = _studies(settings, split)  # before the network is read, because a table may be refused
     network, info = model_file.load_model(settings.weights)
+    more, studies = _studies(settings, split)
     folder = settings.run_dir or f"{evaluation.default_folder(settings.weights, split, views, settings.seed)}{more}"
     evaluation.check_free(folder)
     chosen = evaluation.selected_on(info.dataset, info.metrics, split)
