@@ -265,13 +265,14 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     groups = entry["by_group"]
     head = f"groups of {entry['file']}: {entry['n']:,} of {entry['n'] + entry['without']:,} images have one"
     width = max(len(name) for name in (*groups, _ALL))
-    titles = "".join(f"  {metrics.MEASURES[measure].title:>17}  {'95% interval':>14}" for measure in _MEASURES)
-    table = [head, "", f"{'group':<{width}}  {'n':>7}{titles}"]
+    wide = {measure: max(len(metrics.MEASURES[measure].title), 6) for measure in _MEASURES}
+    titles = (f"  {metrics.MEASURES[measure].title:>{wide[measure]}}  {'95% interval':>14}" for measure in _MEASURES)
+    table = [head, "", f"{'group':<{width}}  {'n':>7}{''.join(titles)}"]
     for name, group in (*groups.items(), (_ALL, entry["all"])):
         cells = ""
         for measure in _MEASURES:
             low, high = group["intervals"][measure]
-            cells += f"  {group[measure]:>17.1%}  {f'{low:.1%} to {high:.1%}':>14}"
+            cells += f"  {group[measure]:>{wide[measure]}.1%}  {f'{low:.1%} to {high:.1%}':>14}"
         table.append(f"{name:<{width}}  {group['n']:>7,}{cells}")
     return [*table, "", *_gap_lines(entry), *_notes(entry)]
 

@@ -25,6 +25,7 @@ from reading.text import csv_cell, printable
 JSON, CSV, FIGURE = "matrix.json", "matrix.csv", "matrix.png"
 _MEASURES = ("accuracy", "mean_class_recall", "macro_f1")
 _DRAWN = ("accuracy", "mean_class_recall")
+_RUNS_FILE = "best"  # every run has a file of this name, so its folder is part of its name
 _FRAME = {"fill": False, "edgecolor": plots.ORANGE, "linewidth": 1.8}
 
 
@@ -174,7 +175,7 @@ def short_names(weights: Sequence[str]) -> list[str]:
     parts = [[*path.replace("hf://", "").replace("\\", "/").split("/")] for path in weights]
     for each in parts:
         each[-1] = each[-1].removesuffix(".h5").removesuffix(".weights")
-    names = [each[-1] for each in parts]
+    names = ["/".join(each[-2:]) if each[-1] == _RUNS_FILE else each[-1] for each in parts]
     for length in range(2, max(map(len, parts)) + 1):
         names = ["/".join(p[-length:]) if names.count(name) > 1 else name for p, name in zip(parts, names, strict=True)]
     # Two files of one folder may differ in their ending only.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -180,3 +181,19 @@ def test_an_image_changes_alike_in_every_batch(name):
         np.testing.assert_array_equal(
             rows[batch], expected[list(range(7))[batch] if isinstance(batch, slice) else batch]
         )
+
+
+def test_only_the_batch_is_read():
+    class Spy:
+        shape = (1_000_000, 4, 4, 1)
+        seen: ClassVar = []
+
+        def __len__(self):
+            return len(range(self.shape[0]))
+
+        def __getitem__(self, rows):
+            self.seen.append(rows)
+            return np.zeros((rows.stop - rows.start, 4, 4, 1), np.uint8)
+
+    rows = CorruptedRows(Spy(), "blur_1")
+    assert rows[5:9].shape == (4, 4, 4, 1) and Spy.seen == [slice(5, 9)] and len(rows) == 1_000_000

@@ -152,8 +152,8 @@ def test_files_hold_every_cell(models, splits, tmp_path):
 @pytest.mark.parametrize(
     ("paths", "names"),
     [
-        (["a/best.weights.h5"], ["best"]),
-        (["a/best.weights.h5", "a/last.weights.h5"], ["best", "last"]),
+        (["x/a/best.weights.h5"], ["a/best"]),
+        (["a/good.weights.h5", "a/last.weights.h5"], ["good", "last"]),
         (["0/ce/best.weights.h5", "1/ce/best.weights.h5", "hf://o/r/m.weights.h5"], ["0/ce/best", "1/ce/best", "m"]),
         (["best.weights.h5", "a/best.weights.h5"], ["best", "a/best"]),
         (["a/m.h5", "a/m.weights.h5"], ["a/m.h5", "a/m.weights.h5"]),
