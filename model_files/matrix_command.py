@@ -64,12 +64,12 @@ def open_models(weights: Sequence[str], batch_size: int, views: Views) -> list[M
     """
     models, seen = [], {}
     for path in weights:
+        info = model_file.read_info(path)
         digest = sha256(hub.local_file(path))
         if digest in seen:
             what = f"{path} twice" if seen[digest] == path else f"the same bytes in {seen[digest]} and {path}"
             raise UserError(f"--weights: expected every model once, received {what}")
         seen[digest] = path
-        info = model_file.read_info(path)
         load = partial(_load, path, batch_size, views)
         models.append(Model(path, digest, info.network.class_names, info.dataset, info.metrics.get("split"), load))
     return models
