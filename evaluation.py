@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from data_helper import PreparedSplit
 from distributed import exchange
 from distributed.process_group import GROUP_OF_ONE, ProcessGroup
 from files import UserError, sha256, whole_file, write_json
+from measuring.study import Measured, Study
 from measuring.views import VIEW_TITLES, VIEWS, View, Views, views_of, whole
 from model_files import hub
 from model_files.description import ModelInfo
@@ -102,6 +103,7 @@ def evaluate(
     seed: int = 0,
     views: Views = "none",
     with_maps: bool = False,
+    studies: Sequence[Study] = (),
     extra: Mapping[str, Any] | None = None,
     group: ProcessGroup = GROUP_OF_ONE,
 ) -> dict[str, Any]:
@@ -117,6 +119,7 @@ def evaluate(
         views: see `predict`.
         with_maps: also explain the predicted labels: ``explain.png`` (`mean_maps.MeanMaps.save_figure`) and the entry
             ``explain``. The maps are those of the images as they are, never of other views.
+        studies: more that is measured and drawn (`robustness.Robustness`, `groups.Groups`).
         extra: more JSON-ready entries of the result, such as ``weights`` and ``selected_on``.
         group: see `predict`; only rank 0 writes the report, the others return an empty result.
 
@@ -136,6 +139,8 @@ def evaluate(
     # scikit-learn and Matplotlib take half a second to import, and `predict` alone needs neither.
     import metrics
     import plots
+    from measuring import groups
+    from reporting import robustness
 
     check_classes(network, split)
     if with_maps:
@@ -160,9 +165,15 @@ def evaluate(
     title = f"{datasets.title(split.meta['dataset'])}, {split.meta['split']}, n = {len(split.labels):,}"
     title += f", accuracy {scores['accuracy']:.2%}"
     plots.save_figures(folder, title, split.labels, probabilities, split.class_names, scores, tsne_rows, tsne_places)
-    # Without maps, a figure of an earlier evaluation in this folder would not belong to the result.
-    (folder / "explain.png").unlink(missing_ok=True)
+    # What an earlier evaluation drew in this folder may not belong to the result.
+    for name in ("explain.png", *robustness.FILES, *groups.FILES):
+        (folder / name).unlink(missing_ok=True)
     explained = _explained(network, split, probabilities, folder, title, seed, batch_size) if with_maps else {}
+    measured = Measured(
+        lambda images: predict(network, images, batch_size, views)[0], probabilities, scores, folder, title
+    )
+    for study in studies:
+        explained |= study(measured)
     result = {
         "dataset": split.meta["dataset"],
         "split": split.meta["split"],
@@ -232,6 +243,12 @@ def default_folder(weights: str | Path, split: PreparedSplit, views: Views, seed
     return Path("runs") / "-".join(["evaluate", *filter(None, names), *[views] * (views != "none"), digest[:8]])
 
 
+def check_free(folder: str | Path) -> None:
+    """Refuses the folder of a training run, whose result an evaluation would replace."""
+    if (Path(folder) / "config.json").exists():
+        raise UserError(f"--run-dir {folder}: holds a training run, whose result this would replace; choose another")
+
+
 def selected_on(trained_on: str | None, metrics: Mapping[str, Any], split: PreparedSplit) -> str | None:
     """The name of ``split`` if a model file's epoch was selected on it; None otherwise, or if the file does not say.
 
@@ -275,7 +292,13 @@ def format_table(result: Mapping[str, Any]) -> str:
     for name, values in result["per_class"].items():
         shares = (_percent(values[measure]) for measure in ("precision", "recall", "f1"))
         lines.append("{:<{}}  {:>9}{:>9}{:>9}{:>9,}".format(name, width, *shares, values["n"]))
-    return "\n".join([*lines, "", *_confusion_lines(result, width)])
+    lines += ["", *_confusion_lines(result, width)]
+    from measuring import groups  # imported late, as `metrics`
+    from reporting import robustness
+
+    for more in (robustness.lines(result), groups.lines(result)):
+        lines += ["", *more] if more else []
+    return "\n".join(lines)
 
 
 def _measure_lines(result: Mapping[str, Any]) -> list[str]:

@@ -262,26 +262,46 @@ def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray,
     return labels, probabilities
 
 
-def _bootstrap_intervals(confusion: np.ndarray, seed: int, num_resamples: int) -> dict[str, list[float]]:
-    """95% percentile intervals (Efron 1979) of the three summary measures, from the confusion matrix (C, C) alone.
+def resampled_measures(confusion: np.ndarray, seed: int, num_resamples: int) -> dict[str, np.ndarray]:
+    """Accuracy, mean class recall and macro F1 of bootstrap resamples of the samples, each (num_resamples,).
 
     Drawing N samples with replacement and counting their (true, predicted) cells is a multinomial draw of N
     over the cells with the cells' shares as probabilities. These measures need only the counts, so a
     resample costs C * C numbers for any N.
+
+    Args:
+        confusion: int (C, C), counts by true and predicted class, at least one sample.
+        seed: of the resamples; an integer, or a sequence of them.
+        num_resamples: resamples.
     """
-    num_classes = len(confusion)
     n = confusion.sum()
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(n, confusion.ravel() / n, size=num_resamples).reshape(-1, num_classes, num_classes)
-    hits = np.diagonal(drawn, axis1=1, axis2=2)  # (R, C)
-    true, predicted = drawn.sum(axis=2), drawn.sum(axis=1)
+    drawn = np.random.default_rng(seed).multinomial(n, confusion.ravel() / n, size=num_resamples)
+    return measures_of_counts(drawn.reshape(-1, *confusion.shape))
+
+
+def measures_of_counts(confusion: np.ndarray) -> dict[str, np.ndarray]:
+    """Accuracy, mean class recall and macro F1 of confusion matrices, as `score` defines them.
+
+    Args:
+        confusion: int (..., C, C), counts by true and predicted class, at least one sample in each matrix.
+
+    Returns:
+        Name of a measure -> float64 (...).
+    """
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)  # (..., C)
+    true, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
     # A resample may have no sample of a rare class; as in `score`, the means leave it out.
     occurs = true > 0
     recall = hits / np.maximum(true, 1)
     f1 = 2 * hits / np.maximum(true + predicted, 1)
-    resampled = {
-        "accuracy": hits.sum(axis=1) / n,
-        "mean_class_recall": np.mean(recall, axis=1, where=occurs),
-        "macro_f1": np.mean(f1, axis=1, where=occurs),
+    return {
+        "accuracy": hits.sum(axis=-1) / true.sum(axis=-1),
+        "mean_class_recall": np.mean(recall, axis=-1, where=occurs),
+        "macro_f1": np.mean(f1, axis=-1, where=occurs),
     }
+
+
+def _bootstrap_intervals(confusion: np.ndarray, seed: int, num_resamples: int) -> dict[str, list[float]]:
+    """95% percentile intervals (Efron 1979) of the three summary measures, from the confusion matrix (C, C) alone."""
+    resampled = resampled_measures(confusion, seed, num_resamples)
     return {name: np.percentile(values, [2.5, 97.5]).tolist() for name, values in resampled.items()}

@@ -11,10 +11,11 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 import runtime
-from command_line import Range, parse_command
+from command_line import Range, option, parse_command
 from config import Backend, DatasetName, preferred_backend
-from data_helper import Split
-from files import UserError, copy_file, run_command
+from data_helper import PreparedSplit, Split
+from files import UserError, copy_file, run_command, sha256
+from measuring.study import Study
 from measuring.views import Views
 from reading.text import printable
 from recognition.recognize_command import RecognizeConfig, recognize
@@ -55,12 +56,31 @@ class EvaluateConfig(_OnSplitConfig):
     7/8 of the side (corners, centre) and their mirror images."""
     flip: bool = False
     """Short for --views flip."""
+    corruptions: bool = False
+    """Add the accuracy under 13 corruptions (light, blur, noise, JPEG, moves) and corruptions.png; takes 14 times as
+    long (docs/robustness.md)."""
+    groups: str | None = None
+    """CSV file with the columns image (row number of the split, from 0) and group: add the measures of each group, a
+    test of the largest gap, and groups.png (docs/robustness.md)."""
     explain: bool = False
     """Add explain.png: mean Grad-CAM (of the images as they are) by class and vector; and the maps' mean overlap."""
     also: DatasetName | None = None
     """Another prepared data set with the same images (ferplus for fer2013): score against its labels too."""
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0
-    """Seed of the bootstrap intervals and of the t-SNE figure."""
+    """Seed of the bootstrap intervals, the t-SNE figure, the corruptions and the test of groups."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateCommand(EvaluateConfig):
+    """Measures a weights file on a prepared split and writes result.json, predictions and figures.
+
+    Several weights files or data sets give a matrix: every file on every data set (docs/robustness.md).
+    """
+
+    weights: tuple[str, ...]
+    """Model files to measure: ours, a published .h5, one of keras.Model.save, or hf://owner/repo/file.weights.h5."""
+    dataset: tuple[DatasetName, ...] = (DatasetName.fer2013,)
+    """Prepared data sets to measure on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,15 +200,13 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     from labels import second_labels, second_ruler
     from model_files import model_file
 
-    if settings.flip and settings.views == "ten-crop":
-        raise UserError("--flip: expected to be used without --views ten-crop, whose crops are mirrored already")
-    views = "flip" if settings.flip else settings.views
+    views = _views(settings)
     split = open_split(settings.data_dir, settings.dataset.value, settings.split)
     also = settings.also and second_labels.find_second_labels(settings.data_dir, settings.also.value, split)
     network, info = model_file.load_model(settings.weights)
-    folder = settings.run_dir or evaluation.default_folder(settings.weights, split, views, settings.seed)
-    if (Path(folder) / "config.json").exists():
-        raise UserError(f"--run-dir {folder}: holds a training run, whose result this would replace; choose another")
+    more, studies = _studies(settings, split)
+    folder = settings.run_dir or f"{evaluation.default_folder(settings.weights, split, views, settings.seed)}{more}"
+    evaluation.check_free(folder)
     chosen = evaluation.selected_on(info.dataset, info.metrics, split)
     result = evaluation.evaluate(
         network,
@@ -198,6 +216,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         seed=settings.seed,
         views=views,
         with_maps=settings.explain,
+        studies=studies,
         extra={
             "weights": str(settings.weights),
             "trained_on": info.dataset,
@@ -212,6 +231,55 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         print(f"\n{second_ruler.format_table(result)}")
     print(f"\nwrote {folder}/")
     return result
+
+
+def _studies(settings: EvaluateConfig, split: PreparedSplit) -> tuple[str, list[Study]]:
+    """What else is measured, and the end of the folder's name."""
+    from measuring.groups import open_groups
+    from reporting.robustness import Robustness
+
+    name, studies = "", []
+    if settings.corruptions:
+        studies.append(Robustness(split, settings.seed))
+        name += "-corruptions"
+    if settings.groups is not None:
+        studies.append(open_groups(settings.groups, split, settings.seed))
+        name += f"-groups-{sha256(settings.groups)[:8]}"
+    return name, studies
+
+
+def evaluate_all(settings: EvaluateCommand) -> dict[str, Any]:
+    """`evaluate` for one weights file and one data set; for more, measures every file on every data set.
+
+    Returns:
+        What `result.json` or `matrix.json` holds.
+
+    Raises:
+        UserError: see `evaluate` and `matrix_command.measure_matrix`; no file or data set; or an option that a matrix
+            does not have.
+    """
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(EvaluateConfig)}
+    for name in ("weights", "dataset"):
+        if not values[name]:
+            raise UserError(f"--{name}: expected one or more, received none")
+    if len(settings.weights) == len(settings.dataset) == 1:
+        return evaluate(EvaluateConfig(**{**values, "weights": settings.weights[0], "dataset": settings.dataset[0]}))
+    for field in dataclasses.fields(EvaluateConfig):
+        if field.name not in _OF_A_MATRIX and values[field.name] != field.default:
+            raise UserError(f"{option(field.name)}: expected one of --weights and one of --dataset, received several")
+    from model_files.matrix_command import measure_matrix
+
+    return measure_matrix(settings, [dataset.value for dataset in settings.dataset], _views(settings))
+
+
+# The options of `evaluate` that a matrix has too.
+_OF_A_MATRIX = {*_OnSplitConfig.__dataclass_fields__, "weights", "dataset", "split", "run_dir", "views", "flip", "seed"}
+
+
+def _views(settings: EvaluateConfig) -> Views:
+    if settings.flip and settings.views == "ten-crop":
+        raise UserError("--flip: expected to be used without --views ten-crop, whose crops are mirrored already")
+    return "flip" if settings.flip else settings.views
 
 
 def convert(settings: ConvertConfig) -> None:
@@ -349,7 +417,7 @@ def describe(settings: DescribeConfig) -> None:
 _COMMANDS = {
     "recognize": (RecognizeConfig, recognize),
     "video": (VideoConfig, video),
-    "evaluate": (EvaluateConfig, evaluate),
+    "evaluate": (EvaluateCommand, evaluate_all),
     "convert": (ConvertConfig, convert),
     "export": (ExportConfig, export),
     "calibrate": (CalibrateConfig, calibrate),

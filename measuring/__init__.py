@@ -1,1 +1,1 @@
-"""What `evaluation.py` uses beside `metrics.py`: test-time views, calibration, mean maps."""
+"""What `evaluation.py` uses beside `metrics.py`: views, calibration, mean maps, corruptions, groups, a matrix."""

@@ -1,1 +1,1 @@
-"""Reports of grids: rows, statistics, tables, figures, pages."""
+"""Reports of grids: rows, statistics, tables, figures, pages; and the report on corruptions of an evaluation."""

@@ -345,6 +345,19 @@ def read_state(folder: Path) -> None:
         raise Believed("weights that are not finite, or another place than the one that was written")
 
 
+def write_groups(folder: Path) -> None:
+    rows = "".join(f"{row},{'abc'[row % 3]}\n" for row in range(30))
+    (folder / "groups.csv").write_text(f"image,group\n{rows}")
+
+
+def read_groups(folder: Path) -> None:
+    from reading import group_table
+
+    found = group_table.read_groups(folder / "groups.csv", 30, "toy/val")
+    if not all(0 <= row < 30 and group.isprintable() for row, group in found.items()):
+        raise Believed("a row that is none of the split's, or a name that is not printable")
+
+
 FORMATS = (
     Format("images.npy", write_prepared, ("ferplus/train/images.npy",), read_prepared, 2),
     Format("labels.npy", write_prepared, ("ferplus/train/labels.npy",), read_prepared),
@@ -378,6 +391,7 @@ FORMATS = (
     Format("yaml", write_yaml, ("grid.yaml",), read_yaml, 2),
     Format("result.json", write_run, ("run/result.json",), read_run, 2),
     Format("predictions.npz", write_run, ("run/predictions.npz",), read_run, 2),
+    Format("groups.csv", write_groups, ("groups.csv",), read_groups),
     Format("history.csv", write_run, ("run/history.csv",), read_run),
     Format("runs", write_runs, ("run/config.json", "run/error.json", "run/history.csv"), read_runs, 2),
     Format("weights.h5", write_weights, ("best.weights.h5",), read_weights, keras=True),
