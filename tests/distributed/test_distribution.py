@@ -139,7 +139,7 @@ def test_the_run_continues_and_only_rank_0_prints(two):
 
 
 def test_two_processes_train_as_one(one, two):
-    """20 steps with augmentation, mixup, dropout, two views, adaptive map, averaged weights; the last validation batch is of 5."""
+    """20 steps with augmentation, mixup, two views, dropout, adaptive map, averaged weights; the last batch is of 5."""
     run_dir = two[0]
     for expected, found in zip(history(one), history(run_dir), strict=True):
         assert expected.keys() == found.keys()
