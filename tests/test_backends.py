@@ -37,7 +37,7 @@ def outputs_of(tmp_path_factory):
             on_cpu = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1", "KERAS_TORCH_DEVICE": "cpu"}
             environment = {**os.environ, **on_cpu, "KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT)}
             command = [sys.executable, backend_steps.__file__, str(path)]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
             assert done.returncode == 0, f"{backend} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
             with np.load(path, allow_pickle=False) as file:
                 found[backend] = dict(file)
@@ -96,9 +96,11 @@ def test_resident_images_and_many_steps_per_call_change_nothing(backend, loss, o
     XLA compiles the loop's body otherwise than a step alone. How many steps a call takes changes no bit there either.
     """
     streamed, single, many = (group(outputs_of(backend), f"{loss}/{steps_per_call}/") for steps_per_call in (0, 1, 32))
-    assert single.keys() == many.keys() == streamed.keys() and "logs/val_loss" in streamed
+    assert many.keys() == streamed.keys() and "logs/val_loss" in streamed
+    assert single.keys() == (many.keys() if loss == "ad_corre" else set())  # one step per call is tried with one loss
+    for name, array in single.items():
+        np.testing.assert_array_equal(many[name], array, err_msg=name)
     for name, array in streamed.items():
-        np.testing.assert_array_equal(many[name], single[name], err_msg=name)
         if backend == "jax":
             np.testing.assert_allclose(many[name], array, rtol=1e-5, atol=1e-6, err_msg=name)
         else:
