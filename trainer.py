@@ -41,7 +41,7 @@ class AdCorreTrainer(keras.Model):
 
     Args:
         network: raw pixels to ``{"logits", "embeddings"}`` (`cnn_model.build_model`).
-        loss_layer: the loss that is minimised.
+        loss_layer: the loss that is minimised. For its term ``eac`` the network also runs on the mirror images.
         augmentation: a layer of raw pixels, active in training; None changes nothing.
         mixup: blends images and targets in training; None blends none.
         average: of the network's weights; None keeps none.
