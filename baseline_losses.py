@@ -1,10 +1,11 @@
-"""The losses that Ad-Corre is compared with: supervised contrastive, triplet and center loss.
+"""The losses that Ad-Corre is compared with: supervised contrastive, triplet, center, erasing-attention consistency.
 
-All three see a face as one vector: its k unit vectors concatenated and scaled by 1/sqrt(k), which makes the length 1
-again. Keras has none of the three, and TensorFlow Addons, which had a triplet loss, is discontinued.
+The first three see a face as one vector: its k unit vectors concatenated and scaled by 1/sqrt(k), which makes the
+length 1 again. The last one compares a face with its mirror image. Keras has none of them, and TensorFlow Addons, which
+had a triplet loss, is discontinued.
 
-Shape letters: B batch, k embeddings per face, d numbers per embedding, C classes; n stands for k * d.
-A suffix names a tensor's axes: `x_bn`, `distance_bb`.
+Shape letters: B batch, k embeddings per face, d numbers per embedding, C classes; n stands for k * d. Of feature maps
+h and w are the sides, f or F the channels. A suffix names a tensor's axes: `x_bn`, `distance_bb`.
 """
 
 from __future__ import annotations
@@ -21,13 +22,19 @@ from files import UserError
 TIE = 1e-5
 # Used instead of -inf, because -inf minus -inf is NaN in a batch of one.
 NEVER = -1e9
+_EPSILON = 1e-12  # as in `cnn_model.UnitVectors`
+_HEAD = ("pool", "embedding_dense", "logits")  # the layers of `cnn_model.build_model` that a map needs
+
+
+def full_precision(x):
+    """float32 whatever the precision policy (a sum of products over d needs it); float64 stays."""
+    x = ops.convert_to_tensor(x)
+    return x if keras.backend.standardize_dtype(x.dtype) == "float64" else ops.cast(x, "float32")
 
 
 def _face_vectors(embeddings):
-    """(B, k, d) to (B, k * d) of length 1; float32 whatever the precision policy, float64 stays."""
-    x = ops.convert_to_tensor(embeddings)
-    if keras.backend.standardize_dtype(x.dtype) != "float64":
-        x = ops.cast(x, "float32")
+    """(B, k, d) to (B, k * d) of length 1, in `full_precision`."""
+    x = full_precision(embeddings)
     k, d = x.shape[1], x.shape[2]
     return ops.reshape(x, (-1, k * d)) * (1 / math.sqrt(k))
 
@@ -206,6 +213,117 @@ class CenterLoss(keras.layers.Layer):
         }
 
 
+def attention_maps(features, kernel, bias, classifier):
+    """Class activation maps of the k-vector head: what each position of the feature map adds to each class's logit.
+
+    `CAM_c(x) = sum_l v_cl . (W_l A(x) + b_l) / |z_l|`, `z_l = mean_x (W_l A(x) + b_l)`, with A the last feature map.
+    Its mean over the positions x is the logit of class c without the classifier's bias, as it is of the first class
+    activation maps (Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016, equation 2),
+    whose classifier follows the pooling directly.
+
+    Without the division the map would not be a part of the logit, which does not change when the features are scaled:
+    a network could make its maps alike by small features, at no cost in cross-entropy. For the same reason the
+    gradient passes through `|z_l|`.
+
+    Args:
+        features: float (B, h, w, F), the input of the global average pooling.
+        kernel: float (F, k, d), W_l of the embedding layer.
+        bias: float (k, d), its b_l.
+        classifier: float (k, d, C), v_cl, times the logit scale. Dropout is left out: two masks would differ by chance.
+
+    Returns:
+        float32 (B, h, w, C), float64 for float64 features. A vector z_l of zeros adds nothing.
+    """
+    a_bhwf = full_precision(features)
+    w_fkd, b_kd, v_kdc = (ops.cast(x, a_bhwf.dtype) for x in (kernel, bias, classifier))
+    z_bkd = ops.einsum("bf,fkd->bkd", ops.mean(a_bhwf, axis=(1, 2)), w_fkd) + b_kd
+    # The guard is inside the root: outside, a zero vector would give NaN gradients.
+    inverse_bk = ops.rsqrt(ops.maximum(ops.sum(z_bkd * z_bkd, axis=-1), _EPSILON))
+    # The product of the two layers first: it is small, and the feature map then passes through one product only.
+    slope_bfc = ops.einsum("bk,kfc->bfc", inverse_bk, ops.einsum("fkd,kdc->kfc", w_fkd, v_kdc))
+    constant_bc = ops.einsum("bk,kc->bc", inverse_bk, ops.einsum("kd,kdc->kc", b_kd, v_kdc))
+    return ops.einsum("bhwf,bfc->bhwc", a_bhwf, slope_bfc) + constant_bc[:, None, None, :]
+
+
+def attention_consistency(maps, maps_of_mirrored):
+    """The mean squared difference of each image's maps and the mirrored maps of its mirror image.
+
+    `L_i = 1/(C h w) * sum_{c, x} (CAM_c(x; image i) - flip(CAM_c(.; flip(image i)))(x))^2`; the loss of a batch is the
+    mean over its images. Zhang, Wang, Ling and Deng, "Learn From All: Erasing Attention Consistency for Noisy Label
+    Facial Expression Recognition", ECCV 2022 (arXiv 2207.10299).
+
+    Args:
+        maps: float (B, h, w, C) of the images.
+        maps_of_mirrored: float (B, h, w, C) of their mirror images, left and right exchanged.
+
+    Returns:
+        float (B,) >= 0.
+    """
+    difference_bhwc = maps - ops.flip(maps_of_mirrored, axis=2)
+    return ops.mean(difference_bhwc * difference_bhwc, axis=(1, 2, 3))
+
+
+class MirroredViews(keras.layers.Layer):
+    """Runs a network on images and on their mirror images; its outputs with the `attention_consistency` of the two.
+
+    As in the paper's code, the two are two passes, so each normalises with its own batch's statistics and moves the
+    moving ones; the weights inside a map (of the embedding layer and the classifier) get no gradient, so that the
+    features must become alike; and the logits are those of the first images only.
+
+    Args:
+        network: of `cnn_model.build_model`. Its variables stay its own.
+
+    Raises:
+        UserError: a network without this head.
+    """
+
+    def __init__(self, network, name="mirrored_views"):
+        # Without autocast: the maps are computed in float32 whatever the precision policy of the network.
+        super().__init__(name=name, dtype="float32", autocast=False)
+        names = {layer.name for layer in getattr(network, "layers", ())}
+        if missing := [layer for layer in _HEAD if layer not in names]:
+            raise UserError(
+                f"--w-eac: expected a network with the layers {', '.join(_HEAD)} (cnn_model.build_model), found none "
+                f"named {', '.join(missing)}"
+            )
+        features = network.get_layer("pool").input
+        both = keras.Model(network.input, {**network.output, "features": features})
+        half = keras.Model(network.input, features)  # the second view needs no logits
+        # In closures: as attributes they would be tracked as this layer's own.
+        self._both = lambda pixels, training: both(pixels, training=training)
+        self._features = lambda pixels, training: half(pixels, training=training)
+        self._head = lambda: _head_of(network)
+        self.built = True
+
+    def call(self, pixels, training=False):
+        """Float (B, H, W, C) to the network's outputs and ``consistency``, float32 (B,)."""
+        outputs = dict(self._both(pixels, training))
+        head = [ops.stop_gradient(x) for x in self._head()]
+        maps = attention_maps(outputs.pop("features"), *head)
+        maps_of_mirrored = attention_maps(self._features(ops.flip(pixels, axis=2), training), *head)
+        return {**outputs, "consistency": attention_consistency(maps, maps_of_mirrored)}
+
+
+def _head_of(network):
+    """The arrays of `attention_maps` after the features."""
+    names = {layer.name for layer in network.layers}
+    dense, logits = network.get_layer("embedding_dense"), network.get_layer("logits")
+    k, d = network.output["embeddings"].shape[1:]
+    scale = network.get_layer("logit_scale").scale if "logit_scale" in names else 1.0
+    kernel, bias, classifier = (ops.convert_to_tensor(x) for x in (dense.kernel, dense.bias, logits.kernel))
+    return (
+        ops.reshape(kernel, (-1, k, d)),
+        ops.reshape(bias, (k, d)),
+        scale * ops.reshape(classifier, (k, d, -1)),
+    )
+
+
+def _consistency_term(loss, batch):
+    if batch.consistency is None:
+        raise ValueError("consistency: expected float (B,) of MirroredViews for the weight w_eac, received None")
+    return ops.mean(batch.consistency)
+
+
 def _make_center_loss(loss):
     if loss.embedding_shape is None:
         raise ValueError("embedding_shape: expected (k, d) for the center loss, received None")
@@ -221,6 +339,7 @@ TERMS = {
     "center": _center_term,
     "supcon": lambda loss, batch: supervised_contrastive(batch.embeddings, batch.labels),
     "triplet": lambda loss, batch: triplet_semihard(batch.embeddings, batch.labels),
+    "eac": _consistency_term,
 }
 # Term to a function of an `AdCorreLoss` that makes the layer with the term's state.
 LAYERS = {"center": _make_center_loss}

@@ -116,6 +116,8 @@ class LossConfig:
     """Weight of the supervised contrastive loss, a baseline."""
     w_triplet: Annotated[float, WEIGHT, Title("Triplet, semi-hard")] = 0.0
     """Weight of the triplet loss with semi-hard negatives, a baseline."""
+    w_eac: Annotated[float, WEIGHT, Title("Erasing-attention consistency")] = 0.0
+    """Weight of the erasing-attention consistency, a baseline; a step then sees a mirror image too: twice the time."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,15 +18,10 @@ import numpy as np
 from keras import ops
 
 import baseline_losses
+from baseline_losses import full_precision
 
 # Below this squared length a centred vector counts as constant: its correlation with anything is 0.
 EPSILON = 1e-12
-
-
-def _full_precision(x):
-    """float32 whatever the precision policy (a sum of products over d needs it); float64 stays."""
-    x = ops.convert_to_tensor(x)
-    return x if keras.backend.standardize_dtype(x.dtype) == "float64" else ops.cast(x, "float32")
 
 
 def _off_diagonal(n, dtype):
@@ -35,7 +30,7 @@ def _off_diagonal(n, dtype):
 
 def _unit_deviations(x):
     """Centres every vector of the last axis and scales it to length 1; a constant vector becomes 0."""
-    x = _full_precision(x)
+    x = full_precision(x)
     # The first coordinate goes before the mean: a constant vector is then exactly 0, and not a mean's rounding.
     x = x - ops.stop_gradient(x[..., :1])
     x = x - ops.mean(x, axis=-1, keepdims=True)
@@ -114,7 +109,7 @@ def feature_discriminator(embeddings, labels, class_recall=None, weight_floor=1.
     Raises:
         ValueError: in eager mode, a label outside its range; so do the other functions of labels.
     """
-    e_bkd = _full_precision(embeddings)
+    e_bkd = full_precision(embeddings)
     batch_size, k = ops.shape(e_bkd)[0], e_bkd.shape[1]
     half_weight_c = 0.5
     if class_recall is not None:
@@ -144,7 +139,7 @@ def mean_discriminator(embeddings, labels, num_classes):
     Returns:
         Scalar >= 0, float32 (float64 for float64 embeddings); 0 when fewer than two classes are present.
     """
-    e_bkd = _full_precision(embeddings)
+    e_bkd = full_precision(embeddings)
     k = e_bkd.shape[1]
     _check_labels(labels, num_classes)
     member_bc = ops.one_hot(labels, num_classes, dtype=e_bkd.dtype)
@@ -169,7 +164,7 @@ def embedding_discriminator(embeddings):
     Returns:
         Scalar >= 0, float32 (float64 for float64 embeddings); 0 when k = 1.
     """
-    e_bkd = _full_precision(embeddings)
+    e_bkd = full_precision(embeddings)
     batch_size, k = ops.shape(e_bkd)[0], e_bkd.shape[1]
     corr_bkk = pearson_correlation(e_bkd)
     total = ops.sum(_off_diagonal(k, e_bkd.dtype) * (1 + corr_bkk))
@@ -194,7 +189,7 @@ def cross_entropy(labels, logits, label_smoothing=0.0):
     Returns:
         Scalar >= 0, float32 (float64 for float64 logits).
     """
-    logits = _full_precision(logits)
+    logits = full_precision(logits)
     num_classes = logits.shape[-1]
     _check_labels(labels, num_classes)
     if len(labels.shape) == 2:
@@ -215,6 +210,7 @@ class Batch:
         logits: float (B, C).
         embeddings: float (B, k, d).
         training: whether the batch is trained on.
+        consistency: float (B,), `baseline_losses.attention_consistency` of each image; None where it was not computed.
     """
 
     targets: Any
@@ -222,6 +218,7 @@ class Batch:
     logits: Any
     embeddings: Any
     training: bool
+    consistency: Any = None
 
 
 def _feature_term(loss, batch):
@@ -333,7 +330,7 @@ class AdCorreLoss(keras.layers.Layer):
         batch_b2 = ops.stack([ops.cast(labels, "int32"), ops.cast(predicted, "int32")], axis=1)
         self.history_h2.assign(ops.concatenate([self.history_h2, batch_b2], axis=0)[-self.history :])
 
-    def call(self, labels, logits, embeddings, training=False):
+    def call(self, labels, logits, embeddings, training=False, consistency=None):
         """The loss of one batch.
 
         Args:
@@ -341,15 +338,16 @@ class AdCorreLoss(keras.layers.Layer):
             logits: float (B, C).
             embeddings: float (B, k, d).
             training: adds the batch to the history before the adaptive map is read.
+            consistency: float (B,) of `baseline_losses.MirroredViews`, which ``w_eac`` needs.
 
         Returns:
             Dict of float32 scalars: ``loss``, the weighted total, and each computed term unweighted.
 
         Raises:
-            ValueError: in eager mode, a label outside its range.
+            ValueError: in eager mode, a label outside its range; or no ``consistency`` for ``w_eac``.
         """
         _check_labels(labels, self.num_classes)
-        batch = Batch(labels, majority(labels), logits, embeddings, training)
+        batch = Batch(labels, majority(labels), logits, embeddings, training, consistency)
         values = {term: TERMS[term](self, batch) for term in self.terms}
         ramp = self._ramp(training)
         total = ops.zeros(())

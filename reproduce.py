@@ -8,13 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import command_line
 import config
 from config import DatasetName, TrainConfig
+from data_helper import open_split
 from files import UserError, copy_file, run_command
 from grids.experiments import Grid, make_grid, read_experiments, write_yaml
 from grids.options import GridConfig, ListGridConfig, ReportGridConfig, RunGridConfig, parse_grid_command
 from grids.runner import ERROR, RESULT, Run, run_grid, runs_of, with_data
+from measuring.views import Views, views_of
+from reading.run_files import read_result
 from reading.text import printable
 from reporting.formats import plain_table
 from reporting.report import write_report
@@ -67,22 +72,35 @@ def make_report(settings: ReportGridConfig) -> None:
     """
     grid = _grid(settings)
     runs = runs_of(grid, settings.run_dir)
-    rows = _rows(runs, grid.seeds)
+    rows = _rows(runs, grid.seeds, settings.views)
     if not any(row.runs for row in rows):
-        raise UserError(
-            f"{settings.run_dir}: expected a finished run of {grid.name} with these options, found none; "
-            f"run: {shlex.join(['python', 'reproduce.py', 'run', *sys.argv[2:]])}"
-        )
+        raise UserError(_nothing_to_report(settings, grid, runs))
     datasets = list(dict.fromkeys(each.settings.dataset.value for each in runs))
-    name = settings.name or "-".join([*(datasets if len(datasets) == 1 else ()), grid.name])
+    views = [settings.views] if settings.views else []
+    name = settings.name or "-".join([*(datasets if len(datasets) == 1 else ()), grid.name, *views])
     folder = Path(settings.report_dir) / name
     if settings.keep_results:
-        _keep(grid, runs, folder)
-    write_report(name, grid.about, rows, folder, "\n".join(_commands(settings)))
+        _keep(grid, runs, folder, settings.views)
+    measured = {row.dataset for row in rows if row.runs} if settings.without_copies else ()
+    copied = {dataset: _copied(settings.data_dir, rows, dataset) for dataset in measured}
+    write_report(name, grid.about, rows, folder, "\n".join(_commands(settings)), copied)
     for dataset in datasets:
         table, _ = accuracy_table([row for row in rows if row.dataset == dataset])
         print(plain_table(table, _PRINTED), end="\n\n")
     print(f"page     {folder}/index.html\nall      {folder}/ (report.md, tables as CSV and LaTeX, figures/)")
+
+
+def _nothing_to_report(settings: ReportGridConfig, grid: Grid, runs: Sequence[Run]) -> str:
+    expected = f"{settings.run_dir}: expected a finished run of {grid.name} with these options"
+    if settings.views and (finished := [each for each in runs if each.state() == "finished"]):
+        result = read_result(finished[0].folder / RESULT)
+        measured = {"dataset": result["dataset"], "split": result["split"], "views": settings.views}
+        return (
+            f"{expected} and predictions of {settings.views}, found none; for each finished run RUN: python test.py "
+            f"evaluate --weights RUN/best.weights.h5 {shlex.join(command_line.to_args(measured))} "
+            f"--run-dir RUN/{settings.views}"
+        )
+    return f"{expected}, found none; run: {shlex.join(['python', 'reproduce.py', 'run', *sys.argv[2:]])}"
 
 
 def _grid(settings: GridConfig) -> Grid:
@@ -90,7 +108,7 @@ def _grid(settings: GridConfig) -> Grid:
     return make_grid(read_experiments(settings.experiments), settings.training(), chosen, settings.seeds)
 
 
-def _rows(runs: Sequence[Run], seeds: Sequence[int]) -> list[Row]:
+def _rows(runs: Sequence[Run], seeds: Sequence[int], views: Views | None = None) -> list[Row]:
     """The runs by data set and row: each row with its finished runs, and the messages of the others."""
     by_row: dict[tuple[str, str], list[Run]] = {}
     for each in runs:
@@ -100,9 +118,9 @@ def _rows(runs: Sequence[Run], seeds: Sequence[int]) -> list[Row]:
     for (dataset, name), same in sorted(by_row.items(), key=lambda item: datasets.index(item[0][0])):
         finished, failures = {}, {each.settings.seed: each.error() for each in same if each.error()}
         for each in same:
-            if each.state() == "finished":
+            if each.state() == "finished" and _is_measured(each.folder, views):
                 try:
-                    finished[each.settings.seed] = RunFiles.read(each.folder)
+                    finished[each.settings.seed] = RunFiles.read(each.folder, views)
                 except UserError as error:
                     failures[each.settings.seed] = str(error)
                     print(f"passed over: {error}", file=sys.stderr)
@@ -111,12 +129,40 @@ def _rows(runs: Sequence[Run], seeds: Sequence[int]) -> list[Row]:
     return rows
 
 
+def _is_measured(folder: Path, views: Views | None) -> bool:
+    """Whether a finished run has predictions of these views: its own, or those of ``test.py evaluate``."""
+    return views is None or (folder / views / RESULT).exists() or views_of(read_result(folder / RESULT)) == views
+
+
+def _copied(data_dir: str, rows: Sequence[Row], dataset: str) -> np.ndarray:
+    """Bool (N,): which of a data set's measured images have a copy in train, exact or near.
+
+    Raises:
+        UserError: a split that is not prepared, or other images than those of the results.
+    """
+    from datasets.shared.duplicates import find_duplicates  # with imagehash, which a plain report does not need
+
+    result = next(result for row in rows if row.dataset == dataset for result in row.results)
+    train, measured = (open_split(data_dir, dataset, split) for split in ("train", result["split"]))
+    expected = (result.get("digests") or {}).get(result["split"])
+    if expected not in (None, measured.digest) or len(measured) != result["n"]:
+        raise UserError(
+            f"--without-copies: expected {measured.name} in {data_dir} as the runs measured it, found other images; "
+            "prepare it again, or leave the option out"
+        )
+    return find_duplicates([train, measured]).near[result["split"], "train"].repeated
+
+
 def _commands(settings: ReportGridConfig) -> list[str]:
     """The commands that make the runs and the report again, in the default folders."""
     options = {"seeds": settings.seeds, **_computed(settings.training())}
+    own = {"views": settings.views, "without_copies": settings.without_copies}
+    own = {name: value for name, value in own.items() if value}
     return [
-        shlex.join(["python", "reproduce.py", command, settings.experiments, *command_line.to_args(options)])
-        for command in ("run", "report")
+        shlex.join(
+            ["python", "reproduce.py", command, settings.experiments, *command_line.to_args({**options, **more})]
+        )
+        for command, more in (("run", {}), ("report", own))
     ]
 
 
@@ -125,11 +171,13 @@ def _computed(settings: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in config.changed_options(settings).items() if name not in config.PLACES}
 
 
-def _keep(grid: Grid, runs: Sequence[Run], folder: Path) -> None:
+def _keep(grid: Grid, runs: Sequence[Run], folder: Path, views: Views | None) -> None:
     """Copies the files that a report needs beside it, and the experiments with all their options."""
     for each in runs:
         target = folder / "runs" / each.folder.name
         names = {"finished": _KEPT, "failed": (ERROR,)}.get(each.state(), ())
+        if each.state() == "finished" and views and (each.folder / views / RESULT).exists():
+            names = (*names, *(f"{views}/{name}" for name in _KEPT[:2]))
         if each.folder.resolve() != target.resolve():
             for name in names:
                 copy_file(each.folder / name, target / name)

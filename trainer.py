@@ -18,6 +18,7 @@ from keras import ops
 
 import runtime
 from augmentation import Mixup, blend
+from baseline_losses import MirroredViews
 from custom_loss import AdCorreLoss, majority
 from dataset_class import Batches
 from distributed import exchange
@@ -40,7 +41,7 @@ class AdCorreTrainer(keras.Model):
 
     Args:
         network: raw pixels to ``{"logits", "embeddings"}`` (`cnn_model.build_model`).
-        loss_layer: the loss that is minimised.
+        loss_layer: the loss that is minimised. For its term ``eac`` the network also runs on the mirror images.
         augmentation: a layer of raw pixels, active in training; None changes nothing.
         mixup: blends images and targets in training; None blends none.
         average: of the network's weights; None keeps none.
@@ -59,6 +60,7 @@ class AdCorreTrainer(keras.Model):
     ):
         super().__init__(name="ad_corre_trainer")
         self.network = network
+        self.views = MirroredViews(network) if "eac" in loss_layer.terms else None
         self.loss_layer = loss_layer
         self.augmentation = augmentation
         self.mixup = mixup
@@ -99,10 +101,11 @@ class AdCorreTrainer(keras.Model):
             pixels = self.average(pixels)
         if self.augmentation is not None:
             pixels = self.augmentation(pixels, training=training)
+        outputs = self.views or self.network
         if self.mixup is None or not training:
-            return self.network(pixels, training=training)
+            return outputs(pixels, training=training)
         pixels, shares = self.mixup(pixels)
-        return {**self.network(pixels, training=training), "shares": shares}
+        return {**outputs(pixels, training=training), "shares": shares}
 
     def train_step(self, *args):
         *state, data = args
@@ -137,7 +140,8 @@ class AdCorreTrainer(keras.Model):
         if "shares" in y_pred:
             votes = y if len(y.shape) == 2 else ops.one_hot(y, self.loss_layer.num_classes, dtype="float32")
             y = blend(votes, y_pred["shares"])
-        values = self.loss_layer(y, y_pred["logits"], y_pred["embeddings"], training=training)
+        used = {name: y_pred[name] for name in ("logits", "embeddings", "consistency") if name in y_pred}
+        values = self.loss_layer(y, **used, training=training)
         self.total.update_state(values["loss"], sample_weight=ops.shape(y)[0])
         for mean in self.term_means:
             mean.update_state(values[mean.name], sample_weight=ops.shape(y)[0])

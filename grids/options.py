@@ -21,6 +21,7 @@ from config import (
 )
 from files import UserError
 from grids.experiments import preset_names
+from measuring.views import Views
 
 # The options of train.py that `--help` repeats here; the others are accepted as well.
 _SHOWN = ("dataset", "data_dir", "seed", "epochs", "debug")
@@ -82,6 +83,11 @@ class ReportGridConfig(GridConfig):
     """Name of the report; None joins the names of the data set and the experiments, such as fer2013-components."""
     report_dir: str = "reports"
     """Folder of the reports."""
+    views: Views | None = None
+    """Report the predictions of these views: of <run>/<views>/, where test.py evaluate --run-dir wrote them; a run
+    without them counts as not run. None reports what each run measured itself."""
+    without_copies: bool = False
+    """Also report the images that have no copy in train (prepare_data.py inspect); needs the prepared data."""
     keep_results: bool = False
     """Copy results, predictions and histories beside the report, so that it can be made again from there."""
 

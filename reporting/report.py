@@ -5,9 +5,11 @@ It reads run folders only: no weights, no data set, no Keras.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import command_line
 import datasets
@@ -26,13 +28,22 @@ from reporting.tables import (
     recall_table,
     reference_table,
     signed,
+    unfinished,
 )
+from reporting.variants import clean_tables, ensemble_table
 
 # The names of the CSV files where they are not the table's.
 _CSV_NAMES = {"accuracy": "summary"}
 
 
-def write_report(name: str, about: str, rows: Sequence[Row], folder: str | Path, command: str) -> list[Path]:
+def write_report(
+    name: str,
+    about: str,
+    rows: Sequence[Row],
+    folder: str | Path,
+    command: str,
+    copied: Mapping[str, np.ndarray] | None = None,
+) -> list[Path]:
     """Writes the report of the runs of a grid.
 
     The other rows of each data set are compared with its first. A row without a finished run is marked as such.
@@ -45,6 +56,7 @@ def write_report(name: str, about: str, rows: Sequence[Row], folder: str | Path,
             ``results.csv`` (one line per run), ``summary.csv`` (one line per row), ``recall.csv``,
             ``correlations.csv``, ``references.csv``, each table as ``.tex``, and ``figures/``.
         command: the command lines that make these runs and this report again.
+        copied: data set to bool (N,), the measured images that have a copy in train; adds the tables without them.
 
     Returns:
         The files written.
@@ -61,7 +73,7 @@ def write_report(name: str, about: str, rows: Sequence[Row], folder: str | Path,
         if len(set(names)) < len(names):
             raise UserError(f"report {name}: {dataset}: expected a name per row, received {', '.join(names)}")
         check_same_images(group)
-    made = [_make_section(group, folder) for group in groups.values()]
+    made = [_make_section(group, folder, (copied or {}).get(dataset)) for dataset, group in groups.items()]
     sections = [section for section, _ in made]
     written = {"results.csv": csv_text([record for row in rows for record in run_records(row)])}
     written |= _table_files(name, sections, [records for _, records in made])
@@ -73,17 +85,20 @@ def write_report(name: str, about: str, rows: Sequence[Row], folder: str | Path,
     return [folder / file for file in written] + [figure.path for section in sections for figure in section.figures]
 
 
-def _make_section(rows: Sequence[Row], folder: Path) -> tuple[Section, dict[str, list[Record]]]:
+def _make_section(
+    rows: Sequence[Row], folder: Path, copied: np.ndarray | None
+) -> tuple[Section, dict[str, list[Record]]]:
     """The tables and figures of one data set, and the records of the tables by name."""
     accuracy, summaries = accuracy_table(rows)
     tables, records = [accuracy], {accuracy.name: summaries}
     if len(rows) > 1:
         tables.append(difference_table(rows, summaries))
-    makers = [reference_table]
+    more = []
     if any(row.runs for row in rows):
-        makers = [recall_table, correlation_table, *makers]
-    for make in makers:
-        if found := make(rows):
+        clean = [] if copied is None else clean_tables(rows, copied)
+        more = [ensemble_table(rows), *clean, recall_table(rows), correlation_table(rows)]
+    for found in (*more, reference_table(rows)):
+        if found:
             tables.append(found[0])
             records[found[0].name] = found[1]
     section = Section(
@@ -120,10 +135,15 @@ def _finding(rows: Sequence[Row], records: Sequence[Record]) -> str:
         return "No two rows with a seed in common have finished yet: there is no difference to report."
     row, record = next((pair for pair in compared if pair[0].name == AD_CORRE), compared[-1])
     p = p_value(record["p_seeds"]) or "none, too few seeds"
+    corrected = p_value(record["p_seeds_holm"])
     low, high = (signed(100 * record[f"difference_{side}"]) for side in ("low", "high"))
+    also = f"; corrected for {len(rows) - 1} comparisons: {corrected}" if corrected and len(rows) > 2 else ""
+    done, wanted = (sum(map(len, counted)) for counted in ([row.runs for row in rows], [row.seeds for row in rows]))
+    left = f" {done} of {wanted} runs are finished." if unfinished(rows) else ""
     return (
         f"{row.name} against {rows[0].name}: {signed(100 * record['difference'])} points of accuracy "
-        f"(95% interval over the images {low} to {high}; p over seeds, {record['seeds_shared']} shared: {p})."
+        f"(95% interval over the images {low} to {high}; p over seeds, {record['seeds_shared']} shared: {p}{also})."
+        f"{left}"
     )
 
 

@@ -16,12 +16,12 @@ import numpy as np
 
 import config
 from files import UserError
-from measuring.views import views_of
+from measuring.views import Views, views_of
 from metrics import MEASURES
 from reading import run_files
 from reading.arrays import read_npz
 from reading.run_files import CORRELATIONS
-from reporting.statistics import bootstrap_interval, mcnemar, mean_and_std, paired_bootstrap, paired_t
+from reporting.statistics import bootstrap_interval, holm, mcnemar, mean_and_std, paired_bootstrap, paired_t
 
 _PREDICTIONS = {"labels": ("iu", 1), "probabilities": ("f", 2), "tsne_rows": ("iu", 1), "tsne_places": ("f", 2)}
 
@@ -49,17 +49,24 @@ class RunFiles:
     history: dict[str, np.ndarray]
 
     @classmethod
-    def read(cls, folder: str | Path) -> RunFiles:
+    def read(cls, folder: str | Path, views: Views | None = None) -> RunFiles:
         """Reads the files of a run.
 
+        Args:
+            folder: the run's.
+            views: take the measures and predictions of ``<folder>/<views>/``, which ``test.py evaluate`` has written;
+                None takes the run's own.
+
         Raises:
-            UserError: a file is missing or damaged, or the files are of different runs.
+            UserError: a file is missing or damaged, or the files are of different runs, images or views.
         """
         folder = Path(folder)
-        result = _read_result(folder / "result.json")
-        return cls(
-            folder, result, _read_predictions(folder / "predictions.npz", result), _read_history(folder / "history.csv")
-        )
+        result, measured = _read_result(folder / "result.json"), folder
+        if views not in (None, views_of(result)):
+            measured = folder / views
+            result = _with_views(result, _read_result(measured / "result.json"), measured)
+        predictions = _read_predictions(measured / "predictions.npz", result)
+        return cls(folder, result, predictions, _read_history(folder / "history.csv"))
 
     @functools.cached_property
     def correct(self) -> np.ndarray:
@@ -74,6 +81,19 @@ def _read_result(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected the result of a finished run") from None
     except UserError as error:
         raise UserError(f"{error}; run it again") from None
+
+
+def _with_views(result: dict[str, Any], measured: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The result of a run with the measures of an evaluation of its weights; what describes the training stays."""
+    for name in ("dataset", "split", "n", "class_names", "parameters"):
+        if measured.get(name) != result.get(name):
+            raise UserError(
+                f"{folder}: expected {name} {result.get(name)} as in {folder.parent}, found {measured.get(name)}"
+            )
+    if views_of(measured) != folder.name:
+        raise UserError(f"{folder}: expected the views {folder.name}, found {views_of(measured)}; evaluate again")
+    scores = (*MEASURES, "intervals", "per_class", "confusion_matrix", "correlations", "views")
+    return {**result, **{name: measured[name] for name in scores if name in measured}}
 
 
 def _read_predictions(path: Path, result: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -231,6 +251,25 @@ def summary_record(row: Row, reference: Row) -> Record:
     record["train_seconds_mean"] = mean_train_seconds(row)
     record["accuracy_low"], record["accuracy_high"] = bootstrap_interval(row.correct(sorted(row.runs)))
     return record | (_difference_record(row, reference) if row is not reference else {})
+
+
+def summary_records(rows: Sequence[Row]) -> list[Record]:
+    """The `summary_record` of every row against the first, `with_corrected`."""
+    return with_corrected([summary_record(row, rows[0]) for row in rows])
+
+
+def with_corrected(records: Sequence[Record]) -> list[Record]:
+    """The records, the reference first, with ``p_seeds_holm`` and ``p_images_holm`` beside the p values that they have.
+
+    They are corrected for the number of the other records, also of those without a p.
+    """
+    changed = [dict(record) for record in records]
+    for name in ("p_seeds", "p_images"):
+        corrected = holm([record.get(name) for record in records[1:]])
+        for record, p in zip(changed[1:], corrected, strict=True):
+            if name in record:
+                record[f"{name}_holm"] = p
+    return changed
 
 
 def mean_train_seconds(row: Row) -> float | None:

@@ -7,7 +7,7 @@ A difference in accuracy has two sources of randomness, and each test covers one
 - *Images*: other test images of the same kind. `bootstrap_interval`, `paired_bootstrap` and `mcnemar` look over
   images, for the trained networks. They do not cover other seeds.
 
-No test corrects for the number of comparisons, and none sees an error that all runs share (labels, leaks).
+No test corrects for the number of comparisons; `holm` does. None sees an error that all runs share (labels, leaks).
 """
 
 from __future__ import annotations
@@ -103,6 +103,31 @@ def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> McNemar:
     only_a, only_b = int(np.sum(correct_a & ~correct_b)), int(np.sum(correct_b & ~correct_a))
     p = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
     return McNemar(only_a, only_b, float(p))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's correction of p values for their number.
+
+    With the m values in rising order, ``q_(i) = max_{j <= i} min(1, (m - j + 1) p_(j))``. The probability of one or
+    more q <= a among comparisons without a true difference is at most a, however the tests depend on each other.
+    Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 1979.
+
+    Args:
+        p_values: one per comparison that was planned, 0..1; None where there is no p yet. It counts as 1, so that the
+            correction does not become stricter when it comes.
+
+    Returns:
+        The corrected values in the same order; None where there was none.
+    """
+    order = sorted(range(len(p_values)), key=lambda i: 1.0 if p_values[i] is None else p_values[i])
+    corrected: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for place, i in enumerate(order):
+        p = p_values[i]
+        if p is not None:
+            largest = max(largest, min(1.0, (len(order) - place) * p))
+            corrected[i] = largest
+    return corrected
 
 
 def bootstrap_interval(correct: np.ndarray, seed: int = 0, num_resamples: int = 10_000) -> tuple[float, float]:

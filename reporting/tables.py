@@ -13,7 +13,7 @@ import datasets
 from metrics import MEASURES
 from reading.json_files import read_json
 from reporting.formats import DAGGER, DOUBLE_DAGGER, Table
-from reporting.rows import AD_CORRE, CORRELATIONS, Record, Row, correlation_record, recall_records, summary_record
+from reporting.rows import AD_CORRE, CORRELATIONS, Record, Row, correlation_record, recall_records, summary_records
 
 PAPER_RESULTS = Path(__file__).with_name("paper_results.json")
 NOT_RUN, FAILED = "not run", "failed"
@@ -89,7 +89,7 @@ def p_value(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _with_std(mean: float | None, std: float | None) -> str:
+def with_std(mean: float | None, std: float | None) -> str:
     return percent(mean) + ("" if std is None else f" \u00b1 {percent(std)}")
 
 
@@ -125,7 +125,10 @@ def accuracy_table(rows: Sequence[Row]) -> tuple[Table, list[Record]]:
         The table, and one record per row with the raw numbers, also those of `difference_table`.
     """
     paper = Paper(rows)
-    records = [summary_record(row, rows[0]) | {"paper_accuracy": paper.accuracy_of(row)} for row in rows]
+    records = [
+        record | {"paper_accuracy": paper.accuracy_of(row)}
+        for row, record in zip(rows, summary_records(rows), strict=True)
+    ]
     columns = (
         "Row",
         "Seeds",
@@ -149,7 +152,7 @@ def _heads(name: str) -> list[str]:
 def _accuracy_cells(row: Row, record: Record) -> list[str]:
     cells = []
     for name in _COLUMNS:
-        form = _with_std if MEASURES[name].is_share else _number_with_std
+        form = with_std if MEASURES[name].is_share else _number_with_std
         cells.append(form(record[f"{name}_mean"], record[f"{name}_std"]) if row.runs else why_empty(row))
         if name == "accuracy":
             interval = (percent(record["accuracy_low"]), percent(record["accuracy_high"])) if row.runs else ()
@@ -170,6 +173,8 @@ def _accuracy_notes(rows: Sequence[Row], paper: Paper) -> list[str]:
         notes.append(f"The paper's number: {paper.ad_corre['source']}.")
     if paper.ad_corre and any(row.name != AD_CORRE for row in rows):
         notes.append(f"Other cells of the paper's column are empty: {paper.ablation}.")
+    if left := unfinished(rows):
+        notes.append(f"Missing runs: {left}.")
     for row in rows:
         notes += [f"Failed: {row.name}, seed {seed}: {error}" for seed, error in sorted(row.failures.items())]
     return notes
@@ -186,9 +191,9 @@ def difference_table(rows: Sequence[Row], records: Sequence[Record]) -> Table:
     cells = []
     for row, record in zip(rows[1:], records[1:], strict=True):
         if not row.runs or not reference.runs:
-            texts = [why_empty(row) if not row.runs else f"{reference.name}: {why_empty(reference)}"] * 6
+            texts = [why_empty(row) if not row.runs else f"{reference.name}: {why_empty(reference)}"] * 8
         elif not record["seeds_shared"]:
-            texts = ["no shared seed"] * 6
+            texts = ["no shared seed"] * 8
         else:
             texts = _difference_cells(record)
         cells.append((row.name + marks(row), *texts))
@@ -198,16 +203,38 @@ def difference_table(rows: Sequence[Row], records: Sequence[Record]) -> Table:
         "Difference, points",
         "95% interval",
         "p, seeds (paired\u00a0t)",
+        "p, seeds, corrected",
         "p, images (bootstrap)",
+        "p, images, corrected",
         "p, McNemar, per seed",
     )
     title = f"Difference in accuracy to {reference.name} on {datasets.title(reference.dataset)}"
     notes = (
         f"Each seed is paired with the same seed of {reference.name}. p over seeds covers the randomness of training; "
         "it needs two pairs or more. The interval and the bootstrap p cover the choice of test images, for these "
-        "networks. McNemar: exact, over the images, one p per seed. No p is corrected for the number of rows.",
+        "networks. McNemar: exact, over the images, one p per seed, not corrected.",
+        corrected_note(rows),
     )
     return Table("differences", title, columns, tuple(cells), notes)
+
+
+def corrected_note(rows: Sequence[Row]) -> str:
+    """What the corrected p values of a table are corrected for."""
+    return (
+        f"Number of comparisons in this table: {len(rows) - 1}, one per other row. Corrected: by Holm's method, for "
+        "all of them, those without a p yet included."
+    )
+
+
+def unfinished(rows: Sequence[Row]) -> str:
+    """The runs that are missing: "not run (2 of 5 seeds): CE, CE + FD; failed (1 of 5 seeds): CE"; empty if none is."""
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        failed = set(row.failures) - set(row.runs)
+        for why, seeds in ((NOT_RUN, set(row.seeds) - set(row.runs) - failed), (FAILED, failed)):
+            if seeds:
+                names.setdefault(f"{why} ({len(seeds)} of {len(row.seeds)} seeds)", []).append(row.name)
+    return "; ".join(f"{why}: {', '.join(which)}" for why, which in names.items())
 
 
 def _difference_cells(record: Record) -> list[str]:
@@ -218,7 +245,9 @@ def _difference_cells(record: Record) -> list[str]:
         signed(100 * record["difference"]),
         f"{low} to {high}",
         p_value(record["p_seeds"]),
+        p_value(record["p_seeds_holm"]),
         p_value(record["p_images"]),
+        p_value(record["p_images_holm"]),
         "; ".join(map(p_value, mcnemar)),
     ]
 

@@ -26,6 +26,7 @@ SIDE, NUM_CLASSES, K, D = 16, 7, 2, 8
 LABELS = np.array([0, 0, 1, 2, 3, 3, 3, 6, 6, 1, 0, 5], np.int32)  # no image of class 4
 HISTORY = 20  # predictions: the second batch of 12 overruns it
 RATE, DECAY, STEPS = 1e-3, 0.05, 2
+LOSSES = {"ad_corre": 0.0, "two_views": 5.0}  # name to the weight of the erasing-attention consistency
 
 
 def images() -> np.ndarray:
@@ -51,15 +52,20 @@ def _draw(variable: keras.Variable, rng: np.random.Generator) -> np.ndarray:
 
 
 def make_trainer(
-    dropout: float, augment: bool, average: float | None = None, resident: tuple[np.ndarray, ...] = ()
+    dropout: float,
+    augment: bool,
+    average: float | None = None,
+    resident: tuple[np.ndarray, ...] = (),
+    w_eac: float = 0.0,
 ) -> training.AdCorreTrainer:
-    """A compiled trainer with the full loss and AdamW."""
+    """A compiled trainer with the full loss and AdamW, and with mixup where it has the second view of ``w_eac``."""
     cnn_model.ARCHITECTURES["tiny"] = dataclasses.replace(cnn_model.ARCHITECTURES["mini_xcp"], build=_backbone)
     network = cnn_model.build_model("tiny", NUM_CLASSES, K, D, input_size=SIDE, dropout=dropout)
     model = training.AdCorreTrainer(
         network,
-        custom_loss.AdCorreLoss(NUM_CLASSES, history=HISTORY, label_smoothing=0.1),
+        custom_loss.AdCorreLoss(NUM_CLASSES, history=HISTORY, label_smoothing=0.1, w_eac=w_eac),
         augmentation.Augmentation(AugmentConfig(augment=augment), seed=1),
+        mixup=augmentation.Mixup(0.2, seed=2) if augment and w_eac else None,
         average=optimization.MovingAverage(network, average) if average else None,
         batch_size=len(LABELS),
     )
@@ -96,9 +102,9 @@ def random_step() -> dict[str, np.ndarray]:
     return outputs | {f"state/{name}": array for name, array in _arrays([*model.variables, *model.optimizer.variables])}
 
 
-def plain_steps() -> dict[str, np.ndarray]:
+def plain_steps(w_eac: float) -> dict[str, np.ndarray]:
     """Steps without augmentation and dropout: the terms of each step, and the state after the last."""
-    model = make_trainer(dropout=0.0, augment=False)
+    model = make_trainer(dropout=0.0, augment=False, w_eac=w_eac)
     outputs = {}
     for step in range(STEPS):
         model.reset_metrics()
@@ -118,13 +124,13 @@ def split(count: int, name: str) -> PreparedSplit:
     return PreparedSplit(pixels, np.arange(count) % NUM_CLASSES, meta, None, None)
 
 
-def two_epochs(steps_per_call: int) -> dict[str, np.ndarray]:
+def two_epochs(steps_per_call: int, w_eac: float) -> dict[str, np.ndarray]:
     """The state and the logs after two epochs of 4 steps; 0 steps per call reads batches from outside the device."""
     keras.utils.set_random_seed(5)
     train, val = split(4 * len(LABELS), "train"), split(15, "val")
     resident = steps_per_call > 0
     on_device = (train.images, val.images) if resident else ()
-    model = make_trainer(dropout=0.5, augment=True, average=0.9, resident=on_device)
+    model = make_trainer(dropout=0.5, augment=True, average=0.9, resident=on_device, w_eac=w_eac)
     shared = {"batch_size": len(LABELS), "seed": 5, "resident": resident}
     engine = training.Engine(model, Batches(train, **shared), Batches(val, **shared, training=False))
     for batches in (engine.train, engine.validation):
@@ -154,9 +160,11 @@ def check_program(model: training.AdCorreTrainer, data: tuple[np.ndarray, np.nda
 
 def main() -> None:
     outputs = {f"random/{name}": array for name, array in random_step().items()}
-    outputs |= {f"plain/{name}": array for name, array in plain_steps().items()}
-    for steps_per_call in (0, 1, 32):
-        outputs |= {f"{steps_per_call}/{name}": array for name, array in two_epochs(steps_per_call).items()}
+    for loss, w_eac in LOSSES.items():
+        outputs |= {f"{loss}/plain/{name}": array for name, array in plain_steps(w_eac).items()}
+        for steps_per_call in (0, 32) if w_eac else (0, 1, 32):
+            found = two_epochs(steps_per_call, w_eac)
+            outputs |= {f"{loss}/{steps_per_call}/{name}": array for name, array in found.items()}
     np.savez(sys.argv[1], backend=keras.backend.backend(), **outputs)
 
 

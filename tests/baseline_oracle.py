@@ -81,3 +81,43 @@ class Centers:
             for t in range(len(center)):
                 change = sum(center[t] - x[i][t] for i in members) / (1 + len(members))
                 center[t] -= self.alpha * change
+
+
+def attention_maps(features, kernel, bias, classifier) -> np.ndarray:
+    """(B, h, w, C): v_cl . (W_l A(x) + b_l) / |z_l|, summed over l, with z_l the mean of W_l A(x) + b_l over x.
+
+    Features (B, h, w, F), kernel (F, k, d), bias (k, d), classifier (k, d, C).
+    """
+    features, kernel, bias, classifier = (np.asarray(x, np.float64) for x in (features, kernel, bias, classifier))
+    images, height, width, channels = features.shape
+    _, k, d = kernel.shape
+    maps = np.zeros((images, height, width, classifier.shape[2]))
+    places = [(y, x) for y in range(height) for x in range(width)]
+    for i in range(images):
+        for vector in range(k):
+            at = {}
+            for y, x in places:
+                at[y, x] = [
+                    float(bias[vector, t]) + sum(kernel[f, vector, t] * features[i, y, x, f] for f in range(channels))
+                    for t in range(d)
+                ]
+            z = [sum(at[place][t] for place in places) / len(places) for t in range(d)]
+            length = max(math.sqrt(inner(z, z)), 1e-6)
+            for y, x in places:
+                for c in range(maps.shape[3]):
+                    maps[i, y, x, c] += inner(classifier[vector, :, c], at[y, x]) / length
+    return maps
+
+
+def attention_consistency(maps, maps_of_mirrored) -> list[float]:
+    """Zhang et al. 2022: of each image the mean over places and classes of (M(y, x) - M'(y, w - 1 - x))^2."""
+    images, height, width, classes = np.shape(maps)
+    found = []
+    for i in range(images):
+        total = 0.0
+        for y in range(height):
+            for x in range(width):
+                for c in range(classes):
+                    total += float(maps[i][y][x][c] - maps_of_mirrored[i][y][width - 1 - x][c]) ** 2
+        found.append(total / (height * width * classes))
+    return found

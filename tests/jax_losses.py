@@ -10,7 +10,7 @@ import sys
 import keras
 import numpy as np
 
-from baseline_losses import supervised_contrastive, triplet_semihard
+from baseline_losses import attention_consistency, attention_maps, supervised_contrastive, triplet_semihard
 from cnn_model import UnitVectors
 from custom_loss import (
     AdCorreLoss,
@@ -23,6 +23,20 @@ from custom_loss import (
 NUM_CLASSES, HISTORY = 5, 12
 LARGE_BATCH = 2048
 VOTES = (0.6 * np.eye(NUM_CLASSES) + 0.4 * np.eye(NUM_CLASSES)[::-1]).astype(np.float32)  # on an image of each label
+
+
+def consistency(embeddings):
+    """The mean consistency of the embeddings, taken as feature maps of k x 2 places, with those in another order."""
+    k, channels = embeddings.shape[1], embeddings.shape[2] // 2
+    rng = np.random.default_rng(3)
+    shapes = (channels, 2, 4), (2, 4), (2, 4, NUM_CLASSES)
+    head = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    features = keras.ops.reshape(embeddings, (-1, k, 2, channels))
+    return keras.ops.mean(
+        attention_consistency(attention_maps(features, *head), attention_maps(features[:, ::-1], *head))
+    )
+
+
 # Term: (embeddings (B, k, d), logits (B, C), labels (B,), recall (C,)) -> scalar
 TERMS = {
     "fd": lambda e, z, y, recall: feature_discriminator(e, y),
@@ -33,6 +47,7 @@ TERMS = {
     "ce_votes": lambda e, z, y, recall: cross_entropy(keras.ops.take(VOTES, y, axis=0), z, label_smoothing=0.1),
     "supcon": lambda e, z, y, recall: supervised_contrastive(e, y),
     "triplet": lambda e, z, y, recall: triplet_semihard(e, y),
+    "consistency": lambda e, z, y, recall: consistency(e),
     # No term, but the layer before them: its gradient at a zero vector is finite on JAX too.
     "unit_vectors": lambda e, z, y, recall: keras.ops.sum(UnitVectors()(e)[..., 0]),
 }

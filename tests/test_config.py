@@ -56,7 +56,7 @@ UNUSUAL = TrainConfig(
     process_id=4,
     coordinator="there:29500",
     model=ModelConfig("keras:MobileNetV2", 3, 66, 96, 0.23, "imagenet", 4.5),
-    loss=LossConfig(2.5, 0.0, 0.53, 3.1, False, 0.17, 53, 0.07, 1.7, 0.61, 0.71, 0.81),
+    loss=LossConfig(2.5, 0.0, 0.53, 3.1, False, 0.17, 53, 0.07, 1.7, 0.61, 0.71, 0.81, 0.91),
     optimizer=OptimizerConfig("adam", 0.13, "constant", 0.57, 0.29, 0.19, 4, 0.99),
     augmentation=AugmentConfig(False, False, 1.0, 0.21, 0.31, 0.41, 0.43, 0.47, 0.49, 0.51),
     debug=True,
@@ -65,7 +65,7 @@ UNUSUAL_ARGS = shlex.split("""
     --dataset fer2013 --data-dir /elsewhere --run-dir here --weights some.weights.h5 --epochs 3 --batch-size 7 --seed 5
     --balanced --soft-labels --select-on test --precision mixed_bfloat16 --backend jax
     --arch keras:MobileNetV2 --num-embeddings 3 --embedding-size 66 --input-size 96 --dropout 0.23 --pretrained imagenet
-    --logit-scale 4.5 --ramp-epochs 1.7 --w-center 0.61 --w-supcon 0.71 --w-triplet 0.81 --average 0.99
+    --logit-scale 4.5 --ramp-epochs 1.7 --w-center 0.61 --w-supcon 0.71 --w-triplet 0.81 --w-eac 0.91 --average 0.99
     --w-ce 2.5 --w-fd 0 --w-md 0.53 --w-ed 3.1 --no-adaptive --weight-floor 0.17 --history 53 --label-smoothing 0.07
     --optimizer adam --learning-rate 0.13 --schedule constant --warmup-epochs 0.57 --decay 0.29
     --weight-decay 0.19 --accumulate 4 --no-augment --no-flip --rotation 1 --shift 0.21 --zoom 0.31 --erase 0.41 --debug

@@ -461,15 +461,16 @@ def test_history_is_non_trainable_and_resumes_from_its_weights():
 
 
 def test_a_term_of_weight_0_is_absent_and_never_computed(monkeypatch):
-    options = {"w_center": 1.0, "w_supcon": 1.0, "w_triplet": 1.0, "embedding_shape": (3, 7)}
+    options = {"w_center": 1.0, "w_supcon": 1.0, "w_triplet": 1.0, "w_eac": 1.0, "embedding_shape": (3, 7)}
+    inputs = {"consistency": np.ones(6, np.float32), "training": True}
     calls = []
     for term, function in list(custom_loss.TERMS.items()):
         monkeypatch.setitem(custom_loss.TERMS, term, lambda *args, t=term, f=function: calls.append(t) or f(*args))
     for off in custom_loss.TERMS:
         layer = AdCorreLoss(NUM_CLASSES, **{**options, f"w_{off}": 0.0})
-        layer(*batch(6), training=True)  # Keras may call a layer twice the first time
+        layer(*batch(6), **inputs)  # Keras may call a layer twice the first time
         calls.clear()
-        terms = layer(*batch(6), training=True)
+        terms = layer(*batch(6), **inputs)
         rest = [term for term in custom_loss.TERMS if term != off]
         assert list(terms) == ["loss", *rest] and calls == rest
         assert off != "center" or len(layer.weights) == 2  # no centers either

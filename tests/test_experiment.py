@@ -328,12 +328,16 @@ def test_a_run_says_what_its_loss_is_and_ends_with_what_comes_next(whole_run, da
 
 
 @pytest.mark.slow
-def test_a_resumed_run_applies_its_left_over_gradients_to_the_same_weights(data_dir, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("w_eac", [0.0, 5.0])
+def test_a_resumed_run_applies_its_left_over_gradients_to_the_same_weights(
+    w_eac, data_dir, tmp_path, monkeypatch, capsys
+):
     """8 steps, 3 per update: 2 are left over."""
-    options = {"optimizer": config.OptimizerConfig(accumulate=3, average=0.5)}
+    options = {"optimizer": config.OptimizerConfig(accumulate=3, average=0.5), "loss": config.LossConfig(w_eac=w_eac)}
     whole, stopped = (settings(data_dir, tmp_path / name, **options) for name in ("whole", "stopped"))
     experiment.train_and_evaluate(whole)
-    assert "loss = 7.14 ce + 1 fd + 1 md + 1 ed (docs/loss.md)\nepoch 1/2  train: " in capsys.readouterr().out
+    formula = "loss = 7.14 ce + 1 fd + 1 md + 1 ed" + (" + 5 eac" if w_eac else "")
+    assert f"{formula} (docs/loss.md)\nepoch 1/2  train: " in capsys.readouterr().out
     with monkeypatch.context() as patched:
         patched.setattr(training.EpochOrder, "on_epoch_begin", stop_at_second_epoch)
         with pytest.raises(KeyboardInterrupt):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import shutil
 
+import numpy as np
 import pytest
 from conftest import ROOT, run_python, write_split
 
@@ -114,6 +116,31 @@ def test_damaged_results_are_named_and_passed_over(tmp_path, monkeypatch, capsys
     with pytest.raises(UserError, match=damaged.name):
         in_process(tmp_path, monkeypatch, "run", *grid)
     assert "2 finished, 1 unreadable" in capsys.readouterr().out
+
+
+def test_other_views_and_the_images_without_a_copy_are_reported(tmp_path, monkeypatch):
+    """The images of train are those of rows 0 and 1, and every 256th of val is the same: 30 of 3,589."""
+    monkeypatch.setattr(figures, "_DRAWERS", ())
+    grid = old_grid(tmp_path)
+    with pytest.raises(UserError, match=r"predictions of flip.*test\.py evaluate .* --views flip --run-dir RUN/flip"):
+        in_process(tmp_path, monkeypatch, "report", *grid, "--views", "flip")
+    run = tmp_path / "runs/mine"
+    run.unlink()
+    for folder in (run, run / "flip"):
+        shutil.copytree(ROOT / "tests/data/old_runs/fd-seed0", folder)
+    result = json.loads((run / "result.json").read_text())
+    (run / "flip/result.json").write_text(json.dumps({**result, "views": "flip"}))
+
+    write_split(tmp_path / "data", np.arange(9) % 7, dataset="fer2013", split="val")
+    with pytest.raises(UserError, match="--without-copies: expected fer2013/val in data"):
+        in_process(tmp_path, monkeypatch, "report", *grid, "--without-copies")
+    write_split(tmp_path / "data", np.arange(3589) % 7, dataset="fer2013", split="val")
+    in_process(tmp_path, monkeypatch, "report", *grid, "--without-copies", "--views", "flip", "--keep-results")
+    folder = tmp_path / "reports/fer2013-old-flip"
+    page = (folder / "report.md").read_text(encoding="utf-8")
+    assert "n = 3,559, without the 30 images that have a copy in train" in page and "Views averaged: `flip`" in page
+    assert "--without-copies" in page and "--views flip" in page
+    assert (folder / "runs/mine/flip/predictions.npz").is_file()
 
 
 def test_a_grid_that_another_process_is_doing_does_not_end_with_0(tmp_path, monkeypatch, capsys):

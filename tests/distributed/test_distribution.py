@@ -46,7 +46,7 @@ def options(data_dir: Path, run_dir: Path) -> list[str]:
     named = {
         **{"--backend": "jax", "--data-dir": data_dir, "--run-dir": run_dir, "--epochs": EPOCHS},
         **{"--batch-size": BATCH, "--arch": "tiny", "--input-size": 8, "--num-embeddings": 2, "--embedding-size": 8},
-        **{"--history": 50, "--average": 0.9, "--warmup-epochs": 1, "--mixup": 0.2},
+        **{"--history": 50, "--average": 0.9, "--warmup-epochs": 1, "--mixup": 0.2, "--w-eac": 5},
     }
     return [str(part) for pair in named.items() for part in pair]
 
@@ -139,7 +139,7 @@ def test_the_run_continues_and_only_rank_0_prints(two):
 
 
 def test_two_processes_train_as_one(one, two):
-    """20 steps with augmentation, mixup, dropout, adaptive map, averaged weights; the last validation batch is of 5."""
+    """20 steps with augmentation, mixup, two views, dropout, adaptive map, averaged weights; the last batch is of 5."""
     run_dir = two[0]
     for expected, found in zip(history(one), history(run_dir), strict=True):
         assert expected.keys() == found.keys()

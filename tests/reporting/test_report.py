@@ -69,8 +69,10 @@ def test_a_report_is_one_page_with_tables_figures_and_raw_numbers(tmp_path):
     rows.append(make_row(tmp_path, "other code", [1.0], commit="d" * 40 + "-dirty", options={"epochs": 3}))
     folder = tmp_path / "report"
     written = write_report("components", "What does each add?", rows, folder, COMMAND)
-    expected = {f"{name}.csv" for name in ("results", "summary", "recall", "correlations", "references")}
-    expected |= {f"{name}.tex" for name in ("accuracy", "differences", "recall", "correlations", "references")}
+    expected = {f"{name}.csv" for name in ("results", "summary", "ensembles", "recall", "correlations", "references")}
+    expected |= {
+        f"{name}.tex" for name in ("accuracy", "differences", "ensembles", "recall", "correlations", "references")
+    }
     expected |= {"index.html", "report.md", "figures/fer2013-accuracy.png"}
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == expected
     assert {str(path.relative_to(folder)) for path in written} == expected

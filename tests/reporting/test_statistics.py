@@ -9,7 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from reporting.statistics import bootstrap_interval, mcnemar, mean_and_std, paired_bootstrap, paired_t
+from reporting.statistics import bootstrap_interval, holm, mcnemar, mean_and_std, paired_bootstrap, paired_t
 
 
 def test_mean_and_std():
@@ -130,3 +130,16 @@ def test_images_must_fit():
     for wrong in cases:
         with pytest.raises(ValueError, match="expected"):
             wrong()
+
+
+def test_holm_by_hand():
+    """4 comparisons: the smallest times 4, the next times 3, ...; never below a smaller one, and at most 1.
+
+    0.01 x 4; 0.02 x 3 = 0.06; 0.022 x 2 = 0.044, which is below 0.06; 0.6 x 1.
+    """
+    np.testing.assert_allclose(holm([0.6, 0.02, 0.01, 0.022]), [0.6, 0.06, 0.04, 0.06])
+    assert holm([0.4, 0.5]) == [0.8, 0.8] and holm([0.9, 0.7]) == [1, 1] and holm([]) == []
+
+
+def test_holm_counts_the_comparisons_that_have_no_p_yet():
+    assert holm([None, 0.01, None, 0.03]) == [None, 0.04, None, pytest.approx(0.09)]

@@ -76,8 +76,10 @@ def test_rows_without_a_result_say_why(tmp_path, two_rows):
     assert table.rows[2][1:] == ("0 of 2, 1 failed", *["failed"] * 4, "")
     assert table.rows[3][1] == "1 of 2, 1 failed"
     assert "Failed: MD, seed 1: exit code 2: loss is not finite" in table.notes
+    missing = "not run (3 of 3 seeds): FD; not run (1 of 2 seeds): MD; failed (1 of 2 seeds): MD, Ad-Corre"
+    assert f"Missing runs: {missing}." in table.notes
     differences = difference_table(rows, records)
-    assert differences.rows[0][1:] == ("not run",) * 6 and differences.rows[1][1:] == ("failed",) * 6
+    assert differences.rows[0][1:] == ("not run",) * 8 and differences.rows[1][1:] == ("failed",) * 8
     assert recall_table(rows)[0].rows[1][1:] == ("not run",) * 7
     assert correlation_table(rows)[0].rows[2][1:] == ("failed",) * 4
 
@@ -102,16 +104,16 @@ def test_differences_print_points_interval_and_every_p(two_rows):
         "2",
         points,
         f"{low} to {high}",
-        *map(p_value, (record["p_seeds"], record["p_images"])),
+        *(p_value(record[name]) for name in ("p_seeds", "p_seeds_holm", "p_images", "p_images_holm")),
         mcnemar,
     )
 
 
 def test_differences_without_a_partner(tmp_path, two_rows):
     rows = [make_row(tmp_path, "CE", [], wanted=2), two_rows[1]]
-    assert difference_table(rows, accuracy_table(rows)[1]).rows[0][1:] == ("CE: not run",) * 6
+    assert difference_table(rows, accuracy_table(rows)[1]).rows[0][1:] == ("CE: not run",) * 8
     rows = [with_seeds(two_rows[0], 0), with_seeds(two_rows[1], 1)]
-    assert difference_table(rows, accuracy_table(rows)[1]).rows[0][1:] == ("no shared seed",) * 6
+    assert difference_table(rows, accuracy_table(rows)[1]).rows[0][1:] == ("no shared seed",) * 8
 
 
 def test_recall_prints_mean_and_change(two_rows):
