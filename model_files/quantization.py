@@ -28,6 +28,8 @@ SMALLEST_CHANNELS = 4  # of a convolution's input: integer kernels are slower th
 PERCENTILE = 99.99
 _BATCH_SIZE = 256
 _CALIBRATION_BATCH = 8  # every activation of so many images is in memory
+# ONNX's operations that compute with integers: those with weights, and what stands behind these.
+_WEIGHTED, _PASSING, _JOINING = ("Conv", "MatMul", "Gemm"), ("Relu", "Clip", "MaxPool"), ("Add", "Concat")
 # The layers of `cnn_model.build_model` around the backbone that stay in float32; the embedding layer does not.
 _FLOAT_LAYERS = (
     "pixel_input",
@@ -186,6 +188,8 @@ def quantize_onnx(path: Path, calibration: np.ndarray) -> None:
             str(path),
             _Batches(calibration),
             quant_format=quantization.QuantFormat.QDQ,
+            # Ranges are taken of these operations' tensors only: a gate's, all about 0.5, has none that can be divided.
+            op_types_to_quantize=[*_WEIGHTED, *_PASSING, *_JOINING],
             nodes_to_quantize=integer_nodes(onnx.load(prepared).graph),
             per_channel=True,
             reduce_range=True,
@@ -216,10 +220,10 @@ def integer_nodes(graph) -> list[str]:
             chosen = weights is not None and weights[1] * groups >= SMALLEST_CHANNELS
         elif node.op_type in ("MatMul", "Gemm"):
             chosen = weights is not None and node.name != classifier
-        elif node.op_type in ("Relu", "Clip", "MaxPool"):
+        elif node.op_type in _PASSING:
             chosen = node.input[0] in integers
         else:
-            chosen = node.op_type in ("Add", "Concat") and not integers.isdisjoint(node.input)
+            chosen = node.op_type in _JOINING and not integers.isdisjoint(node.input)
             chosen = chosen and sizes.keys().isdisjoint(node.input)
         if chosen:
             names.append(node.name)
