@@ -171,6 +171,11 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     from data_helper import open_split
     from model_files import model_file
 
+    if is_exported(settings.weights):
+        raise UserError(
+            f"{settings.weights}: evaluate measures weights files, not exported ones; name the file that it was made "
+            "from (python test.py export --quantize int8 prints the accuracy of the file that it writes)"
+        )
     if settings.flip and settings.views == "ten-crop":
         raise UserError("--flip: expected to be used without --views ten-crop, whose crops are mirrored already")
     views = "flip" if settings.flip else settings.views

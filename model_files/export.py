@@ -101,7 +101,7 @@ def _written(
             with _quiet():
                 serving = serving_network(network, info.network.input_size)
                 with plain_layers(serving):
-                    plan.write(serving, temporary, about, calibration)
+                    plan.write(serving, temporary, about, *(() if calibration is None else (calibration,)))
                 run = plan.open(temporary)
         except (UserError, OSError):
             raise
@@ -123,8 +123,9 @@ def check_target(path: str | Path, format: str, quantize: bool = False) -> None:
     """
     if format not in _FORMATS:
         raise UserError(f"format: expected one of {', '.join(_FORMATS)}, received {format!r}")
-    if quantize and format == "saved_model":
-        raise UserError("--quantize int8: expected --format onnx or tflite, received saved_model")
+    if quantize and not _FORMATS[format].quantizes:
+        able = " or ".join(name for name, plan in _FORMATS.items() if plan.quantizes)
+        raise UserError(f"--quantize int8: expected --format {able}, received {format}")
     plan = _FORMATS[format]
     if lacking := [name for name in plan.packages if importlib.util.find_spec(name) is None]:
         raise UserError(
@@ -194,7 +195,7 @@ def _quiet() -> Iterator[None]:
 # ONNX
 
 
-def _write_onnx(serving: keras.Model, path: Path, info: ExportInfo, calibration: np.ndarray | None) -> None:
+def _write_onnx(serving: keras.Model, path: Path, info: ExportInfo, calibration: np.ndarray | None = None) -> None:
     import onnx
 
     # Keras would take the signature from the model's last call, and there was none.
@@ -218,7 +219,7 @@ def _open_onnx(path: Path) -> Run:
 # TensorFlow Lite
 
 
-def _write_tflite(serving: keras.Model, path: Path, info: ExportInfo, calibration: np.ndarray | None) -> None:
+def _write_tflite(serving: keras.Model, path: Path, info: ExportInfo, calibration: np.ndarray | None = None) -> None:
     import tensorflow as tf
 
     with tempfile.TemporaryDirectory() as folder:
@@ -247,7 +248,7 @@ def is_saved_model(path: Path) -> bool:
     return (path / "saved_model.pb").is_file()
 
 
-def _write_saved_model(serving: keras.Model, folder: Path, info: ExportInfo, calibration: None) -> None:
+def _write_saved_model(serving: keras.Model, folder: Path, info: ExportInfo) -> None:
     serving.export(folder, format="tf_saved_model", verbose=False)
     extra = folder / "assets.extra"  # TensorFlow's name for a user's own files
     extra.mkdir()
@@ -279,20 +280,22 @@ class _Format:
         ending: of its names.
         packages: what it needs besides TensorFlow.
         whole: makes the temporary file or folder.
-        write: writes a `serving_network` to that place; in 8 bits if it gets calibration images, uint8 (M, S, S, 3).
+        write: writes a `serving_network` to that place.
         open: makes what runs it.
+        quantizes: ``write`` also takes calibration images, uint8 (M, S, S, 3), and then writes 8-bit integers.
     """
 
     ending: str
     packages: tuple[str, ...]
     whole: Callable[[str | Path], contextlib.AbstractContextManager[Path]]
-    write: Callable[[keras.Model, Path, ExportInfo, np.ndarray | None], None]
+    write: Callable[..., None]
     open: Callable[[Path], Run]
+    quantizes: bool = False
 
 
 _FORMATS = {
-    "onnx": _Format(".onnx", ("tf2onnx", "onnx", "onnxruntime"), whole_file, _write_onnx, _open_onnx),
-    "tflite": _Format(".tflite", (), whole_file, _write_tflite, _open_tflite),
+    "onnx": _Format(".onnx", ("tf2onnx", "onnx", "onnxruntime"), whole_file, _write_onnx, _open_onnx, True),
+    "tflite": _Format(".tflite", (), whole_file, _write_tflite, _open_tflite, True),
     "saved_model": _Format("_saved_model", (), whole_folder, _write_saved_model, _open_saved_model),
 }
 

@@ -14,6 +14,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -165,7 +166,7 @@ def measure(run: Run, network: keras.Model, split: PreparedSplit, size: int) -> 
 # ONNX
 
 
-def quantize_onnx(path: Path, calibration: np.ndarray) -> None:
+def quantize_onnx(path: Path, calibration: np.ndarray, **changes: Any) -> None:
     """Replaces an ONNX file by one with 8-bit integers; its metadata stay.
 
     Weights have 7 bits: x86 processors without VNNI add pairs of 8 x 8-bit products in 16 bits, which would overflow.
@@ -173,6 +174,7 @@ def quantize_onnx(path: Path, calibration: np.ndarray) -> None:
     Args:
         path: the file, float32.
         calibration: uint8 (M, S, S, 3).
+        changes: other arguments of ``quantize_static``, to try them out.
     """
     import onnx
     from onnxruntime import quantization
@@ -183,10 +185,7 @@ def quantize_onnx(path: Path, calibration: np.ndarray) -> None:
         prepared = Path(folder) / "prepared.onnx"
         # It folds constants and joins MatMul and Add, so that the integers reach more.
         quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
-        quantization.quantize_static(
-            str(prepared),
-            str(path),
-            _Batches(calibration),
+        arguments = dict(
             quant_format=quantization.QuantFormat.QDQ,
             # Ranges are taken of these operations' tensors only: a gate's, all about 0.5, has none that can be divided.
             op_types_to_quantize=[*_WEIGHTED, *_PASSING, *_JOINING],
@@ -198,6 +197,7 @@ def quantize_onnx(path: Path, calibration: np.ndarray) -> None:
             calibrate_method=quantization.CalibrationMethod.Percentile,
             extra_options={"CalibPercentile": PERCENTILE, "CalibStridedMinMax": 1},
         )
+        quantization.quantize_static(str(prepared), str(path), _Batches(calibration), **{**arguments, **changes})
     model = onnx.load(path)
     onnx.helper.set_model_props(model, properties)
     onnx.checker.check_model(model)
@@ -255,12 +255,13 @@ class _Batches:
 # TensorFlow Lite
 
 
-def quantized_tflite(folder: str | Path, calibration: np.ndarray) -> bytes:
+def quantized_tflite(folder: str | Path, calibration: np.ndarray, all_layers: bool = False) -> bytes:
     """A TensorFlow Lite model with 8-bit integers inside and float32 inputs and outputs.
 
     Args:
         folder: a SavedModel of a `serving.serving_network`.
         calibration: uint8 (M, S, S, 3).
+        all_layers: let the converter quantise everything that it can, to try it out.
     """
     import tensorflow as tf
 
@@ -270,12 +271,14 @@ def quantized_tflite(folder: str | Path, calibration: np.ndarray) -> bytes:
     interpreter = tf.lite.Interpreter(
         model_content=tf.lite.TFLiteConverter.from_saved_model(str(folder)).convert(),
     )
-    names = float_tensors({item["name"]: tuple(item["shape"]) for item in interpreter.get_tensor_details()})
+    shapes = {item["name"]: tuple(item["shape"]) for item in interpreter.get_tensor_details()}
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder))
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = examples
     # The converter alone quantises everything, the softmax included; its debugger can leave tensors out.
-    options = tf.lite.experimental.QuantizationDebugOptions(denylisted_nodes=names)
+    options = tf.lite.experimental.QuantizationDebugOptions(
+        denylisted_nodes=[] if all_layers else float_tensors(shapes)
+    )
     debugger = tf.lite.experimental.QuantizationDebugger(
         converter=converter, debug_dataset=examples, debug_options=options
     )

@@ -104,7 +104,7 @@ def test_onnx_holds_its_batch_open(exported):
 def test_the_command_writes_a_folder_here_and_replaces_its_own(tiny_weights, exported, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     before = exported("saved_model")  # converting once is enough
-    replace_format(monkeypatch, "saved_model", write=lambda serving, path, info, _: shutil.copytree(before, path))
+    replace_format(monkeypatch, "saved_model", write=lambda serving, path, info: shutil.copytree(before, path))
     stale = tmp_path / PATHS["saved_model"] / "stale"
     stale.mkdir(parents=True)
     (stale.parent / "saved_model.pb").write_bytes(b"of an earlier export")
@@ -135,7 +135,7 @@ def test_a_file_that_does_not_agree_is_not_kept(loaded, tmp_path, monkeypatch, s
             (probabilities if place == "probabilities" else embeddings)[0, -1] += shift
         return probabilities, embeddings
 
-    write = lambda serving, path, info, _: path.write_bytes(b"new")  # noqa: E731
+    write = lambda serving, path, info: path.write_bytes(b"new")  # noqa: E731
     replace_format(monkeypatch, "tflite", write=write, open=lambda path: run)
     path = tmp_path / "a.tflite"
     path.write_bytes(b"of an earlier export")
