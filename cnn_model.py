@@ -16,7 +16,7 @@ from files import UserError
 # Of the batch statistics: about 20 steps. Keras's networks remember 100 to 1,000, made for ImageNet's epochs; a short
 # run would be measured with the statistics of its first weights.
 _MOMENTUM = 0.95
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what OpenCV's gray conversion uses too
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what OpenCV's gray conversion uses too
 
 
 def _caffe(x):
@@ -67,7 +67,7 @@ class PixelInput(layers.Layer):
             shape = ops.shape(x)
             x = ops.broadcast_to(x, (*shape[:-1], 3))
         if self.channels == 1 and x.shape[-1] == 3:
-            x = ops.sum(x * ops.convert_to_tensor(_LUMA, "float32"), axis=-1, keepdims=True)
+            x = ops.sum(x * ops.convert_to_tensor(LUMA, "float32"), axis=-1, keepdims=True)
         if x.shape[1:3] != (self.size, self.size):
             x = ops.image.resize(x, (self.size, self.size), interpolation="bilinear", data_format="channels_last")
         return ops.cast(SCALINGS[self.scaling][1](x), self.compute_dtype)

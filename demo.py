@@ -24,7 +24,7 @@ from command_line import Range, parse_options
 from config import Backend, preferred_backend
 from files import UserError, cache_folder, run_command
 from recognition import ImageResult, Recognition
-from test_model import DEFAULT_WEIGHTS, TestModels, is_onnx
+from test_model import DEFAULT_WEIGHTS, TestModels, is_exported
 
 if TYPE_CHECKING:
     import gradio
@@ -34,6 +34,7 @@ MODELS = ROOT / "trained_models"
 MOST_EXPLAINED = 4  # faces; each takes about a second
 _LARGEST_UPLOAD = 25_000_000  # bytes
 _MODELS_KEPT = 4
+_ENDINGS = (".h5", ".onnx", ".tflite")
 _SHOWN_SECONDS = 5.0  # from the use of an upload to its deletion
 _CLEANING_SECONDS = 60  # until an upload that no request has used is deleted
 
@@ -47,9 +48,9 @@ class DemoConfig:
     port: Annotated[int | None, Range(1, 65_535)] = None
     """Port to listen on; None is GRADIO_SERVER_PORT or else the first free one from 7860."""
     weights: str | None = None
-    """Model file that is offered first: .h5, .keras, .onnx or hf://owner/repository/file."""
+    """Model file that is offered first: .h5, .keras, .onnx, .tflite or hf://owner/repository/file."""
     backend: Backend = dataclasses.field(default_factory=preferred_backend)
-    """What Keras computes with; an .onnx file needs no Keras."""
+    """What Keras computes with; an exported file needs no Keras."""
     debug: bool = False
     """Show tracebacks."""
 
@@ -58,19 +59,19 @@ def models_in(folder: str | Path, first: str | None = None) -> dict[str, str]:
     """The models that the page offers: name to model file, the one shown at the start first.
 
     Args:
-        folder: its ``.h5`` and ``.onnx`` files are offered.
+        folder: its ``.h5``, ``.onnx`` and ``.tflite`` files are offered.
         first: a model file, or ``hf://...``; None is the project's own.
 
     Raises:
         UserError: no model at all.
     """
-    found = sorted(path for path in Path(folder).glob("*") if path.suffix in (".h5", ".onnx") and path.is_file())
+    found = sorted(path for path in Path(folder).glob("*") if path.suffix in _ENDINGS and path.is_file())
     found.sort(key=lambda path: path != DEFAULT_WEIGHTS)
     models = {path.name: str(path) for path in found}
     if first is not None:
         models = {first: first} | {name: path for name, path in models.items() if Path(path) != Path(first).absolute()}
     if not models:
-        raise UserError(f"{folder}: no model file (.h5, .onnx); name one with --weights")
+        raise UserError(f"{folder}: no model file ({', '.join(_ENDINGS)}); name one with --weights")
     return models
 
 
@@ -87,9 +88,9 @@ def detectors() -> list[tuple[str, str]]:
 @functools.lru_cache(_MODELS_KEPT)
 def load(weights: str, detector: faces.DetectorName) -> TestModels:
     """A model with a detector; the last ones stay in memory."""
-    if not is_onnx(weights):
+    if not is_exported(weights):
         runtime.choose_backend(os.environ.get("KERAS_BACKEND", "tensorflow"))
-    return TestModels(weights, GPU=is_onnx(weights) or runtime.has_gpu(), detector=detector)
+    return TestModels(weights, GPU=is_exported(weights) or runtime.has_gpu(), detector=detector)
 
 
 def recognized(image: bytes, weights: str, detector: faces.DetectorName) -> Iterator[tuple[str, str]]:
@@ -155,7 +156,7 @@ def explanation_html(model: TestModels, found: Sequence[Recognition]) -> str:
     try:
         model.check_explains()
     except UserError:
-        text = "An exported .onnx file has no feature maps. Choose the weights file (.h5) that it was made from."
+        text = "An exported file has no feature maps. Choose the weights file (.h5) that it was made from."
         return f'<div class="why"><h3>Why this label?</h3><p>{text}</p></div>'
     explanation = model.explain(found[:MOST_EXPLAINED])
     figures = []

@@ -16,7 +16,8 @@ import runtime
 from files import UserError
 from images import resize_image
 from measuring.views import VIEWS, Views
-from model_files import onnx_network
+from model_files import lite_network, onnx_network
+from model_files.exported_network import ExportedNetwork
 from recognition import ImageResult, Recognition, Results, results
 from recognition.inputs import ImageInput, Inputs, copy_of, from_array, from_pil, is_pil, open_inputs, unusable
 
@@ -33,18 +34,18 @@ class TestModels:
 
     Args:
         h5_address: a model file: one that `train.py` wrote, a published one (``AffectNet_6336.h5``), or a ``.keras``
-            or ``.h5`` file that `keras.Model.save` wrote of a network of ours; or an ``.onnx`` file that
-            `python test.py export` wrote, which ONNX Runtime runs without Keras. ``hf://owner/repo/file.weights.h5``
-            fetches a file from the Hugging Face Hub once (`model_files.hub`). None is the model that comes with the
-            project. Nothing in the file is executed.
+            or ``.h5`` file that `keras.Model.save` wrote of a network of ours; or an ``.onnx`` or
+            ``.tflite`` file that `python test.py export` wrote, which ONNX Runtime or LiteRT runs without Keras.
+            ``hf://owner/repo/file.weights.h5`` fetches a file from the Hugging Face Hub once (`model_files.hub`). None
+            is the model that comes with the project. Nothing in the file is executed.
         GPU: True uses a GPU where there is one; False uses the CPU.
         detector: what finds the faces: ``auto``, ``haar``, ``mtcnn`` or ``yunet`` (docs/faces.md).
         detector_file: model file of ``yunet``; see `faces.open_detector`.
         views: average the probabilities over views of each face: ``none``, ``flip`` or ``ten-crop`` (`views.VIEWS`).
 
     Raises:
-        UserError: the file is missing, damaged or not a model file; an ``.onnx`` file without ONNX Runtime here; or
-            what `faces.open_detector` refuses.
+        UserError: the file is missing, damaged or not a model file; an exported file without its runtime here;
+            or what `faces.open_detector` refuses.
 
     Example:
         >>> model = TestModels(h5_address="trained_models/fer2013_mini_xcp.weights.h5")
@@ -68,8 +69,9 @@ class TestModels:
         self.views = views
         self._detector_choice = detector, detector_file
         self._detector: faces.Detector | None = faces.open_detector(detector, detector_file)
-        if is_onnx(h5_address):
-            self.network = onnx_network.OnnxNetwork(h5_address, gpu=GPU)
+        if is_exported(h5_address):
+            kind = onnx_network.OnnxNetwork if str(h5_address).endswith(".onnx") else lite_network.LiteNetwork
+            self.network = kind(h5_address, gpu=GPU)
             self.info = self.network.info
             return
         # Keras is imported late: `--help` stays instant, and the backend can be chosen until here.
@@ -249,9 +251,9 @@ class TestModels:
 
     def check_explains(self) -> None:
         """Refuses, before anything is computed, a model that `explain` cannot explain."""
-        if isinstance(self.network, onnx_network.OnnxNetwork):
+        if isinstance(self.network, ExportedNetwork):
             raise UserError(
-                "explain: an exported .onnx file has no feature maps; use the weights file it was made from"
+                "explain: an exported file (.onnx, .tflite) has no feature maps; use the weights file it was made from"
             )
 
     def predict(self, images: np.ndarray | Sequence[np.ndarray], batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
@@ -273,8 +275,8 @@ class TestModels:
         pixels = [_as_face(image, self.input_size, i) for i, image in enumerate(_as_list(images))]
         if not pixels:
             raise UserError("images: expected one or more, received none")
-        if isinstance(self.network, onnx_network.OnnxNetwork):
-            return self._predict_onnx(np.stack(pixels), batch_size)
+        if isinstance(self.network, ExportedNetwork):
+            return self._predict_exported(np.stack(pixels), batch_size)
         if self._process != os.getpid():
             raise UserError(
                 "predict: this process was forked from the one that loaded the network, whose threads it lacks: "
@@ -288,7 +290,7 @@ class TestModels:
         self._has_run = True
         return evaluation.predict(self.network, np.stack(pixels), batch_size, self.views, compiled)
 
-    def _predict_onnx(self, pixels: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    def _predict_exported(self, pixels: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         probabilities, embeddings = self.network.predict(pixels, batch_size)
         if self.views == "none":
             return probabilities, embeddings
@@ -300,8 +302,9 @@ class TestModels:
         return total / len(VIEWS[self.views]), embeddings
 
 
-def is_onnx(path: str | Path | None) -> bool:
-    return str(path).endswith(".onnx")
+def is_exported(path: str | Path | None) -> bool:
+    """Whether a model file needs no Keras."""
+    return str(path).endswith((".onnx", ".tflite"))
 
 
 def _check_batch_size(batch_size: Any) -> None:

@@ -8,6 +8,8 @@
 - a clip of 640 x 480 with one face that moves: frames per second, with the detector on every fifth frame;
 - the first label from ``python`` on, beside ``import keras`` alone, with each process's peak memory.
 
+``--peer fer`` compares the exported files with the model of that package instead (`peer.py`).
+
 What is compared takes turns in one process (`timing.py`), or process by process for the cold starts. Prints three
 tables and one JSON line. What is not installed (``pip install -r requirements-export.txt``) is left out and named.
 """
@@ -55,6 +57,8 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=(1, 64))
     parser.add_argument("--rounds", type=int, default=200, help="calls of each side that count, of batch 1")
     parser.add_argument("--starts", type=int, default=7, help="cold starts of each command")
+    parser.add_argument("--peer", choices=("fer",), help="compare with this package instead; needs prepared fer2013")
+    parser.add_argument("--data-dir", default="data", help="folder of the prepared data sets, for --peer")
     parser.add_argument("--quick", action="store_true", help="2 rounds and 1 start: does it run?")
     options = parser.parse_args()
     if options.quick:
@@ -65,6 +69,12 @@ def main() -> None:
     import evaluation
 
     with tempfile.TemporaryDirectory() as folder:
+        if options.peer:
+            import peer
+
+            return peer.run(
+                options.peer, options.weights, options.data_dir, options.batch_sizes, options.rounds, Path(folder)
+            )
         exported = export_all(options.weights, Path(folder))
         warm = measure_warm(options.weights, exported, options.batch_sizes, options.rounds, Path(folder))
         print_warm(warm)

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import importlib.util
 import logging
-import math
 import tempfile
 import warnings
 import zipfile
@@ -27,14 +26,14 @@ import runtime
 from files import UserError, whole_file, whole_folder
 from images import resize_image
 from model_files.description import ATTRIBUTE, ExportInfo, ModelInfo, to_json
+from model_files.lite_check import INFO_NAME
 from model_files.onnx_network import OnnxNetwork
+from model_files.quantization import Accuracies, Quantization, Run, quantize_onnx, quantized_tflite
+from model_files.serving import onnx_layers, plain_layers, serving_network
 
 TOLERANCE = 1e-4
 _NUM_IMAGES = 16
 _LONGEST_REASON = 400
-_INFO_NAME = f"{ATTRIBUTE}.json"
-# A batch of pixels to probabilities and embeddings, see `OnnxNetwork.run`.
-Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def export_network(network: keras.Model, info: ModelInfo, path: str | Path, format: str) -> dict[str, float]:
@@ -55,29 +54,8 @@ def export_network(network: keras.Model, info: ModelInfo, path: str | Path, form
     Raises:
         UserError: see `check_target`; another backend; or a file that differs by more than `TOLERANCE`.
     """
-    check_target(path, format)
-    if keras.backend.backend() != "tensorflow":
-        raise UserError(
-            f"{path}: exporting needs the TensorFlow backend, Keras runs on {keras.backend.backend()}; "
-            "set KERAS_BACKEND=tensorflow before Python starts (a weights file is the same on every backend)"
-        )
-    size = info.network.input_size
-    about = ExportInfo(info.network, info.dataset, info.origin)
-    plan = _FORMATS[format]
-    with plan.whole(path) as temporary:
-        try:
-            with _quiet():
-                plan.write(serving_network(network, size), temporary, about)
-                run = plan.open(temporary)
-        except (UserError, OSError):
-            raise
-        except Exception as error:  # whatever a converter raises: an operation that it does not know, a full disk
-            reason = " ".join(str(error).split())[:_LONGEST_REASON]
-            raise UserError(
-                f"{path}: this network could not be written as {format} ({type(error).__name__}: {reason}); "
-                "nothing was kept; try another --format, or --debug for the traceback"
-            ) from error
-        differences = compare(run, network, size)
+    with _written(network, info, path, format) as run:
+        differences = compare(run, network, info.network.input_size)
         if not all(value <= TOLERANCE for value in differences.values()):  # NaN too
             raise UserError(
                 f"{path}: the {format} file does not agree with the network, so it was not kept: expected a difference "
@@ -87,15 +65,67 @@ def export_network(network: keras.Model, info: ModelInfo, path: str | Path, form
     return differences
 
 
-def check_target(path: str | Path, format: str) -> None:
+def export_quantized(
+    network: keras.Model, info: ModelInfo, path: str | Path, format: str, data: Quantization
+) -> Accuracies:
+    """As `export_network`, but computes with 8-bit integers, and keeps the file only if its accuracy is about the same.
+
+    Args:
+        network, info, path: see `export_network`.
+        format: ``onnx`` or ``tflite``.
+        data: what calibrates and measures it.
+
+    Raises:
+        UserError: see `export_network`; or see `Quantization.measure`.
+    """
+    about = dataclasses.replace(info, origin=f"{info.origin}; int8, calibrated on {data.source}")
+    with _written(network, about, path, format, data.calibration) as run:
+        return data.measure(run, network, path)
+
+
+@contextlib.contextmanager
+def _written(
+    network: keras.Model, info: ModelInfo, path: str | Path, format: str, calibration: np.ndarray | None = None
+) -> Iterator[Run]:
+    """Writes a file and runs it; it is put in its place when the block ends without an error."""
+    check_target(path, format, quantize=calibration is not None)
+    if keras.backend.backend() != "tensorflow":
+        raise UserError(
+            f"{path}: exporting needs the TensorFlow backend, Keras runs on {keras.backend.backend()}; "
+            "set KERAS_BACKEND=tensorflow before Python starts (a weights file is the same on every backend)"
+        )
+    about = ExportInfo(info.network, info.dataset, info.origin)
+    plan = _FORMATS[format]
+    with plan.whole(path) as temporary:
+        try:
+            with _quiet():
+                serving = serving_network(network, info.network.input_size)
+                with plain_layers(serving):
+                    plan.write(serving, temporary, about, *(() if calibration is None else (calibration,)))
+                run = plan.open(temporary)
+        except (UserError, OSError):
+            raise
+        except Exception as error:  # whatever a converter raises: an operation that it does not know, a full disk
+            reason = " ".join(str(error).split())[:_LONGEST_REASON]
+            raise UserError(
+                f"{path}: this network could not be written as {format} ({type(error).__name__}: {reason}); "
+                "nothing was kept; try another --format, or --debug for the traceback"
+            ) from error
+        yield run
+
+
+def check_target(path: str | Path, format: str, quantize: bool = False) -> None:
     """Refuses a target that could not be written or not be checked, before anything is computed.
 
     Raises:
-        UserError: an unknown format, a package that is not installed, a name without the format's ending, a
-            folder that is no SavedModel.
+        UserError: an unknown format, a SavedModel in 8 bits, a package that is not installed, a name without the
+            format's ending, a folder that is no SavedModel.
     """
     if format not in _FORMATS:
         raise UserError(f"format: expected one of {', '.join(_FORMATS)}, received {format!r}")
+    if quantize and not _FORMATS[format].quantizes:
+        able = " or ".join(name for name, plan in _FORMATS.items() if plan.quantizes)
+        raise UserError(f"--quantize int8: expected --format {able}, received {format}")
     plan = _FORMATS[format]
     if lacking := [name for name in plan.packages if importlib.util.find_spec(name) is None]:
         raise UserError(
@@ -114,20 +144,12 @@ def check_target(path: str | Path, format: str) -> None:
         raise UserError(f"{path}: expected a file to write, found a folder; name another --output")
 
 
-def default_path(weights: str | Path, format: str) -> Path:
+def default_path(weights: str | Path, format: str, quantize: bool = False) -> Path:
     """Where an export goes by default: the weights' name with the format's ending, in the current folder."""
     name = Path(weights).name
     for ending in (".weights.h5", ".h5", ".keras"):
         name = name.removesuffix(ending)
-    return Path(name + _FORMATS[format].ending)
-
-
-def serving_network(network: keras.Model, size: int) -> keras.Model:
-    """The network to export: of one image size, with probabilities in place of logits."""
-    pixels = keras.Input((size, size, 3), dtype="float32", name="pixels")
-    outputs = network(pixels, training=False)
-    probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(outputs["logits"])
-    return keras.Model(pixels, {"probabilities": probabilities, "embeddings": outputs["embeddings"]}, name="serving")
+    return Path(name + ("_int8" if quantize else "") + _FORMATS[format].ending)
 
 
 def compare(run: Run, network: keras.Model, size: int, seed: int = 0) -> dict[str, float]:
@@ -173,12 +195,12 @@ def _quiet() -> Iterator[None]:
 # ONNX
 
 
-def _write_onnx(serving: keras.Model, path: Path, info: ExportInfo) -> None:
+def _write_onnx(serving: keras.Model, path: Path, info: ExportInfo, calibration: np.ndarray | None = None) -> None:
     import onnx
 
     # Keras would take the signature from the model's last call, and there was none.
     signature = [keras.InputSpec(shape=serving.input.shape, dtype="float32", name="pixels")]
-    with _only_known_operations(serving):
+    with onnx_layers(serving):
         serving.export(path, format="onnx", verbose=False, input_signature=signature)
     model = onnx.load(path)
     for value in (*model.graph.input, *model.graph.output):
@@ -186,35 +208,8 @@ def _write_onnx(serving: keras.Model, path: Path, info: ExportInfo) -> None:
     onnx.helper.set_model_props(model, {ATTRIBUTE: to_json(info)})
     onnx.checker.check_model(model)
     onnx.save(model, path)
-
-
-@contextlib.contextmanager
-def _only_known_operations(serving: keras.Model) -> Iterator[None]:
-    """While the block runs, a network computes the same with operations that the ONNX converter knows."""
-    import tensorflow as tf
-
-    changes = []
-    for layer in serving._flatten_layers():
-        if isinstance(layer, keras.layers.Normalization):  # EfficientNet: its tensors would become inputs
-            changes += [(layer, name, np.array(getattr(layer, name))) for name in ("mean", "variance")]
-        elif getattr(layer, "activation", None) is keras.activations.gelu:  # ConvNeXt: TensorFlow's has Erfc
-            changes.append((layer, "activation", _gelu))
-    before = [(layer, name, getattr(layer, name)) for layer, name, _ in changes]
-    # ConvNeXt: a grouped convolution is a function of its own, which XLA compiles.
-    eagerly = tf.config.functions_run_eagerly()
-    tf.config.run_functions_eagerly(True)
-    try:
-        for layer, name, value in changes:
-            setattr(layer, name, value)
-        yield
-    finally:
-        tf.config.run_functions_eagerly(eagerly)
-        for layer, name, value in before:
-            setattr(layer, name, value)
-
-
-def _gelu(x):
-    return 0.5 * x * (1 + keras.ops.erf(x / math.sqrt(2)))
+    if calibration is not None:
+        quantize_onnx(path, calibration)
 
 
 def _open_onnx(path: Path) -> Run:
@@ -224,14 +219,17 @@ def _open_onnx(path: Path) -> Run:
 # TensorFlow Lite
 
 
-def _write_tflite(serving: keras.Model, path: Path, info: ExportInfo) -> None:
+def _write_tflite(serving: keras.Model, path: Path, info: ExportInfo, calibration: np.ndarray | None = None) -> None:
     import tensorflow as tf
 
     with tempfile.TemporaryDirectory() as folder:
         serving.export(folder, format="tf_saved_model", verbose=False)
-        path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(folder).convert())
+        if calibration is None:
+            path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(folder).convert())
+        else:
+            path.write_bytes(quantized_tflite(folder, calibration))
     with zipfile.ZipFile(path, "a") as behind:
-        behind.writestr(_INFO_NAME, to_json(info))
+        behind.writestr(INFO_NAME, to_json(info))
 
 
 def _open_tflite(path: Path) -> Run:
@@ -254,7 +252,7 @@ def _write_saved_model(serving: keras.Model, folder: Path, info: ExportInfo) -> 
     serving.export(folder, format="tf_saved_model", verbose=False)
     extra = folder / "assets.extra"  # TensorFlow's name for a user's own files
     extra.mkdir()
-    (extra / _INFO_NAME).write_text(to_json(info), encoding="utf-8")
+    (extra / INFO_NAME).write_text(to_json(info), encoding="utf-8")
 
 
 def _open_saved_model(folder: Path) -> Run:
@@ -284,18 +282,20 @@ class _Format:
         whole: makes the temporary file or folder.
         write: writes a `serving_network` to that place.
         open: makes what runs it.
+        quantizes: ``write`` also takes calibration images, uint8 (M, S, S, 3), and then writes 8-bit integers.
     """
 
     ending: str
     packages: tuple[str, ...]
     whole: Callable[[str | Path], contextlib.AbstractContextManager[Path]]
-    write: Callable[[keras.Model, Path, ExportInfo], None]
+    write: Callable[..., None]
     open: Callable[[Path], Run]
+    quantizes: bool = False
 
 
 _FORMATS = {
-    "onnx": _Format(".onnx", ("tf2onnx", "onnx", "onnxruntime"), whole_file, _write_onnx, _open_onnx),
-    "tflite": _Format(".tflite", (), whole_file, _write_tflite, _open_tflite),
+    "onnx": _Format(".onnx", ("tf2onnx", "onnx", "onnxruntime"), whole_file, _write_onnx, _open_onnx, True),
+    "tflite": _Format(".tflite", (), whole_file, _write_tflite, _open_tflite, True),
     "saved_model": _Format("_saved_model", (), whole_folder, _write_saved_model, _open_saved_model),
 }
 

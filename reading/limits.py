@@ -30,7 +30,7 @@ JSON_BYTES = 50_000_000
 YAML_BYTES = 1_000_000
 HISTORY_BYTES = 50_000_000  # one row per epoch
 PREDICTIONS_BYTES = 500_000_000  # of each array; one million images of 100 classes
-ONNX_BYTES = 2_000_000_000  # of the file: that is the most that ONNX keeps in one file
+EXPORTED_BYTES = 2_000_000_000  # of an ONNX or TensorFlow Lite file: more than that neither keeps in one file
 
 
 def check_size(size: int, limit: int, name: str | Path, what: str) -> None:

@@ -23,7 +23,7 @@ from measuring.views import VIEW_TITLES, Views
 from reading.text import printable
 from recognition.inputs import IMAGE_ENDINGS, Inputs, open_inputs
 from recognition.results import ImageResult, Recognition, unique_names
-from test_model import TestModels, is_onnx
+from test_model import TestModels, is_exported
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class RecognizeConfig:
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Image files, folders (without their subfolders), or patterns in quotes ('photos/**/*.jpg')."""
     weights: str | None = None
-    """Model file, hf://owner/repo/file.weights.h5 or exported .onnx; None is the model that comes with the project."""
+    """Model file, hf://owner/repo/file.weights.h5 or an exported .onnx or .tflite; None is the project's own model."""
     json: bool = False
     """Print one JSON object per face instead of a table."""
     save: str | None = None
@@ -55,7 +55,7 @@ class RecognizeConfig:
     batch_size: Annotated[int, Range(1, 1_000_000)] = 64
     """Faces per step of the network."""
     backend: Backend = dataclasses.field(default_factory=preferred_backend)
-    """What Keras computes with; an .onnx file needs no Keras."""
+    """What Keras computes with; an exported file needs no Keras."""
     debug: bool = False
     """Show tracebacks."""
 
@@ -68,7 +68,7 @@ def recognize(settings: RecognizeConfig) -> None:
     """
     model = TestModels(
         settings.weights,
-        GPU=is_onnx(settings.weights) or runtime.has_gpu(),
+        GPU=is_exported(settings.weights) or runtime.has_gpu(),
         detector=settings.detector,
         detector_file=settings.detector_file,
         views=settings.views,

@@ -46,7 +46,7 @@ class VideoConfig:
     timeline: str | None = None
     """PNG to write, one band per person, coloured by expression."""
     weights: str | None = None
-    """Model file, hf://owner/repo/file.weights.h5 or exported .onnx; None is the model that comes with the project."""
+    """Model file, hf://owner/repo/file.weights.h5 or an exported .onnx or .tflite; None is the project's own model."""
     detector: DetectorName = "auto"
     """auto is mtcnn where its package is installed, else haar."""
     detector_file: str | None = None
@@ -60,7 +60,7 @@ class VideoConfig:
     show: bool = False
     """Show a clip in a window too."""
     backend: Backend = dataclasses.field(default_factory=preferred_backend)
-    """What Keras computes with; an .onnx file needs no Keras."""
+    """What Keras computes with; an exported file needs no Keras."""
     debug: bool = False
     """Show tracebacks."""
 
@@ -296,7 +296,7 @@ def video(settings: VideoConfig) -> None:
         KeyboardInterrupt: after everything was finished, when Ctrl-C ended a clip.
     """
     from faces.video import Window, check_output, open_camera, open_clip
-    from test_model import TestModels, is_onnx
+    from test_model import TestModels, is_exported
 
     if (settings.clip is None) == (settings.camera is None):
         raise UserError("video: expected a video file or --camera 0, received " + ("both" if settings.clip else "none"))
@@ -306,11 +306,11 @@ def video(settings: VideoConfig) -> None:
     source = open_clip(settings.clip) if settings.clip is not None else open_camera(settings.camera)
     with source:
         is_shown = _may_show(settings)
-        if not is_onnx(settings.weights):
+        if not is_exported(settings.weights):
             runtime.choose_backend(settings.backend)
         model = TestModels(
             settings.weights,
-            GPU=is_onnx(settings.weights) or runtime.has_gpu(),
+            GPU=is_exported(settings.weights) or runtime.has_gpu(),
             detector=settings.detector,
             detector_file=settings.detector_file,
         )

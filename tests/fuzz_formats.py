@@ -189,6 +189,23 @@ def read_onnx(folder: Path) -> None:
     json.dumps(probabilities.tolist(), allow_nan=False)
 
 
+def write_tflite(folder: Path) -> None:
+    from test_lite_network import write_toy
+
+    write_toy(folder / "toy.tflite")
+
+
+def read_tflite(folder: Path) -> None:
+    from model_files import lite_check
+    from model_files.lite_network import LiteNetwork
+
+    lite_check.SECONDS = 5
+    network = LiteNetwork(folder / "toy.tflite")
+    size = network.info.network.input_size
+    probabilities, _ = network.predict(np.zeros((2, size, size, 3), np.uint8))
+    json.dumps(probabilities.tolist(), allow_nan=False)
+
+
 def write_yaml(folder: Path) -> None:
     (folder / "grid.yaml").write_text(
         "about: Does a ramp help?\nrecipe: default\ndatasets: [fer2013]\nbase: {epochs: 3, w_ed: 0, adaptive: false}\n"
@@ -388,6 +405,7 @@ FORMATS = (
     *map(image, (".png", ".jpg", ".bmp", ".tiff", ".webp", ".gif")),
     Format("video", write_video, ("clip.avi",), read_video),
     Format("onnx", write_onnx, ("toy.onnx",), read_onnx, 0.3),
+    Format("tflite", write_tflite, ("toy.tflite",), read_tflite, 0.3, keras=True),
     Format("yaml", write_yaml, ("grid.yaml",), read_yaml, 2),
     Format("result.json", write_run, ("run/result.json",), read_run, 2),
     Format("predictions.npz", write_run, ("run/predictions.npz",), read_run, 2),

@@ -20,6 +20,8 @@ CASES, SEED = 160, 26  # the first 109 of seed 26 have every format
 HERE = list(FORMATS)
 if not all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime")):
     HERE = [each for each in HERE if each.name != "onnx"]
+if importlib.util.find_spec("ai_edge_litert") is None:
+    HERE = [each for each in HERE if each.name != "tflite"]
 
 
 def test_no_damage_is_a_traceback_a_crash_a_hang_or_believed():

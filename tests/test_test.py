@@ -177,6 +177,14 @@ def test_flip_and_ten_crop_contradict_each_other(tiny_weights):
         test_module.evaluate(EvaluateConfig(str(tiny_weights), flip=True, views="ten-crop"))
 
 
+@pytest.mark.parametrize("name", ["a.onnx", "a.tflite"])
+def test_evaluate_names_the_remedy_for_an_exported_file(name):
+    with pytest.raises(
+        UserError, match=rf"{name}: evaluate measures weights files.*name the file that it was made from"
+    ):
+        test_module.evaluate(EvaluateConfig(name))
+
+
 def test_evaluate_never_replaces_the_result_of_a_run(tiny_weights, tmp_path, monkeypatch):
     write_split(tmp_path / "data", np.arange(14) % 7, split="val", shape=(24, 24, 1))
     (tmp_path / "config.json").write_text("{}")

@@ -11,7 +11,7 @@ import pytest
 from conftest import run_python
 
 from files import UserError
-from model_files import onnx_network
+from model_files import exported_network
 from model_files.description import ATTRIBUTE, ExportInfo, NetworkDescription, to_json
 from model_files.onnx_network import OnnxNetwork
 
@@ -125,6 +125,6 @@ def test_a_missing_file_and_a_missing_runtime_are_refused(tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"none\.onnx: no such weights file"):
         OnnxNetwork(tmp_path / "none.onnx")
     (tmp_path / "a.onnx").write_bytes(b"")
-    monkeypatch.setattr(onnx_network.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(exported_network.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"a\.onnx: onnxruntime.* not installed here; run: pip install onnxruntime"):
         OnnxNetwork(tmp_path / "a.onnx")
