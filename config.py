@@ -426,3 +426,17 @@ PLACES = (
     *("run_dir", "data_dir", "debug", "resident", "save_seconds"),
     *("devices", "processes", "process_id", "coordinator"),
 )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnSplitConfig:
+    """The options of every command that runs networks over a prepared split."""
+
+    data_dir: str = "data"
+    """Folder of the prepared data sets."""
+    batch_size: Annotated[int, Range(1, 1_000_000)] = 256
+    """Images per batch; the result depends on it by rounding only."""
+    backend: Backend = dataclasses.field(default_factory=preferred_backend)
+    """What Keras computes with; the results are the same to rounding."""
+    debug: bool = False
+    """Show tracebacks."""

@@ -6,41 +6,29 @@ import dataclasses
 import json
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any
 
 import tyro
 
 import runtime
 from command_line import Range, option, parse_command
-from config import Backend, DatasetName, preferred_backend
+from config import Backend, DatasetName, OnSplitConfig, preferred_backend
 from data_helper import PreparedSplit, Split
 from files import UserError, copy_file, run_command, sha256
+from labels.suspects_command import SuspectsConfig, suspects
 from measuring.study import Study
 from measuring.views import Views
+from model_files.export_command import ExportConfig, export
 from reading.text import printable
 from recognition.recognize_command import RecognizeConfig, recognize
 from recognition.video_command import VideoConfig, video
-from test_model import DEFAULT_WEIGHTS, Recognition, TestModels, is_exported
+from test_model import Recognition, TestModels, is_exported
 
 __all__ = ["Recognition", "TestModels"]  # kept for code that was written for the published repository
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _OnSplitConfig:
-    """The options of every command that runs networks over a prepared split."""
-
-    data_dir: str = "data"
-    """Folder of the prepared data sets."""
-    batch_size: Annotated[int, Range(1, 1_000_000)] = 256
-    """Images per batch; the result depends on it by rounding only."""
-    backend: Backend = dataclasses.field(default_factory=preferred_backend)
-    """What Keras computes with; the results are the same to rounding."""
-    debug: bool = False
-    """Show tracebacks."""
-
-
 @dataclasses.dataclass(frozen=True)
-class EvaluateConfig(_OnSplitConfig):
+class EvaluateConfig(OnSplitConfig):
     """Measures a weights file on a prepared split and writes result.json, predictions and figures."""
 
     weights: str
@@ -104,41 +92,7 @@ class ConvertConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportConfig:
-    """Writes a network for another runtime, and keeps the file only if it agrees with the network to 1e-4.
-
-    Input: pixels, float32 (N, S, S, 3), RGB in 0..255; outputs: probabilities (N, C) and embeddings (N, k, d).
-    With --quantize int8 the file computes with 8-bit integers, and is kept only if its accuracy is about the same.
-    """
-
-    weights: str | None = None
-    """Model file or hf://owner/repo/file.weights.h5; None is the model that comes with the project."""
-    format: Literal["onnx", "tflite", "saved_model"] = "onnx"
-    """onnx (ONNX Runtime), tflite (LiteRT, phones) or saved_model (TensorFlow Serving)."""
-    output: str | None = None
-    """File or folder to write; None is <weights>.onnx, <weights>.tflite or <weights>_saved_model, here; with int8
-    <weights>_int8.onnx or <weights>_int8.tflite."""
-    quantize: Literal["none", "int8"] = "none"
-    """int8 is for onnx and tflite: a third of the size, and faster. The options below are for int8 only."""
-    data_dir: str = "data"
-    """Folder of the prepared data sets."""
-    dataset: DatasetName = DatasetName.fer2013
-    """Prepared data set: images of its split train give the ranges of the integers."""
-    split: Split = "val"
-    """Its split to measure the accuracy on, before and after."""
-    calibration_images: Annotated[int, Range(1, 100_000)] = 512
-    """Number of images of the split train."""
-    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
-    """Seed of the choice of these images."""
-    max_drop: Annotated[float, Range(0, 100)] = 0.3
-    """Percentage points of accuracy that int8 may cost; with a larger loss no file is kept."""
-    debug: bool = False
-    """Show tracebacks."""
-    backend: ClassVar[Backend] = "tensorflow"  # all converters are TensorFlow's; weights files are the same on each
-
-
-@dataclasses.dataclass(frozen=True)
-class CalibrateConfig(_OnSplitConfig):
+class CalibrateConfig(OnSplitConfig):
     """Calibrates a model file's probabilities on a prepared split, and keeps the two fitted numbers in the file.
 
     They act wherever the file is used, and in its exports. No label changes.
@@ -153,7 +107,7 @@ class CalibrateConfig(_OnSplitConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class TeachConfig(_OnSplitConfig):
+class TeachConfig(OnSplitConfig):
     """Writes the mean probabilities of one or more models on a split, as a file for train.py --teacher."""
 
     weights: tuple[str, ...]
@@ -164,28 +118,6 @@ class TeachConfig(_OnSplitConfig):
     """Prepared data set that the student will train on."""
     split: Split = "train"
     """Its split."""
-
-
-@dataclasses.dataclass(frozen=True)
-class SuspectsConfig(_OnSplitConfig):
-    """Lists labels that are likely wrong (confident learning), for train.py --without: CSV, image grid and table."""
-
-    weights: tuple[str, ...] = ()
-    """Model files, as for evaluate; their mean probabilities are used."""
-    folds: bool = False
-    """The files of --weights are of train.py --fold 1/N to N/N: each predicts the images that it has not seen."""
-    probabilities: str | None = None
-    """File of test.py teach to use instead of --weights."""
-    dataset: DatasetName = DatasetName.fer2013
-    """Prepared data set whose labels are doubted."""
-    split: Split = "train"
-    """Its split."""
-    also: DatasetName | None = None
-    """Another prepared data set with the same images, whose labels judge the suspects."""
-    output: str | None = None
-    """Folder to write; None is runs/suspects-<dataset>-<split>."""
-    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
-    """Seed of control.csv, as many images that are no suspects."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,7 +224,7 @@ def evaluate_all(settings: EvaluateCommand) -> dict[str, Any]:
 
 
 # The options of `evaluate` that a matrix has too.
-_OF_A_MATRIX = {*_OnSplitConfig.__dataclass_fields__, "weights", "dataset", "split", "run_dir", "views", "flip", "seed"}
+_OF_A_MATRIX = {*OnSplitConfig.__dataclass_fields__, "weights", "dataset", "split", "run_dir", "views", "flip", "seed"}
 
 
 def _check_not_exported(weights: str) -> None:
@@ -343,57 +275,6 @@ def convert(settings: ConvertConfig) -> None:
     print(f"wrote {target}: {info.network.arch}, {len(info.network.class_names)} classes")
 
 
-def export(settings: ExportConfig) -> None:
-    """Writes a network for another runtime, whole or not at all, and prints how far the file differs from it.
-
-    Raises:
-        UserError: see `model_file.load_model`, `export.export_network` and `export.export_quantized`; or data that
-            is not prepared.
-    """
-    from model_files import model_file
-    from model_files.export import check_target, default_path, export_network
-
-    weights, quantize = settings.weights or DEFAULT_WEIGHTS, settings.quantize == "int8"
-    output = Path(settings.output) if settings.output else default_path(weights, settings.format, quantize)
-    check_target(output, settings.format, quantize)
-    if quantize:
-        return _export_quantized(settings, weights, output)
-    network, info = model_file.load_model(weights)
-    differences = export_network(network, info, output, settings.format)
-    print(f"wrote {output}: {info.network.arch}, {len(info.network.class_names)} classes, {_size(output):,} bytes")
-    for name, value in differences.items():
-        print(f"largest difference from Keras: {value:.1e} in the {name}")
-
-
-def _export_quantized(settings: ExportConfig, weights: str | Path, output: Path) -> None:
-    import evaluation
-    from data_helper import open_split
-    from model_files import export as exporting
-    from model_files import model_file, quantization
-
-    train = open_split(settings.data_dir, settings.dataset.value, "train")
-    measured = open_split(settings.data_dir, settings.dataset.value, settings.split)
-    network, info = model_file.load_model(weights)
-    evaluation.check_classes(network, measured)
-    images, source = quantization.calibration_images(
-        train, info.network.input_size, settings.calibration_images, settings.seed
-    )
-    data = quantization.Quantization(images, measured, source, settings.max_drop)
-    found = exporting.export_quantized(network, info, output, settings.format, data)
-    print(
-        f"wrote {output}: {info.network.arch}, {len(info.network.class_names)} classes, {_size(output):,} bytes, int8"
-    )
-    print(f"calibrated on {source}")
-    print(f"accuracy on {measured.name}, n = {found.n:,}: {found.before:.2%} before, {found.after:.2%} after")
-    print(f"change: {found.points:+.2f} points (a loss of {settings.max_drop:g} is allowed)")
-    print(f"same label for {found.same_label:.2%} of the images; mean cosine of the embeddings {found.cosine:.4f}")
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-
-
 def calibrate(settings: CalibrateConfig) -> None:
     """Calibrates a model file, writes it whole or not at all, and prints what changes.
 
@@ -428,31 +309,6 @@ def teach(settings: TeachConfig) -> None:
 
     split = open_split(settings.data_dir, settings.dataset.value, settings.split)
     distillation.write_teacher(settings.output, settings.weights, split, settings.batch_size)
-
-
-def suspects(settings: SuspectsConfig) -> dict[str, Any]:
-    """Lists the labels of a split that are likely wrong, and prints how many there are.
-
-    Returns:
-        What `suspects.json` holds (`labels.suspects.write_report`).
-
-    Raises:
-        UserError: data not prepared, no or two sources of probabilities, or files that do not fit the split.
-    """
-    from data_helper import open_split
-    from labels import confident_learning, second_labels
-    from labels import suspects as listing
-    from labels.probabilities import split_probabilities
-
-    split = open_split(settings.data_dir, settings.dataset.value, settings.split)
-    also = settings.also and second_labels.find_second_labels(settings.data_dir, settings.also.value, split)
-    given = (settings.weights, settings.probabilities, settings.folds)
-    probabilities = split_probabilities(split, *given, batch_size=settings.batch_size)
-    found = confident_learning.find_suspects(split.labels, probabilities)
-    folder = settings.output or f"runs/suspects-{settings.dataset.value}-{settings.split}"
-    summary = listing.write_report(folder, split, probabilities, found, also or None, settings.seed)
-    print(f"\n{listing.format_table(summary)}\n\nwrote {folder}/")
-    return summary
 
 
 def describe(settings: DescribeConfig) -> None:
