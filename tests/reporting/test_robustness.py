@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pytest
+from conftest import run_python, write_split
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
@@ -137,3 +138,22 @@ def test_the_example_is_a_face_of_the_data_sets_form(shape, is_gray):
     face = robustness.example_face(*shape)
     assert (face.shape, face.dtype) == (shape, np.uint8) and face.std() > 20
     assert is_gray or (face[..., 0] != face[..., 2]).any()
+
+
+@pytest.mark.slow
+def test_the_script_replaces_the_section_of_a_card(tiny_weights, tmp_path):
+    write_split(tmp_path, np.arange(14) % 7, split="val", dataset="fer2013", shape=(24, 24, 1))
+    card = tmp_path / "card" / "README.md"
+    card.parent.mkdir()
+    args = ("docs/figures/corruptions.py", "--weights", tiny_weights, "--data-dir", tmp_path, "--card", card)
+    card.write_text("no comments")
+    done = run_python(*args)
+    assert done.returncode == 2 and "<!-- corruptions -->" in done.stderr
+    card.write_text("before\n<!-- corruptions -->\nold\n<!-- end of corruptions -->\nafter\n")
+    done = run_python(*args)
+    assert done.returncode == 0, done.stderr
+    text = card.read_text()
+    assert text.startswith("before\n") and text.endswith("```\n<!-- end of corruptions -->\nafter\n")
+    assert "old" not in text and "mean of the 13" in text and "fer2013/val: 14 images" in text
+    entry = json.loads((card.parent / "tiny.corruptions.json").read_text())["corruptions"]
+    assert f"{entry['mean']['accuracy']:.2%}" in text and (card.parent / "figures" / "corruptions.png").exists()
