@@ -100,7 +100,9 @@ def _nothing_to_report(settings: ReportGridConfig, grid: Grid, runs: Sequence[Ru
             f"evaluate --weights RUN/best.weights.h5 {shlex.join(command_line.to_args(measured))} "
             f"--run-dir RUN/{settings.views}"
         )
-    return f"{expected}, found none; run: {shlex.join(['python', 'reproduce.py', 'run', *sys.argv[2:]])}"
+    options = {"seeds": settings.seeds, "run_dir": settings.run_dir, **config.changed_options(settings.training())}
+    command = ["python", "reproduce.py", "run", settings.experiments, *command_line.to_args(options)]
+    return f"{expected}, found none; run: {shlex.join(command)}"
 
 
 def _grid(settings: GridConfig) -> Grid:
