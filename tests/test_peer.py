@@ -50,12 +50,21 @@ def test_the_table_compares_every_side_with_the_first_that_runs(monkeypatch, tmp
     def take_turns(calls, rounds, warm_up):
         samples = {name: peer.timing.Samples() for name in calls}
         for own, name in zip(samples.values(), calls, strict=True):
-            own.rounds += [{"seconds": calls[name]()}] * rounds
+            own.rounds += [calls[name]()] * rounds
         return samples
 
     seconds = {"fer": 0.001, "onnx": 0.003}
+    clock = [0.0]
+
+    def open_side(side, *_):
+        def run(faces):
+            clock[0] += seconds[side.kind]
+
+        return run
+
+    monkeypatch.setattr(peer.time, "process_time", lambda: clock[0])
     monkeypatch.setattr(peer.timing, "take_turns", take_turns)
-    monkeypatch.setattr(peer.Side, "open", lambda side, *_: lambda faces: seconds[side.kind])
+    monkeypatch.setattr(peer.Side, "open", open_side)
     monkeypatch.setattr(peer, "peak_bytes", lambda *_: 5_000_000)
     (tmp_path / "file").write_bytes(bytes(2_000))
     sides = [peer.Side("fer, LiteRT", "fer", tmp_path / "file"), peer.Side("ours", "onnx", tmp_path / "file")]
