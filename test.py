@@ -18,6 +18,7 @@ from files import UserError, copy_file, run_command, sha256
 from labels.suspects_command import SuspectsConfig, suspects
 from measuring.study import Study
 from measuring.views import Views
+from model_files.average_command import AverageConfig, average
 from model_files.export_command import ExportConfig, export
 from reading.text import printable
 from recognition.recognize_command import RecognizeConfig, recognize
@@ -330,6 +331,7 @@ _COMMANDS = {
     "evaluate": (EvaluateCommand, evaluate_all),
     "convert": (ConvertConfig, convert),
     "export": (ExportConfig, export),
+    "average": (AverageConfig, average),
     "calibrate": (CalibrateConfig, calibrate),
     "describe": (DescribeConfig, describe),
     "teach": (TeachConfig, teach),

@@ -107,7 +107,7 @@ def load_model(path: str | Path, calibrated: bool = True) -> tuple[keras.Model, 
     """
     found = _read(path)
     described = found.info.network
-    network = build_network(described if calibrated else _uncalibrated(described))
+    network = build_network(described if calibrated else uncalibrated(described))
     _fill(network, found)
     return network, found.info
 
@@ -170,10 +170,11 @@ def _started_from(
         )
     size = wanted.input_size or found.input_size
     # The calibration belongs to the weights of before. The training needs plain logits, and is calibrated at its end.
-    return _uncalibrated(dataclasses.replace(found, class_names=wanted.class_names, input_size=size))
+    return uncalibrated(dataclasses.replace(found, class_names=wanted.class_names, input_size=size))
 
 
-def _uncalibrated(network: NetworkDescription) -> NetworkDescription:
+def uncalibrated(network: NetworkDescription) -> NetworkDescription:
+    """The description without its calibration."""
     return dataclasses.replace(network, **dataclasses.asdict(Calibration()))
 
 
