@@ -94,11 +94,12 @@ def _nothing_to_report(settings: ReportGridConfig, grid: Grid, runs: Sequence[Ru
     expected = f"{settings.run_dir}: expected a finished run of {grid.name} with these options"
     if settings.views and (finished := [each for each in runs if each.state() == "finished"]):
         result = read_result(finished[0].folder / RESULT)
-        measured = {"dataset": result["dataset"], "split": result["split"], "views": settings.views}
+        data = {} if settings.data_dir == TrainConfig.data_dir else {"data_dir": settings.data_dir}
+        measured = {"dataset": result["dataset"], "split": result["split"], "views": settings.views, **data}
         return (
             f"{expected} and predictions of {settings.views}, found none; for each finished run RUN: python test.py "
-            f"evaluate --weights RUN/best.weights.h5 {shlex.join(command_line.to_args(measured))} "
-            f"--run-dir RUN/{settings.views}"
+            f"evaluate {shlex.join(command_line.to_args(measured))} --run-dir RUN/{settings.views} "
+            "--weights RUN/best.weights.h5"
         )
     options = {"seeds": settings.seeds, "run_dir": settings.run_dir, **config.changed_options(settings.training())}
     command = ["python", "reproduce.py", "run", settings.experiments, *command_line.to_args(options)]

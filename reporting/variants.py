@@ -84,7 +84,7 @@ def ensemble_table(rows: Sequence[Row], name: str = "ensembles", images: str = "
     records = with_corrected(records)
     cells = [_cells(row, record, str(record["networks"])) for row, record in zip(rows, records, strict=True)]
     title = f"Mean of the seeds on {measured_on(rows)}{images}"
-    return _table(name, title, "Networks", cells, (_ENSEMBLE_NOTE, corrected_note(rows))), records
+    return _table(name, title, "Networks", cells, (_ENSEMBLE_NOTE, *_corrected(rows))), records
 
 
 def clean_tables(rows: Sequence[Row], copied: np.ndarray) -> list[tuple[Table, list[Record]]]:
@@ -104,9 +104,13 @@ def clean_tables(rows: Sequence[Row], copied: np.ndarray) -> list[tuple[Table, l
     records = summary_records(clean)
     images = f", without the {int(copied.sum()):,} images that have a copy in train"
     cells = [_cells(row, record, seeds_text(row)) for row, record in zip(clean, records, strict=True)]
-    table = _table("clean", f"Accuracy on {measured_on(clean)}{images}", "Seeds", cells, (corrected_note(rows),))
+    table = _table("clean", f"Accuracy on {measured_on(clean)}{images}", "Seeds", cells, _corrected(rows))
     ensembles = ensemble_table(clean, "clean-ensembles", images)
     return [(table, records), *([ensembles] if ensembles else [])]
+
+
+def _corrected(rows: Sequence[Row]) -> tuple[str, ...]:
+    return (corrected_note(rows),) if len(rows) > 1 else ()
 
 
 def _measures(record: Record) -> Record:

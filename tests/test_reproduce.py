@@ -122,7 +122,7 @@ def test_other_views_and_the_images_without_a_copy_are_reported(tmp_path, monkey
     """The images of train are those of rows 0 and 1, and every 256th of val is the same: 30 of 3,589."""
     monkeypatch.setattr(figures, "_DRAWERS", ())
     grid = old_grid(tmp_path)
-    with pytest.raises(UserError, match=r"predictions of flip.*test\.py evaluate .* --views flip --run-dir RUN/flip"):
+    with pytest.raises(UserError, match=r"predictions of flip.*test\.py evaluate .* --views flip .*--run-dir RUN/flip"):
         in_process(tmp_path, monkeypatch, "report", *grid, "--views", "flip")
     run = tmp_path / "runs/mine"
     run.unlink()
