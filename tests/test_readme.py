@@ -42,7 +42,7 @@ ADDED_OPTIONS = {
     "python test.py describe": "",
     "python test.py convert": "",
     "python test.py calibrate": "",
-    "python test.py export": "",
+    "python test.py export": "--max-drop 100",  # the images of the tests are few
     "python reproduce.py run": f"{SMALL_NETWORK} --seeds 1",
     "python reproduce.py list": f"{SMALL_NETWORK} --seeds 1",
     "python reproduce.py report": f"{SMALL_NETWORK} --seeds 1",
