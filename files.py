@@ -152,10 +152,11 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+def sha256(path: str | Path, skip: int = 0) -> str:
+    """The SHA-256 of a file's bytes after the first ``skip``, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
+        file.seek(skip)
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

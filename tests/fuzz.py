@@ -138,8 +138,6 @@ def damage_zip(path: Path, rng: random.Random) -> bytes:
 
 def damage_hdf5(data: bytes, rng: random.Random) -> bytes:
     """The HDF5 file with one damaged text or array, and a right digest if it had one: what a careful forger writes."""
-    from model_files import safe_hdf5
-
     with h5py.File(file := io.BytesIO(data), "r+") as content:
         arrays: list[h5py.Dataset] = []
         content.visititems(lambda name, item: arrays.append(item) if isinstance(item, h5py.Dataset) else None)
@@ -152,9 +150,15 @@ def damage_hdf5(data: bytes, rng: random.Random) -> bytes:
             content.attrs[name] = _attribute(text)
         else:
             _damage_array(content, rng.choice(arrays), rng)
-    data = bytearray(file.getvalue())
-    if data.startswith(safe_hdf5._TITLE):
-        data[: safe_hdf5._BLOCK] = safe_hdf5._first_block(data[safe_hdf5._BLOCK :])
+    return sealed(file.getvalue())
+
+
+def sealed(data: bytes) -> bytes:
+    """The HDF5 file with a right digest, if it has one."""
+    from model_files import safe_hdf5
+
+    if data.startswith(b"Ad-Corre, HDF5.") and len(data) > 512:
+        safe_hdf5.seal(memoryview(data := bytearray(data)))
     return bytes(data)
 
 
@@ -183,7 +187,7 @@ def _damage_array(content: h5py.File, array: h5py.Dataset, rng: random.Random) -
 def _damaged(path: Path, rng: random.Random) -> bytes:
     half = rng.random() < 0.5
     if path.suffix == ".h5" and half:
-        return damage_hdf5(path.read_bytes(), rng)
+        return damage_hdf5(path.read_bytes(), rng) if rng.random() < 0.7 else sealed(damage(path.read_bytes(), rng))
     if path.suffix == ".json" and half:
         return damage_json(path.read_bytes(), rng)
     if path.suffix in (".zip", ".npz", ".keras") and half:
