@@ -162,6 +162,19 @@ def sha256(path: str | Path, skip: int = 0) -> str:
     return digest.hexdigest()
 
 
+def no_such_file(path: str | Path, kind: str, name: str = "") -> UserError:
+    """The error about a path that is no file.
+
+    Args:
+        path: the path.
+        kind: what was expected, such as "weights file".
+        name: what the message calls the path; empty is ``path``.
+    """
+    if Path(path).is_dir():
+        return UserError(f"{name or path}: expected a {kind}, found a folder; name a file in it")
+    return UserError(f"{name or path}: no such {kind}")
+
+
 def cache_folder() -> Path:
     """The folder for what can be fetched again; ``AD_CORRE_CACHE`` overrides the system's rule."""
     if folder := os.environ.get("AD_CORRE_CACHE"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from files import UserError
+from files import UserError, no_such_file
 from model_files import hub, onnx_check
 from model_files.description import ATTRIBUTE, ExportInfo, from_json
 from reading.text import printable
@@ -34,7 +34,7 @@ class OnnxNetwork:
     def __init__(self, path: str | Path, gpu: bool = True, checked: bool = False):
         path = hub.local_file(path)
         if not Path(path).is_file():
-            raise UserError(f"{path}: no such weights file")
+            raise no_such_file(path, "weights file")
         if importlib.util.find_spec("onnxruntime") is None:
             raise UserError(f"{path}: onnxruntime, which runs it, is not installed here; run: pip install onnxruntime")
         # Read at the import. Otherwise ONNX Runtime 1.32 sends events to Microsoft.

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
-from files import UserError, sha256, whole_file
+from files import UserError, no_such_file, sha256, whole_file
 from model_files import hdf5_content
 from model_files.hdf5_content import INFLATION, Damaged, Refused
 from reading.text import printable
@@ -83,7 +83,7 @@ def read_arrays(
     """
     path, name = Path(path), name or str(path)
     if not path.is_file():
-        raise UserError(f"{name}: no such {kind}")
+        raise no_such_file(path, kind, name)
     with open(path, "rb") as file:
         head = file.read(_BLOCK)
     ours = head.startswith(_TITLE)
