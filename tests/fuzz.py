@@ -34,7 +34,7 @@ import h5py
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 30.0  # that a case may take; a fiftieth of a second is usual
+SECONDS = 30.0  # that a case may take where a core is free for it; a fiftieth of a second is usual
 MEMORY = 2**30  # bytes that a case may add
 _ADDRESSES = 8 * 2**30  # bytes of addresses that a worker may add; protects the machine
 _LONGEST_MESSAGE = 2_000
@@ -287,6 +287,11 @@ def _reset_peak() -> int:
     return _status("VmRSS")
 
 
+def _waiting_share() -> float:
+    """By how much this machine's other work makes a process slower, 1 or more; 1 where the system does not say it."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)) if hasattr(os, "getloadavg") else 1.0
+
+
 def _limit_addresses() -> None:
     with contextlib.suppress(ImportError):
         import resource
@@ -314,7 +319,7 @@ class Worker:
         try:
             self._process.stdin.write(f"{case}\n")
             self._process.stdin.flush()
-            line = self._answer(SECONDS)
+            line = self._answer(SECONDS * _waiting_share())
         except BrokenPipeError:
             line = ""
         except TimeoutError:
