@@ -283,6 +283,7 @@ def _acquired_folder(folder: Path, seconds: float) -> contextlib.ExitStack | Non
 # --- failures
 
 
+_NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
 _LONGEST_MESSAGE = 4_000  # characters; lists of images are longer than most
 
 
@@ -370,4 +371,9 @@ def _message(error: Exception) -> str:
             f"the disk is full while writing {error.filename or 'a file'}: "
             "nothing half-written was kept; free some space and run the same command again"
         )
+    if isinstance(error, OSError) and isinstance(error.filename, (str, bytes)) and error.strerror:
+        path = Path(os.fsdecode(error.filename))
+        path = path.parent if path.name == _LOCK else path  # nobody asked for the lock's file
+        remedy = "; get access to it, or choose another place" if error.errno in _NO_ACCESS else ""
+        return printable(f"{path}: {error.strerror}{remedy}")
     return printable(error)

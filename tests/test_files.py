@@ -294,7 +294,11 @@ def test_locks_need_no_fcntl():
     [
         (UserError("a.csv: expected 3 columns, found 2"), "a.csv: expected 3 columns, found 2"),
         (OSError(errno.ENOSPC, "No space left on device", "runs/x/state.h5"), "the disk is full while writing runs/x/"),
-        (PermissionError(errno.EACCES, "Permission denied", "a"), "[Errno 13] Permission denied: 'a'"),
+        (PermissionError(errno.EACCES, "Permission denied", "a"), "a: Permission denied; get access to it, or choose"),
+        (OSError(errno.EROFS, "Read-only file system", "data/x/.lock"), "data/x: Read-only file system; get access"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", b"a\n"), r"a\n: No such file or directory"),
+        (OSError(errno.EBADF, "Bad file descriptor", 3), "[Errno 9] Bad file descriptor: 3"),
+        (OSError("of a library"), "of a library"),
     ],
 )
 def test_a_users_failure_is_one_line_and_code_2(monkeypatch, capsys, error, facts):
