@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import hashlib
@@ -358,11 +359,26 @@ def _sigterm_raises() -> Iterator[list[int]]:
     if not in_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield arrived
         return
+
+    def ignored(unraisable):
+        """Stops again, a moment later, where Python had to drop the exception: in a destructor or a callback of gc."""
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            return shown(unraisable)
+        number = signal.SIGINT
+        if issubclass(unraisable.exc_type, Terminated):
+            number = signal.SIGTERM
+            signal.signal(number, stop)
+        later = threading.Timer(0.1, _thread.interrupt_main, [number])
+        later.daemon = True
+        later.start()
+
     signal.signal(signal.SIGTERM, stop)
+    shown, sys.unraisablehook = sys.unraisablehook, ignored
     try:
         yield arrived
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.unraisablehook = shown
 
 
 def _message(error: Exception) -> str:

@@ -328,6 +328,27 @@ def test_success_is_0_ctrl_c_130_and_our_own_bugs_keep_their_traceback(capsys):
         run_command(fail)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals")
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_in_a_callback_of_the_garbage_collector_stops_too(name, code):
+    """Python ignores an exception there, and JAX has such a callback."""
+    program = (
+        "import gc, os, signal, time\n"
+        "from files import run_command\n"
+        "def callback(phase, info):\n"
+        "    gc.callbacks.clear()\n"
+        f"    os.kill(os.getpid(), signal.{name})\n"
+        "    time.sleep(0.1)\n"
+        "def main():\n"
+        "    gc.callbacks.append(callback)\n"
+        "    gc.collect()\n"
+        "    time.sleep(60)\n"
+        "raise SystemExit(run_command(main))"
+    )
+    done = run_python("-c", program)
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+
+
 def test_a_reader_that_goes_away_is_no_failure():
     """As in `python test.py ... | head -1`."""
     program = (
