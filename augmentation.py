@@ -86,6 +86,10 @@ class Augmentation(layers.Layer):
     def _uniform(self, batch_size, low, high):
         return keras.random.uniform((batch_size,), low, high, seed=self.generator)
 
+    def _strengths(self, x, most):
+        """One per image, float (B,): 0 for half of them, so that sharp ones are seen often enough, else 0..most."""
+        return ops.maximum(self._uniform(ops.shape(x)[0], -most, most), 0.0)
+
     def _moves(self, x):
         """The affine maps from output to input coordinates, (B, 8) as `keras.ops.image.affine_transform` wants them."""
         batch_size, height, width = ops.shape(x)[0], x.shape[1], x.shape[2]
@@ -112,9 +116,9 @@ class Augmentation(layers.Layer):
         return ops.clip(mean + factor * (x - mean) + added, 0, 255)
 
     def _blur(self, x):
-        """Convolves each image with a Gaussian of its own width; beyond the border the image is mirrored."""
+        """Convolves half of the images with a Gaussian of their own width; beyond the border the image is mirrored."""
         radius = math.ceil(2.5 * self.config.blur)
-        width = self._uniform(ops.shape(x)[0], 0, self.config.blur)
+        width = self._strengths(x, self.config.blur)
         steps = ops.arange(-radius, radius + 1, dtype="float32")
         weights = ops.exp(-ops.square(steps[None, :] / ops.maximum(width, 0.05)[:, None]) / 2)
         weights = weights / ops.sum(weights, axis=1, keepdims=True)  # (B, 2 radius + 1)
@@ -128,8 +132,8 @@ class Augmentation(layers.Layer):
         return x
 
     def _add_noise(self, x):
-        """Adds Gaussian noise, of another strength to each image, to every channel alike."""
-        strength = ops.reshape(self._uniform(ops.shape(x)[0], 0, self.config.noise), (-1, 1, 1, 1))
+        """Adds Gaussian noise to half of the images, of another strength to each, to every channel alike."""
+        strength = ops.reshape(self._strengths(x, self.config.noise), (-1, 1, 1, 1))
         noise = keras.random.normal((*ops.shape(x)[:-1], 1), seed=self.generator)
         return ops.clip(x + strength * noise, 0, 255)
 

@@ -159,9 +159,9 @@ class AugmentConfig:
     contrast: Annotated[float, Range(0, 0.95)] = 0.0
     """Largest change of brightness and contrast, share."""
     blur: Annotated[float, Range(0, 16)] = 0.0
-    """Largest standard deviation of a Gaussian blur, pixels of the prepared image."""
+    """Largest standard deviation of a Gaussian blur of half of the images, pixels of the prepared image."""
     noise: Annotated[float, Range(0, 255)] = 0.0
-    """Largest standard deviation of Gaussian noise, gray levels of 0..255."""
+    """Largest standard deviation of Gaussian noise in half of the images, gray levels of 0..255."""
     mixup: Annotated[float, Range(0, 1_000)] = 0.0
     """Alpha of mixup: each image is blended with another, shares from Beta(alpha, alpha); 0 blends none."""
 

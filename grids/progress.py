@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from run_identity import RESULT
 if TYPE_CHECKING:
     from grids.runner import Run
 
+_LINE_SECONDS = 600  # between the lines of a log file while no run begins or ends
 _LATELY = 5  # epochs of a run whose mean duration counts for the time left
 
 
@@ -83,7 +85,7 @@ def _network(run: Run) -> tuple[Any, ...]:
 class Progress:
     """One progress line for the whole grid: finished epochs of all runs, the time left and the active runs.
 
-    A log file gets a line when a run begins or ends.
+    A log file gets a line when a run begins or ends, and one per 10 minutes.
 
     Args:
         runs: all of them.
@@ -98,7 +100,7 @@ class Progress:
         self.on_terminal = sys.stderr.isatty()
         total = sum(run.settings.epochs for run in self.runs)
         self.bar = tqdm(total=total, unit="epoch", dynamic_ncols=True, disable=not self.on_terminal)
-        self.drawn = ""
+        self.drawn, self.drawn_at = "", 0.0
         return self
 
     def __exit__(self, *exception) -> None:
@@ -123,6 +125,8 @@ class Progress:
             self.bar.bar_format = f"{counts} |{{bar}}| {epochs}/{self.bar.total} epochs, {left}{{postfix}}"
             self.bar.n = epochs
             self.bar.set_postfix_str(names, refresh=True)
-        elif (line := f"{counts}{': ' * bool(names)}{names}") != self.drawn:
+            return
+        line, now = f"{counts}{': ' * bool(names)}{names}", time.monotonic()
+        if line != self.drawn or now >= self.drawn_at + _LINE_SECONDS:
             print(f"{epochs}/{self.bar.total} epochs, {left}, {line}", file=sys.stderr, flush=True)
-            self.drawn = line
+            self.drawn, self.drawn_at = line, now

@@ -283,9 +283,9 @@ def alone(**options) -> Augmentation:
     return Augmentation(dataclasses.replace(NOTHING, **options), seed=3)
 
 
-def test_blur_is_the_gaussian_convolution_of_each_image():
+def test_blur_is_the_gaussian_convolution_of_half_of_the_images():
     """Against SciPy's filter with the width that fits best, which differs from image to image."""
-    pixels = images(6, 20, 24, 3).astype("float32")
+    pixels = images(12, 20, 24, 3).astype("float32")
     blurred = np.asarray(alone(blur=1.5)(pixels, training=True))
     widths = []
     for before, after in zip(pixels, blurred, strict=True):
@@ -297,7 +297,8 @@ def test_blur_is_the_gaussian_convolution_of_each_image():
         }
         widths.append(min(tried, key=tried.get))
         assert tried[widths[-1]] < 0.3
-    assert len(set(widths)) == 6 and max(widths) > 0.5
+    sharp = sum(width < 0.1 for width in widths)
+    assert 3 <= sharp <= 9 and len(set(widths)) > 12 - sharp and max(widths) > 0.5
 
 
 def test_contrast_moves_brightness_and_contrast_of_each_image_within_its_range():
@@ -310,13 +311,13 @@ def test_contrast_moves_brightness_and_contrast_of_each_image_within_its_range()
     assert abs(np.corrcoef(factor, added)[0, 1]) < 0.3
 
 
-def test_noise_has_another_strength_in_each_image_and_is_gray():
+def test_noise_has_another_strength_in_each_image_none_in_half_of_them_and_is_gray():
     pixels = np.full((300, 12, 12, 3), 128, np.uint8)
     noise = np.asarray(alone(noise=20.0)(pixels, training=True)) - 128
     np.testing.assert_array_equal(noise[..., 0], noise[..., 2])
     strengths = noise[..., 0].std(axis=(1, 2))
-    assert strengths.min() < 2 and 17 < strengths.max() < 24
-    assert strengths.mean() == pytest.approx(10, abs=1.2) and abs(noise.mean()) < 0.3
+    assert 0.4 < np.mean(strengths == 0) < 0.6 and 17 < strengths.max() < 24
+    assert strengths[strengths > 0].mean() == pytest.approx(10, abs=1.7) and abs(noise.mean()) < 0.3
 
 
 @pytest.mark.parametrize("options", [{"contrast": 0.9}, {"blur": 2.0}, {"noise": 255.0}])

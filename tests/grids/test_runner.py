@@ -346,3 +346,15 @@ def test_data_sets_that_are_not_prepared_are_left_out(tmp_path, capsys):
         runner.with_data(runs_in(tmp_path, experiments="paper", data_dir=str(tmp_path / "nothing")))
     synthetic = runs_in(tmp_path, data_dir=str(tmp_path / "nothing"))
     assert runner.with_data(synthetic) == synthetic
+
+
+def test_a_log_file_gets_a_line_when_something_changes_or_after_ten_minutes(tmp_path, monkeypatch, capsys):
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    runs = runs_in(tmp_path)
+    with progress.Progress(runs, jobs=1) as shown:
+        for seconds, active in ((0, []), (5, []), (10, runs[:1]), (300, runs[:1]), (611, runs[:1])):
+            now[0] = 1000.0 + seconds
+            shown.show(active)
+        lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and lines[1] == lines[2] and runs[0].title in lines[1] and runs[0].title not in lines[0]
