@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import hashlib
@@ -152,13 +153,27 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+def sha256(path: str | Path, skip: int = 0) -> str:
+    """The SHA-256 of a file's bytes after the first ``skip``, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
+        file.seek(skip)
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def no_such_file(path: str | Path, kind: str, name: str = "") -> UserError:
+    """The error about a path that is no file.
+
+    Args:
+        path: the path.
+        kind: what was expected, such as "weights file".
+        name: what the message calls the path; empty is ``path``.
+    """
+    if Path(path).is_dir():
+        return UserError(f"{name or path}: expected a {kind}, found a folder; name a file in it")
+    return UserError(f"{name or path}: no such {kind}")
 
 
 def cache_folder() -> Path:
@@ -269,6 +284,7 @@ def _acquired_folder(folder: Path, seconds: float) -> contextlib.ExitStack | Non
 # --- failures
 
 
+_NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
 _LONGEST_MESSAGE = 4_000  # characters; lists of images are longer than most
 
 
@@ -343,11 +359,26 @@ def _sigterm_raises() -> Iterator[list[int]]:
     if not in_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield arrived
         return
+
+    def ignored(unraisable):
+        """Stops again, a moment later, where Python had to drop the exception: in a destructor or a callback of gc."""
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            return shown(unraisable)
+        number = signal.SIGINT
+        if issubclass(unraisable.exc_type, Terminated):
+            number = signal.SIGTERM
+            signal.signal(number, stop)
+        later = threading.Timer(0.1, _thread.interrupt_main, [number])
+        later.daemon = True
+        later.start()
+
     signal.signal(signal.SIGTERM, stop)
+    shown, sys.unraisablehook = sys.unraisablehook, ignored
     try:
         yield arrived
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.unraisablehook = shown
 
 
 def _message(error: Exception) -> str:
@@ -356,4 +387,9 @@ def _message(error: Exception) -> str:
             f"the disk is full while writing {error.filename or 'a file'}: "
             "nothing half-written was kept; free some space and run the same command again"
         )
+    if isinstance(error, OSError) and isinstance(error.filename, (str, bytes)) and error.strerror:
+        path = Path(os.fsdecode(error.filename))
+        path = path.parent if path.name == _LOCK else path  # nobody asked for the lock's file
+        remedy = "; get access to it, or choose another place" if error.errno in _NO_ACCESS else ""
+        return printable(f"{path}: {error.strerror}{remedy}")
     return printable(error)

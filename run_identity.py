@@ -13,7 +13,7 @@ from typing import Any
 import config
 from config import TrainConfig
 from data_helper import PreparedSplit, open_split, prepared_splits
-from files import UserError, sha256, write_json
+from files import UserError, no_such_file, sha256, write_json
 from model_files import hub
 from reading import run_files
 from reading.run_files import CONFIG, RESULT
@@ -92,8 +92,8 @@ def identity_of(settings: TrainConfig, splits: Mapping[str, PreparedSplit]) -> R
         if path := getattr(settings, name):
             path = hub.local_file(path)
             if not Path(path).is_file():
-                expected = "a list of test.py suspects" if name == "without" else "a model file"
-                raise UserError(f"--{name} {path}: no such file; expected {expected}")
+                kind = "list of test.py suspects" if name == "without" else "model file"
+                raise no_such_file(path, kind, f"--{name} {path}")
             digests[name] = sha256(path)
     return RunIdentity(options_of(settings), digests)
 

@@ -66,6 +66,8 @@ class TestModels:
     ):
         if views not in VIEWS:
             raise UserError(f"views: expected one of {', '.join(VIEWS)}, received {views!r}")
+        if h5_address is not None and not isinstance(h5_address, (str, Path)):
+            raise UserError(f"h5_address: expected the path of a model file, received {type(h5_address).__name__}")
         self.views = views
         self._detector_choice = detector, detector_file
         self._detector: faces.Detector | None = faces.open_detector(detector, detector_file)

@@ -12,7 +12,7 @@ import numpy as np
 
 from faces.download import ModelFile, fetch
 from faces.face import Face, ranked, suppress
-from files import UserError
+from files import UserError, no_such_file
 
 NAME = "yunet"
 CERTAIN = 0.85
@@ -49,7 +49,7 @@ class YunetDetector:
     def __init__(self, file: str | Path | None = None) -> None:
         path = fetch(MODEL, "--detector-file") if file is None else Path(file)
         if not path.is_file():
-            raise UserError(f"{path}: no such file; expected the model {MODEL.name} of {MODEL.url}")
+            raise no_such_file(path, f"model file, {MODEL.name} of {MODEL.url}", str(path))
         try:
             self._network = cv2.FaceDetectorYN.create(str(path), "", (COARSE_SIDE, COARSE_SIDE), MIN_SCORE, 0.3, 5000)
         except cv2.error as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from files import UserError
+from files import UserError, no_such_file
 from model_files import exported_check, hub
 from model_files.description import ATTRIBUTE, ExportInfo, from_json
 from reading.text import printable
@@ -83,7 +83,7 @@ def local_file(path: str | Path, module: str, package: str) -> Path:
     """
     path = Path(hub.local_file(path))
     if not path.is_file():
-        raise UserError(f"{path}: no such weights file")
+        raise no_such_file(path, "weights file")
     if importlib.util.find_spec(module) is None:
         raise UserError(f"{path}: {package}, which runs it, is not installed here; run: pip install {package}")
     return path

@@ -2,8 +2,8 @@
 
 An HDF5 file can point at other files (external links, external storage, virtual data sets) and declare arrays far
 larger than itself. A model file does neither, so all of that is refused before any array is read. One flipped bit can
-also abort the process inside the HDF5 library. Therefore `safe_hdf5` reads a file without our digest in a child
-process, which is this module as a program. It imports h5py and NumPy alone, so that it starts in a tenth of a second.
+also abort the process inside the HDF5 library. Therefore `safe_hdf5` reads a file in a child process, which is this
+module as a program. It imports h5py and NumPy alone, so that it starts in a tenth of a second.
 """
 
 from __future__ import annotations

@@ -46,6 +46,15 @@ def check_decoded_size(data: bytes, name: str) -> None:
         )
 
 
+def _chunks_fit(data: bytes) -> bool:
+    """Whether no chunk of a PNG claims more bytes than there are: OpenCV allocates what it claims, up to 4 GiB."""
+    at, kind = 8, b""
+    while kind != b"IEND" and at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        at += 12 + length  # with the checksum
+    return at <= len(data)
+
+
 def _decoded_size(data: bytes) -> float | None:
     """Bytes that the pixels take; None for a file that is no image."""
     if data.startswith(_PNG) and len(data) >= 26:
@@ -54,7 +63,7 @@ def _decoded_size(data: bytes) -> float | None:
         in_file = width * height * _PNG_SAMPLES.get(colour, 4) * bits / 8
         if size <= DECODED_BYTES and in_file > _MOST_DEFLATED * len(data):
             return None  # so little data cannot be so many pixels: a damaged header must not cost the memory
-        return size
+        return size if _chunks_fit(data) else None
     from PIL import Image
 
     try:

@@ -256,11 +256,13 @@ def _rgb(image: np.ndarray) -> np.ndarray:
 def _expected_array(image: np.ndarray) -> str:
     message = f"expected uint8 (H, W, 3) RGB, (H, W, 1) or (H, W) gray, received {image.dtype} {image.shape}"
     if image.dtype.kind == "f":
-        in_0_1 = image.size and np.nanmax(image) <= 1
+        in_0_1 = image.size and not np.any(image > 1)  # NaN is not greater
         values, code = ("0..1", "(255 * image)") if in_0_1 else ("0..255", "image")
         return f"{message}; for values in {values}: {code}.round().astype('uint8')"
     if image.dtype == np.uint16:
         return f"{message}; for 16-bit values: (image // 257).astype('uint8')"
+    if image.dtype.kind in "iu" and image.dtype != np.uint8:
+        return f"{message}; for values in 0..255: image.astype('uint8')"
     if image.dtype == bool:
         return f"{message}; for True as white: 255 * image.astype('uint8')"
     if image.dtype == np.uint8 and image.ndim == 3 and image.shape[0] in (1, 3):

@@ -294,7 +294,11 @@ def test_locks_need_no_fcntl():
     [
         (UserError("a.csv: expected 3 columns, found 2"), "a.csv: expected 3 columns, found 2"),
         (OSError(errno.ENOSPC, "No space left on device", "runs/x/state.h5"), "the disk is full while writing runs/x/"),
-        (PermissionError(errno.EACCES, "Permission denied", "a"), "[Errno 13] Permission denied: 'a'"),
+        (PermissionError(errno.EACCES, "Permission denied", "a"), "a: Permission denied; get access to it, or choose"),
+        (OSError(errno.EROFS, "Read-only file system", "data/x/.lock"), "data/x: Read-only file system; get access"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", b"a\n"), r"a\n: No such file or directory"),
+        (OSError(errno.EBADF, "Bad file descriptor", 3), "[Errno 9] Bad file descriptor: 3"),
+        (OSError("of a library"), "of a library"),
     ],
 )
 def test_a_users_failure_is_one_line_and_code_2(monkeypatch, capsys, error, facts):
@@ -322,6 +326,27 @@ def test_success_is_0_ctrl_c_130_and_our_own_bugs_keep_their_traceback(capsys):
     assert run_command(stop) == 130 and "Traceback" not in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):
         run_command(fail)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals")
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_in_a_callback_of_the_garbage_collector_stops_too(name, code):
+    """Python ignores an exception there, and JAX has such a callback."""
+    program = (
+        "import gc, os, signal, time\n"
+        "from files import run_command\n"
+        "def callback(phase, info):\n"
+        "    gc.callbacks.clear()\n"
+        f"    os.kill(os.getpid(), signal.{name})\n"
+        "    time.sleep(0.1)\n"
+        "def main():\n"
+        "    gc.callbacks.append(callback)\n"
+        "    gc.collect()\n"
+        "    time.sleep(60)\n"
+        "raise SystemExit(run_command(main))"
+    )
+    done = run_python("-c", program)
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
 
 
 def test_a_reader_that_goes_away_is_no_failure():

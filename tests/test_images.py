@@ -238,6 +238,18 @@ def test_a_png_that_cannot_hold_its_pixels_is_refused_before_they_take_memory(mo
         decode_image(png(9_000, 9_000, 8, 2, [b""]), "x.png")
 
 
+@pytest.mark.parametrize("kind", [b"IDAT", b"IEND"])
+def test_a_png_chunk_that_claims_more_than_the_file_is_refused_before_it_takes_memory(monkeypatch, kind):
+    """OpenCV allocates what a chunk claims, up to 4 GiB."""
+    data = bytearray(png(2, 1, 8, 0, [b"\1\2"]))
+    assert decode_image(bytes(data) + b"something behind the end", "x.png").shape == (1, 2, 1)
+    monkeypatch.setattr(images, "_decode", None)  # is not called
+    at = data.index(kind)
+    data[at - 4 : at] = struct.pack(">I", 3_308_508_928)
+    with pytest.raises(UserError, match="cannot be decoded"):
+        decode_image(bytes(data), "x.png")
+
+
 TOO_LARGE = "the image is too large; expected at most 100,000,000 pixels"
 
 

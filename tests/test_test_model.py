@@ -427,6 +427,12 @@ def test_the_network_that_comes_with_the_project_is_the_default(tiny_weights, mo
 def test_missing_weights_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"none\.weights\.h5: no such weights file"):
         TestModels(tmp_path / "none.weights.h5")
+    (tmp_path / "folder.onnx").mkdir()
+    for address in (tmp_path, tmp_path / "folder.onnx"):
+        with pytest.raises(UserError, match=r"expected a weights file, found a folder; name a file in it"):
+            TestModels(address)
+    with pytest.raises(UserError, match=r"h5_address: expected the path of a model file, received int"):
+        TestModels(3)
 
 
 def test_unknown_detector_is_refused_before_the_model_is_read():

@@ -35,7 +35,7 @@ class ReleaseOptions:
     """The options of every preparation from an official release."""
 
     source: str
-    """The official release: a folder, or a zip or tar of it."""
+    """The data set as it was published, or a folder of your own; or a zip or tar of either."""
     data_dir: str = "data"
     """Folder of the prepared data sets."""
     debug: bool = False

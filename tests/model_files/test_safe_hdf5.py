@@ -109,11 +109,6 @@ def test_equal_content_gives_equal_bytes(tmp_path):
     assert own_file(tmp_path / "a.h5").read_bytes() == own_file(tmp_path / "b.h5").read_bytes()
 
 
-def test_our_own_files_need_no_child_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("started a process"))
-    assert read_arrays(own_file(tmp_path / "a.h5")).arrays["layers/dense_11/vars/0"][0, 0] == 11
-
-
 # Damage
 
 
@@ -139,21 +134,25 @@ def test_our_own_file_changed_by_another_program_is_refused(tmp_path):
         read_arrays(tmp_path / "a.h5")
 
 
-def dense_file(path):
+def dense_file(path, **options):
     """A file with dense link storage, in which a flipped bit can abort the HDF5 library."""
-    with h5py.File(path, "w", libver="latest") as file:
+    with h5py.File(path, "w", libver="latest", **options) as file:
         for i in range(30):
             file[f"layers/layer_number_{i}/vars/0"] = np.arange(4, dtype="f4")
     return path
 
 
+@pytest.mark.parametrize("forged", [False, True])
 @pytest.mark.parametrize("place", [20807, 21010, 21204])
-def test_a_crash_of_the_library_is_one_message(tmp_path, place):
-    path = dense_file(tmp_path / "a.h5")
+def test_a_crash_of_the_library_is_one_message(tmp_path, place, forged):
+    """A digest is no reason to trust a file: whoever damages it on purpose computes the new one."""
+    path = dense_file(tmp_path / "a.h5", userblock_size=512 if forged else 0)
     data = bytearray(path.read_bytes())
-    data[place] ^= 0xFF
+    data[place + 512 * forged] ^= 0xFF
+    if forged:
+        safe_hdf5.seal(memoryview(data))
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"a\.h5: the HDF5 file is damaged \(.*\); get it again$"):
+    with pytest.raises(UserError, match=r"a\.h5: the HDF5 file is damaged \(.*signal.*\); get it again$"):
         read_arrays(path)
 
 

@@ -105,9 +105,10 @@ def test_existing_file_is_never_taken_for_a_pattern(folder):
     [
         (PIXELS / 255, r"float64 \(6, 8, 3\).*255 \* image"),
         (PIXELS.astype(np.float32), r"float32 .* image\.round\(\)"),
+        (np.full((6, 8, 3), np.nan), r"float64 .*round"),
         (PIXELS.astype(np.uint16), "uint16 .* // 257"),
+        (PIXELS.astype(np.int64), r"int64 .*image\.astype\('uint8'\)"),
         (PIXELS > 9, "bool "),
-        (PIXELS.astype(int), "int64 "),
         (PIXELS.transpose(2, 0, 1), r"\(3, 6, 8\).*transpose\(1, 2, 0\)"),
         (PIXELS[:0], r"\(0, 8, 3\)"),
         (PIXELS[..., :2], r"\(6, 8, 2\)"),
