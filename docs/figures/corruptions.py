@@ -2,7 +2,7 @@
 
     python docs/figures/corruptions.py --data-dir data
 
-Writes ``figures/corruptions.png`` and ``<model>.corruptions.json`` beside the card, and replaces the table between the
+Writes ``figures/<model>.corruptions.png`` and ``<model>.corruptions.json`` beside the card, and replaces the table between the
 card's two ``corruptions`` comments. TensorFlow; about 30 seconds on two idle cores.
 """
 
@@ -38,6 +38,7 @@ def main() -> None:
     card = options.card.read_text(encoding="utf-8")
     if not BLOCK.search(card):
         raise UserError(f"{options.card}: expected <!-- corruptions --> and <!-- end of corruptions -->, found none")
+    name = options.weights.name.removesuffix(".weights.h5")
     runtime.choose_backend("tensorflow")
     from reporting import robustness
     from test import EvaluateConfig, evaluate
@@ -53,8 +54,7 @@ def main() -> None:
                 corruptions=True,
             )
         )
-        copy_file(Path(folder) / "corruptions.png", options.card.parent / "figures" / "corruptions.png")
-    name = options.weights.name.removesuffix(".weights.h5")
+        copy_file(Path(folder) / "corruptions.png", options.card.parent / "figures" / f"{name}.corruptions.png")
     write_json(options.card.parent / f"{name}.corruptions.json", {key: result[key] for key in KEPT})
     head = f"{result['dataset']}/{result['split']}: {result['n']:,} images"
     table = "\n".join([head, "", *robustness.lines(result)])

@@ -156,4 +156,4 @@ def test_the_script_replaces_the_section_of_a_card(tiny_weights, tmp_path):
     assert text.startswith("before\n") and text.endswith("```\n<!-- end of corruptions -->\nafter\n")
     assert "old" not in text and "mean of the 13" in text and "fer2013/val: 14 images" in text
     entry = json.loads((card.parent / "tiny.corruptions.json").read_text())["corruptions"]
-    assert f"{entry['mean']['accuracy']:.2%}" in text and (card.parent / "figures" / "corruptions.png").exists()
+    assert f"{entry['mean']['accuracy']:.2%}" in text and (card.parent / "figures" / "tiny.corruptions.png").exists()
