@@ -2,8 +2,8 @@
 
     python docs/figures/corruptions.py --data-dir data
 
-Writes ``figures/<model>.corruptions.png`` and ``<model>.corruptions.json`` beside the card, and replaces the table between the
-card's two ``corruptions`` comments. TensorFlow; about 30 seconds on two idle cores.
+Writes ``figures/<model>.corruptions.png`` and ``<model>.corruptions.json`` beside the card, and replaces the table
+between the card's two ``corruptions`` comments. TensorFlow; about 30 seconds on two idle cores.
 """
 
 from __future__ import annotations
