@@ -119,7 +119,8 @@ def evaluate(
         views: see `predict`.
         with_maps: also explain the predicted labels: ``explain.png`` (`mean_maps.MeanMaps.save_figure`) and the entry
             ``explain``. The maps are those of the images as they are, never of other views.
-        studies: more that is measured and drawn (`robustness.Robustness`, `groups.Groups`).
+        studies: more that is measured and drawn (`robustness.Robustness`, `groups.Groups`,
+            `second_ruler.SecondRuler`).
         extra: more JSON-ready entries of the result, such as ``weights`` and ``selected_on``.
         group: see `predict`; only rank 0 writes the report, the others return an empty result.
 
@@ -139,6 +140,7 @@ def evaluate(
     # scikit-learn and Matplotlib take half a second to import, and `predict` alone needs neither.
     import metrics
     import plots
+    from labels import second_ruler
     from measuring import groups
     from reporting import robustness
 
@@ -166,7 +168,7 @@ def evaluate(
     title += f", accuracy {scores['accuracy']:.2%}"
     plots.save_figures(folder, title, split.labels, probabilities, split.class_names, scores, tsne_rows, tsne_places)
     # What an earlier evaluation drew in this folder may not belong to the result.
-    for name in ("explain.png", *robustness.FILES, *groups.FILES):
+    for name in ("explain.png", *robustness.FILES, *groups.FILES, *second_ruler.FILES):
         (folder / name).unlink(missing_ok=True)
     explained = _explained(network, split, probabilities, folder, title, seed, batch_size) if with_maps else {}
     measured = Measured(
@@ -293,10 +295,11 @@ def format_table(result: Mapping[str, Any]) -> str:
         shares = (_percent(values[measure]) for measure in ("precision", "recall", "f1"))
         lines.append("{:<{}}  {:>9}{:>9}{:>9}{:>9,}".format(name, width, *shares, values["n"]))
     lines += ["", *_confusion_lines(result, width)]
-    from measuring import groups  # imported late, as `metrics`
+    from labels import second_ruler  # these three are imported late, as `metrics`
+    from measuring import groups
     from reporting import robustness
 
-    for more in (robustness.lines(result), groups.lines(result)):
+    for more in (robustness.lines(result), groups.lines(result), second_ruler.lines(result)):
         lines += ["", *more] if more else []
     return "\n".join(lines)
 

@@ -146,15 +146,13 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     """
     import evaluation
     from data_helper import open_split
-    from labels import second_labels, second_ruler
     from model_files import model_file
 
     views = _views(settings)
     _check_not_exported(settings.weights)
     split = open_split(settings.data_dir, settings.dataset.value, settings.split)
-    also = settings.also and second_labels.find_second_labels(settings.data_dir, settings.also.value, split)
-    network, info = model_file.load_model(settings.weights)
     more, studies = _studies(settings, split)
+    network, info = model_file.load_model(settings.weights)
     folder = settings.run_dir or f"{evaluation.default_folder(settings.weights, split, views, settings.seed)}{more}"
     evaluation.check_free(folder)
     chosen = evaluation.selected_on(info.dataset, info.metrics, split)
@@ -175,16 +173,14 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         },
     )
     print(evaluation.format_table(result))
-    (Path(folder) / second_ruler.FIGURE).unlink(missing_ok=True)  # of an earlier evaluation in this folder
-    if also:
-        result = second_ruler.add_to_report(folder, result, split, also)
-        print(f"\n{second_ruler.format_table(result)}")
     print(f"\nwrote {folder}/")
     return result
 
 
 def _studies(settings: EvaluateConfig, split: PreparedSplit) -> tuple[str, list[Study]]:
     """What else is measured, and the end of the folder's name."""
+    from labels.second_labels import find_second_labels
+    from labels.second_ruler import SecondRuler
     from measuring.groups import open_groups
     from reporting.robustness import Robustness
 
@@ -195,6 +191,9 @@ def _studies(settings: EvaluateConfig, split: PreparedSplit) -> tuple[str, list[
     if settings.groups is not None:
         studies.append(open_groups(settings.groups, split, settings.seed))
         name += f"-groups-{sha256(settings.groups)[:8]}"
+    if settings.also is not None:
+        second = find_second_labels(settings.data_dir, settings.also.value, split)
+        studies.append(SecondRuler(split, second, settings.seed))
     return name, studies
 
 

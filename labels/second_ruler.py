@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,13 @@ from sklearn.metrics import cohen_kappa_score, confusion_matrix
 
 import datasets
 from data_helper import PreparedSplit
-from files import write_json
 from labels.second_labels import SecondLabels
+from measuring.study import Measured
 from plots import BLUE, COLORS, GRAY, ORANGE, PALE, new_figure
-from reading.arrays import read_npz
 from reporting.statistics import bootstrap_interval, paired_bootstrap
 
 FIGURE = "second_labels.png"
+FILES = (FIGURE,)
 # What can happen to an image, in the order of the figure.
 _OUTCOMES = {
     "both": ("the model agrees with both", BLUE),
@@ -28,6 +29,36 @@ _OUTCOMES = {
     "labels_agree": ("with neither, which agree", GRAY),
     "none_agree": ("with neither, which differ", PALE),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class SecondRuler:
+    """Scores a network against a second set of labels: a study of `evaluation.evaluate`.
+
+    Attributes:
+        split: the images and their labels.
+        second: their other labels.
+        seed: of the bootstrap intervals.
+    """
+
+    split: PreparedSplit
+    second: SecondLabels
+    seed: int = 0
+
+    def __call__(self, evaluated: Measured) -> dict[str, dict[str, Any]]:
+        """Measures, and draws ``second_labels.png``.
+
+        Returns:
+            The entry ``also`` of the result: what `measure` returns, ``dataset`` and ``left_out`` (`SecondLabels`).
+        """
+        split, second, usable = self.split, self.second, self.second.usable
+        predictions = evaluated.probabilities.argmax(axis=1)[usable]
+        found = measure(split.labels[usable], second.labels[usable], predictions, split.class_names, self.seed)
+        also = {"dataset": second.dataset, **found, "left_out": second.left_out}
+        title = f"{datasets.title(split.meta['dataset'])}, {split.meta['split']}"
+        title += f", labels of {datasets.title(second.dataset)}, n = {also['n']:,}"
+        save_figure(evaluated.folder / FIGURE, title, also, split.meta["dataset"])
+        return {"also": also}
 
 
 def measure(
@@ -116,45 +147,19 @@ def kappa_interval(labels: np.ndarray, second: np.ndarray, seed: int = 0, num_re
     return np.percentile((observed - expected)[defined] / (1 - expected[defined]), [2.5, 97.5]).tolist()
 
 
-def add_to_report(
-    folder: str | Path, result: Mapping[str, Any], split: PreparedSplit, second: SecondLabels
-) -> dict[str, Any]:
-    """Adds the entry ``also`` to ``result.json`` of an evaluation, and draws ``second_labels.png``.
-
-    Args:
-        folder: of the evaluation; its ``predictions.npz`` is read.
-        result: of the evaluation.
-        split: that was evaluated.
-        second: the other labels of its images.
-
-    Returns:
-        The whole result. ``also`` holds what `measure` returns, ``dataset`` and ``left_out`` (`SecondLabels`).
-    """
-    folder, usable = Path(folder), second.usable
-    probabilities = read_npz(folder / "predictions.npz", {"probabilities": ("f", 2)})["probabilities"]
-    predictions = probabilities.argmax(axis=1)[usable]
-    measured = measure(split.labels[usable], second.labels[usable], predictions, split.class_names, result["seed"])
-    also = {"dataset": second.dataset, **measured, "left_out": second.left_out}
-    result = {**result, "also": also}
-    write_json(folder / "result.json", result)
-    title = (
-        f"{datasets.title(split.meta['dataset'])}, {split.meta['split']}, labels of {datasets.title(second.dataset)}"
-    )
-    save_figure(folder / FIGURE, f"{title}, n = {also['n']:,}", also, split.meta["dataset"])
-    return result
-
-
-def format_table(result: Mapping[str, Any]) -> str:
-    """The entry ``also`` of a result as text."""
-    also, own, total = result["also"], result["dataset"], result["n"]
-    other = also["dataset"]
-    lines = [f"second labels: {other}, {also['n']:,} of the {total:,} images"]
-    lines += [f"  {count:,} {reason}" for reason, count in also["left_out"].items()]
+def lines(result: Mapping[str, Any]) -> list[str]:
+    """The tables of a result with ``also`` as plain text; no line for another result."""
+    also = result.get("also")
+    if not also:
+        return []
+    own, total, other = result["dataset"], result["n"], also["dataset"]
+    table = [f"second labels: {other}, {also['n']:,} of the {total:,} images"]
+    table += [f"  {count:,} {reason}" for reason, count in also["left_out"].items()]
     width = max(map(len, (own, f"{other} - {own}")))
     gain = "{:+.2f} points   95% interval {:+.2f} to {:+.2f}".format(
         *(100 * value for value in (also["difference"], *also["difference_interval"]))
     )
-    lines += [
+    table += [
         "",
         "accuracy of the model on these images, by the labels of",
         f"  {own:<{width}}  {_share(also['accuracy'], also['interval'])}",
@@ -175,8 +180,8 @@ def format_table(result: Mapping[str, Any]) -> str:
         }
         width = max(map(len, shares))
         for text, (count, interval) in shares.items():
-            lines.append(f"  {text:<{width}} {count:>7,}   {_share(count / also['errors'], interval)}")
-    return "\n".join([*lines, "", *_class_lines(also, own, other)])
+            table.append(f"  {text:<{width}} {count:>7,}   {_share(count / also['errors'], interval)}")
+    return [*table, "", *_class_lines(also, own, other)]
 
 
 def _kappa_lines(also: Mapping[str, Any]) -> list[str]:

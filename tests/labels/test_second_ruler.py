@@ -94,7 +94,8 @@ def test_a_model_without_errors_and_labels_of_one_class():
     found = second_ruler.measure(zeros, zeros, zeros, NAMES)
     assert (found["errors"], found["share_with_model"], found["share_with_model_interval"]) == (0, None, None)
     assert (found["kappa"], found["kappa_interval"], found["accuracy"]) == (None, None, 1.0)
-    text = second_ruler.format_table({"dataset": "a", "n": 9, "also": {"dataset": "b", "left_out": {"c": 4}, **found}})
+    result = {"dataset": "a", "n": 9, "also": {"dataset": "b", "left_out": {"c": 4}, **found}}
+    text = "\n".join(second_ruler.lines(result))
     assert "errors by the labels of a: 0" in text and "kappa" not in text and "4 c" in text
     json.dumps(found, allow_nan=False)
 
