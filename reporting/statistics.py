@@ -50,6 +50,21 @@ def mean_and_std(values: Sequence[float]) -> tuple[float | None, float | None]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
+def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """95% interval of the mean of normally distributed values: ``mean -+ t std / sqrt(n)`` (Student 1908).
+
+    ``t`` is the 97.5% quantile of Student's t with n - 1 degrees of freedom.
+
+    Returns:
+        Low and high; None for fewer than two values.
+    """
+    mean, std = mean_and_std(values)
+    if std is None:
+        return None
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * std / float(np.sqrt(len(values)))
+    return mean - half, mean + half
+
+
 def paired_t(values: Sequence[float], reference: Sequence[float]) -> float | None:
     """Two-sided p of the paired t test: ``t = mean(d) / (std(d) / sqrt(n))`` with n - 1 degrees of freedom.
 

@@ -15,12 +15,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # started as a file, Python looks in docs/figures only
 
 import runtime
 from files import UserError, run_command, sha256, write_json
+from reporting.statistics import t_interval
 
 HERE = Path(__file__).resolve().parent
 NAMES = {"with_ed": "Ad-Corre (FD + MD + ED)", "without": "Cross-entropy", "untrained": "Untrained"}
@@ -163,14 +163,10 @@ def _difference(with_ed: np.ndarray, without: np.ndarray) -> dict:
     per_image = per_image[~np.isnan(per_image)]
     rng = np.random.default_rng(0)
     resampled = [rng.choice(per_image, len(per_image)).mean() for _ in range(RESAMPLES)]
-    over_seeds = None
-    if len(per_seed) > 1:
-        half = stats.t.ppf(0.975, len(per_seed) - 1) * per_seed.std(ddof=1) / np.sqrt(len(per_seed))
-        over_seeds = [float(per_seed.mean() - half), float(per_seed.mean() + half)]
     return {
         "mean": float(per_seed.mean()),
         "per_seed": per_seed.tolist(),
-        "interval_over_seeds": over_seeds,
+        "interval_over_seeds": t_interval(per_seed),
         "interval_over_images": np.quantile(resampled, (0.025, 0.975)).tolist(),
     }
 

@@ -20,14 +20,13 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.lines import Line2D
-from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # started as a file, Python looks in docs/figures only
 
 import plots
 from datasets.shared.expressions import CLASS_NAMES
 from files import UserError, run_command, whole_file, write_json
-from reporting.statistics import mcnemar, paired_bootstrap, paired_t
+from reporting.statistics import mcnemar, paired_bootstrap, paired_t, t_interval
 
 HERE = Path(__file__).resolve().parent
 COMPONENTS = HERE.parents[1] / "reports" / "fer2013-components"
@@ -52,9 +51,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.pack:
         return _pack(Path(options.pack), options.data_dir)
-    comparisons = [_components(), *_gpu(), *_private_test()]
+    with np.load(HERE / "gpu_runs.npz") as found:
+        runs = dict(found)
+    comparisons = [_components(), *_gpu(runs), *_private_test()]
     options.output.mkdir(parents=True, exist_ok=True)
-    recalls = _recalls()
+    recalls = _recalls(runs)
     write_json(options.output / "loss_difference.json", {"comparisons": comparisons, "recalls": recalls})
     _draw(options.output / "loss_difference.png", comparisons)
     print(_table(comparisons), _recall_table(recalls), sep="\n\n")
@@ -89,10 +90,8 @@ def _components() -> dict:
     return _compared("PublicTest, 36 px, 12 epochs", np.array(correct["Ad-Corre"]), np.array(correct["CE"]))
 
 
-def _gpu() -> list[dict]:
+def _gpu(runs: dict[str, np.ndarray]) -> list[dict]:
     """The six networks of the GPU training: alone and as the mean of the seeds, with and without the mirror image."""
-    with np.load(HERE / "gpu_runs.npz") as found:
-        runs = dict(found)
     labels, is_new = runs["labels"], ~runs["has_copy"]
     compared = []
     for split, images in (("PublicTest", slice(None)), ("PublicTest without copies", is_new)):
@@ -106,10 +105,8 @@ def _gpu() -> list[dict]:
     return compared
 
 
-def _recalls() -> list[dict]:
+def _recalls(runs: dict[str, np.ndarray]) -> list[dict]:
     """Recall of each expression, 0..100, of the six networks of the GPU training on PublicTest, one per seed."""
-    with np.load(HERE / "gpu_runs.npz") as found:
-        runs = dict(found)
     of_class = [runs["labels"] == code for code in range(7)]  # without Contempt
     right = {loss: [runs[f"{loss}-{seed}-none"].argmax(axis=1) == runs["labels"] for seed in SEEDS] for loss in LOSSES}
     return [
@@ -132,17 +129,9 @@ def _recall_table(recalls: list[dict]) -> str:
 def _private_test() -> list[dict]:
     return [
         {"name": name, "n": 3589, "seeds": len(ce), "ce": ce, "ad_corre": ad_corre, "difference": difference}
-        | {"interval_over_images": interval, "interval_over_seeds": _over_seeds(np.subtract(ad_corre, ce))}
+        | {"interval_over_images": interval, "interval_over_seeds": t_interval(np.subtract(ad_corre, ce))}
         for name, ce, ad_corre, difference, interval in PRIVATE_TEST
     ]
-
-
-def _over_seeds(gain: np.ndarray) -> list[float] | None:
-    """The 95% interval of the mean of one gain per seed, by Student's t; None for one seed."""
-    if len(gain) < 2:
-        return None
-    half = stats.t.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / np.sqrt(len(gain))
-    return [float(gain.mean() - half), float(gain.mean() + half)]
 
 
 def _compared(name: str, ad_corre: np.ndarray, ce: np.ndarray) -> dict:
@@ -158,7 +147,7 @@ def _compared(name: str, ad_corre: np.ndarray, ce: np.ndarray) -> dict:
         "ad_corre": (100 * ad_corre.mean(axis=1)).tolist(),
         "difference": 100 * over_images.difference,
         "interval_over_images": [100 * over_images.low, 100 * over_images.high],
-        "interval_over_seeds": _over_seeds(gain),
+        "interval_over_seeds": t_interval(gain),
         "p_over_seeds": paired_t(ad_corre.mean(axis=1), ce.mean(axis=1)),
         "p_over_images": one.p if one else over_images.p,
     }

@@ -9,7 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from reporting.statistics import bootstrap_interval, holm, mcnemar, mean_and_std, paired_bootstrap, paired_t
+from reporting.statistics import bootstrap_interval, holm, mcnemar, mean_and_std, paired_bootstrap, paired_t, t_interval
 
 
 def test_mean_and_std():
@@ -17,6 +17,14 @@ def test_mean_and_std():
     assert (mean, std) == (3.0, pytest.approx(math.sqrt(7)))
     assert mean_and_std([0.5]) == (0.5, None)
     assert mean_and_std([]) == (None, None)
+
+
+def test_t_interval_in_closed_form():
+    half = math.tan(0.475 * math.pi)  # the quantile with one degree of freedom; std / sqrt(2) is 1
+    assert t_interval([0.0, 2.0]) == pytest.approx((1 - half, 1 + half))
+    quantile = 0.95 * math.sqrt(2 / (1 - 0.95**2))  # with two; std / sqrt(3) is 1 / sqrt(3)
+    assert t_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - quantile / math.sqrt(3), 2 + quantile / math.sqrt(3)))
+    assert t_interval([1.0]) is None and t_interval([]) is None
 
 
 def test_paired_t_in_closed_form():
