@@ -14,7 +14,7 @@ from conftest import run_python
 from test_onnx_network import INFO
 
 from files import UserError
-from model_files import exported_network, lite_check
+from model_files import lite_check
 from model_files.description import to_json
 from model_files.lite_network import LiteNetwork
 from test_model import TestModels
@@ -136,12 +136,3 @@ def test_it_explains_nothing(tmp_path):
     model = TestModels(write_toy(tmp_path / "toy.tflite"))
     with pytest.raises(UserError, match=r"\.tflite.* weights file"):
         model.explain(model.recognize(np.zeros((2, 2, 3), np.uint8), detect_face=False)[0].faces)
-
-
-def test_a_missing_file_and_a_missing_runtime_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"none\.tflite: no such weights file"):
-        LiteNetwork(tmp_path / "none.tflite")
-    (tmp_path / "a.tflite").write_bytes(b"")
-    monkeypatch.setattr(exported_network.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"a\.tflite: ai-edge-litert.* not installed here; run: pip install ai-edge-l"):
-        LiteNetwork(tmp_path / "a.tflite")

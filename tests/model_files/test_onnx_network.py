@@ -11,7 +11,6 @@ import pytest
 from conftest import run_python
 
 from files import UserError
-from model_files import exported_network
 from model_files.description import ATTRIBUTE, ExportInfo, NetworkDescription, to_json
 from model_files.onnx_network import OnnxNetwork
 
@@ -119,12 +118,3 @@ def test_the_runtime_sends_nothing_about_its_use(tmp_path, monkeypatch):
     done = run_python("-c", code, tmp_path / "toy.onnx")
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "temporary").iterdir()) == []
-
-
-def test_a_missing_file_and_a_missing_runtime_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"none\.onnx: no such weights file"):
-        OnnxNetwork(tmp_path / "none.onnx")
-    (tmp_path / "a.onnx").write_bytes(b"")
-    monkeypatch.setattr(exported_network.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"a\.onnx: onnxruntime.* not installed here; run: pip install onnxruntime"):
-        OnnxNetwork(tmp_path / "a.onnx")
