@@ -118,7 +118,7 @@ def calibration_images(split: PreparedSplit, size: int, number: int, seed: int) 
         seed: of the draw.
 
     Returns:
-        uint8 (M, size, size, 3) RGB, and what they are, in words.
+        The images, uint8 (M, size, size, 3) RGB, and a text that names them (number, split, seed).
     """
     number = min(number, len(split))
     rows = np.sort(np.random.default_rng(seed).choice(len(split), number, replace=False))

@@ -107,7 +107,7 @@ def test_no_suspects_give_empty_lists_and_a_table(split, probabilities, tmp_path
 
 
 def test_a_second_opinion_is_counted(split, probabilities, tmp_path):
-    """Of the suspects: one has the suggestion, one its own label, one a third; one has no second label."""
+    """Of four suspects the second label is the suggested one, the split's own, a third one, and missing."""
     found = found_of(probabilities, [20, 3, 10, 5])
     second = LABELS.copy()
     second[20], second[10], second[40], second[41], second[5] = 2, 5, (LABELS[40] + 1) % 7, -1, -1
