@@ -222,7 +222,7 @@ def corrected_note(rows: Sequence[Row]) -> str:
     """What the corrected p values of a table are corrected for."""
     return (
         f"Number of comparisons in this table: {len(rows) - 1}, one per other row. Corrected: by Holm's method, for "
-        "all of them, those without a p yet included."
+        "all of them, also those that have no p yet."
     )
 
 
@@ -311,6 +311,6 @@ def reference_table(rows: Sequence[Row]) -> tuple[Table, list[Record]] | None:
         return None
     cells = tuple((method["method"], percent(method["accuracy"]), method["source"]) for method in methods)
     title = f"Published methods on {datasets.title(rows[0].dataset)}"
-    notes = ("Numbers from the named sources, with their own data and protocols; not run here.",)
+    notes = ("Numbers from the named sources, with their own data and protocols.",)
     table = Table("references", title, ("Method", "Accuracy,\u00a0%", "Source"), cells, notes, text_columns=(0, 2))
     return table, [method | {"dataset": rows[0].dataset} for method in methods]
