@@ -39,7 +39,8 @@ class EvaluateConfig(OnSplitConfig):
     split: Split = "val"
     """Its split to measure on."""
     run_dir: str | None = None
-    """Where the report goes; None is runs/evaluate-<run>-<weights>-<dataset>-<split>[-<views>]-<8 hex digits>."""
+    """Where the report goes; None is runs/evaluate-<run>-<weights>-<dataset>-<split>[-<views>]-<8 hex digits>, and
+    -corruptions, -groups-<8 hex digits>, -also-<dataset> with these options."""
     views: Views = "none"
     """Average the probabilities over views of each image: flip is it and its mirror image; ten-crop is five crops of
     7/8 of the side (corners, centre) and their mirror images."""
@@ -193,6 +194,7 @@ def _studies(settings: EvaluateConfig, split: PreparedSplit) -> tuple[str, list[
         name += f"-groups-{sha256(settings.groups)[:8]}"
     if settings.also is not None:
         second = find_second_labels(settings.data_dir, settings.also.value, split)
+        name += f"-also-{settings.also.value}"
         studies.append(SecondRuler(split, second, settings.seed))
     return name, studies
 
