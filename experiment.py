@@ -259,7 +259,7 @@ def make_engine(
 
 def _length(settings: TrainConfig, engine: Engine, state: RunState, run: Run) -> int:
     """The epochs of the run: those of the options, or what fits into ``--minutes``, which its state remembers."""
-    if settings.minutes and state.epochs is None:
+    if settings.minutes is not None and state.epochs is None:
         step, validation = engine.seconds_per_step(), engine.seconds_per_validation()
         used = time.monotonic() - run.started
         epochs = run.group.broadcast(epochs_in(settings.minutes, used, step, validation, engine.train.steps))
