@@ -64,7 +64,7 @@ class TestModels:
         detector_file: str | Path | None = None,
         views: Views = "none",
     ):
-        if views not in VIEWS:
+        if views not in tuple(VIEWS):
             raise UserError(f"views: expected one of {', '.join(VIEWS)}, received {views!r}")
         if h5_address is not None and not isinstance(h5_address, (str, Path)):
             raise UserError(f"h5_address: expected the path of a model file, received {type(h5_address).__name__}")
