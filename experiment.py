@@ -117,29 +117,20 @@ def _folder_of(settings: TrainConfig, identity: run_identity.RunIdentity) -> Pat
 @contextlib.contextmanager
 def _claimed(folder: Path, group: ProcessGroup) -> Iterator[None]:
     """Holds the folder; a command that is refused before its run began to train leaves nothing of its own there."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    refused = False
-    try:
-        with group.only_writer(folder):
-            before = set(folder.glob("*"))
-            try:
-                yield
-            except UserError:
-                refused = group.is_rank0 and not (folder / UNTRAINED).exists()
+    with group.only_writer(folder):
+        before = set(folder.glob("*"))
+        try:
+            yield
+        except UserError:
+            if group.is_rank0 and not (folder / UNTRAINED).exists():
                 with contextlib.suppress(OSError):
-                    for path in set(folder.glob("*")) - before if refused else ():
+                    for path in set(folder.glob("*")) - before:
                         path.unlink()
+            raise
+        except FileNotFoundError:
+            if folder.is_dir():
                 raise
-            except FileNotFoundError:
-                if folder.is_dir():
-                    raise
-                raise UserError(f"{folder}: the folder of the run is gone; start the run again") from None
-    finally:
-        if refused and made:
-            with contextlib.suppress(OSError):  # another process has come to use the folder
-                (folder / ".lock").unlink()
-                for path in made:
-                    path.rmdir()
+            raise UserError(f"{folder}: the folder of the run is gone; start the run again") from None
 
 
 def _train(settings: TrainConfig, folder: Path, splits: Splits, run: Run) -> int:
