@@ -206,8 +206,9 @@ def check_ranges(options: Any) -> None:
             check_ranges(value)
         # The range of a tuple's numbers stands inside of its type.
         values, hints = (value, get_args(hint)) if isinstance(value, tuple) else ((value,), (hint,))
-        if "" in values:
-            raise UserError(f"{option(name)}: expected a value, received an empty one")
+        if "" in values and getattr(type(options), name, None) != "":
+            is_positional = tyro.conf.Positional in getattr(hint, "__metadata__", ())
+            raise UserError(f"{name if is_positional else option(name)}: expected a value, received an empty one")
         for extra in (extra for each in hints for extra in getattr(each, "__metadata__", ())):
             for number in values:
                 if isinstance(extra, Range) and number is not None and number not in extra:

@@ -125,14 +125,26 @@ def test_an_absurd_value_is_one_message_or_inside_its_range(value):
         (("--embedding-size", str(10**9)), "--embedding-size"),
         (("--embedding-size", "65536", "--num-embeddings", "1024"), "--num-embeddings times --embedding-size"),
         (("--batch-size", "9" * 4_000), "--batch-size"),
-        (("--weights", ""), "--weights"),  # what a shell makes of a variable that is not set
     ],
 )
-def test_a_training_that_cannot_be_is_one_line_and_exit_code_2(monkeypatch, capsys, words, option):
+def test_a_training_beyond_every_machine_is_one_line_and_exit_code_2(monkeypatch, capsys, words, option):
     monkeypatch.setattr("sys.argv", ["train.py", *words])
     assert run_command(lambda: config.check(config.parse_train_options())) == 2
     printed = capsys.readouterr().err
     assert printed.startswith(f"error: {option}: expected ") and printed.count("\n") == 1 and len(printed) < 200
+
+
+def test_an_empty_text_is_refused_where_it_is_not_the_default():
+    """A shell makes it of a variable that is not set."""
+    own = datasets.get("folders").options
+    assert command_line.parse_options(own, args=["--source", "a"]).mapping == ""
+    for cls, words, name in (
+        (own, ["--source", ""], "--source"),
+        (TrainConfig, ["--weights", ""], "--weights"),
+        (test.RecognizeConfig, ["a.png", ""], "images"),
+    ):
+        with pytest.raises(UserError, match=f"^{name}: expected a value, received an empty one"):
+            command_line.parse_options(cls, args=words)
 
 
 def test_seeds_of_a_grid_end_before_the_last_one(monkeypatch):
