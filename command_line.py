@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import docstring_parser
 import tyro
@@ -194,7 +194,7 @@ def check_ranges(options: Any) -> None:
     """Checks every number of a config, its nested sections included, against the `Range` beside its field.
 
     Args:
-        options: a config (dataclass instance); None fits every range.
+        options: a config (dataclass instance); None fits every range, and of a tuple every element is checked.
 
     Raises:
         UserError: a number outside its range, or not finite; it names the option, the range and the value.
@@ -203,9 +203,11 @@ def check_ranges(options: Any) -> None:
         value = getattr(options, name)
         if dataclasses.is_dataclass(value):
             check_ranges(value)
-        for extra in getattr(hint, "__metadata__", ()):
-            if isinstance(extra, Range) and value is not None and value not in extra:
-                raise UserError(f"{option(name)}: expected {extra}, received {printable(value, 40)}")
+        ranges = [extra for kind in (hint, *get_args(hint)) for extra in getattr(kind, "__metadata__", ())]
+        for each in value if isinstance(value, tuple) else (value,):
+            for extra in ranges:
+                if isinstance(extra, Range) and each is not None and each not in extra:
+                    raise UserError(f"{option(name)}: expected {extra}, received {printable(each, 40)}")
 
 
 def option(name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from command_line import Range
 from config import DatasetName, OnSplitConfig
 from data_helper import Split
+from files import only_writer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,7 @@ def suspects(settings: SuspectsConfig) -> dict[str, Any]:
     probabilities = split_probabilities(split, *given, batch_size=settings.batch_size)
     found = confident_learning.find_suspects(split.labels, probabilities)
     folder = settings.output or f"runs/suspects-{settings.dataset.value}-{settings.split}"
-    summary = listing.write_report(folder, split, probabilities, found, also or None, settings.seed)
+    with only_writer(folder):
+        summary = listing.write_report(folder, split, probabilities, found, also or None, settings.seed)
     print(f"\n{listing.format_table(summary)}\n\nwrote {folder}/")
     return summary
