@@ -193,18 +193,24 @@ class Range:
 def check_ranges(options: Any) -> None:
     """Checks every number of a config, its nested sections included, against the `Range` beside its field.
 
+    An empty text is no value, so ``--weights "$NAME"`` without such a variable does not mean "no weights".
+
     Args:
         options: a config (dataclass instance); None fits every range, and of a tuple every element is checked.
 
     Raises:
-        UserError: a number outside its range, or not finite; it names the option, the range and the value.
+        UserError: a number outside its range, or not finite; it names the option, the range and the value. An empty
+            text, where that is not the default.
     """
     for name, hint in get_type_hints(type(options), include_extras=True).items():
         value = getattr(options, name)
         if dataclasses.is_dataclass(value):
             check_ranges(value)
+        values = value if isinstance(value, tuple) else (value,)
+        if "" in values and getattr(type(options), name, None) != "":
+            raise UserError(f"{option(name)}: expected a text, received an empty one")
         ranges = [extra for kind in (hint, *get_args(hint)) for extra in getattr(kind, "__metadata__", ())]
-        for each in value if isinstance(value, tuple) else (value,):
+        for each in values:
             for extra in ranges:
                 if isinstance(extra, Range) and each is not None and each not in extra:
                     raise UserError(f"{option(name)}: expected {extra}, received {printable(each, 40)}")
