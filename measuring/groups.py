@@ -16,6 +16,7 @@ import plots
 from data_helper import PreparedSplit
 from measuring.study import Measured
 from reading.group_table import read_groups
+from reading.text import printable
 
 FILES = ("groups.png",)
 LEAST_IMAGES = 30  # of a group that is compared; below it, intervals of the bootstrap are not to be trusted
@@ -263,7 +264,7 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     if not entry:
         return []
     groups = entry["by_group"]
-    head = f"groups of {entry['file']}: {entry['n']:,} of {entry['n'] + entry['without']:,} images have one"
+    head = f"groups of {printable(entry['file'])}: {entry['n']:,} of {entry['n'] + entry['without']:,} images have one"
     width = max(len(name) for name in (*groups, _ALL))
     wide = {measure: max(len(metrics.MEASURES[measure].title), 6) for measure in _MEASURES}
     titles = (f"  {metrics.MEASURES[measure].title:>{wide[measure]}}  {'95% interval':>14}" for measure in _MEASURES)
