@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import docstring_parser
 import tyro
@@ -191,21 +191,28 @@ class Range:
 
 
 def check_ranges(options: Any) -> None:
-    """Checks every number of a config, its nested sections included, against the `Range` beside its field.
+    """Checks every number of a config, its nested sections and tuples included, against the `Range` beside it.
 
     Args:
         options: a config (dataclass instance); None fits every range.
 
     Raises:
-        UserError: a number outside its range, or not finite; it names the option, the range and the value.
+        UserError: a number outside its range, or not finite; it names the option, the range and the value. Or an empty
+            text: it is what a shell makes of a variable that is not set, and would silently mean the default.
     """
     for name, hint in get_type_hints(type(options), include_extras=True).items():
         value = getattr(options, name)
         if dataclasses.is_dataclass(value):
             check_ranges(value)
-        for extra in getattr(hint, "__metadata__", ()):
-            if isinstance(extra, Range) and value is not None and value not in extra:
-                raise UserError(f"{option(name)}: expected {extra}, received {printable(value, 40)}")
+        # The range of a tuple's numbers stands inside of its type.
+        values, hints = (value, get_args(hint)) if isinstance(value, tuple) else ((value,), (hint,))
+        if "" in values and getattr(type(options), name, None) != "":
+            is_positional = tyro.conf.Positional in getattr(hint, "__metadata__", ())
+            raise UserError(f"{name if is_positional else option(name)}: expected a value, received an empty one")
+        for extra in (extra for each in hints for extra in getattr(each, "__metadata__", ())):
+            for number in values:
+                if isinstance(extra, Range) and number is not None and number not in extra:
+                    raise UserError(f"{option(name)}: expected {extra}, received {printable(number, 40)}")
 
 
 def option(name: str) -> str:

@@ -194,13 +194,21 @@ def evaluate(
     return result
 
 
-def check_classes(network: keras.Model, split: PreparedSplit) -> None:
-    """Refuses a network of another number of classes than the split."""
+def check_classes(network: keras.Model, split: PreparedSplit, names: Sequence[str] | None = None) -> None:
+    """Refuses a network of another number of classes than the split, or of other ``names`` in the order of its logits.
+
+    With another order every number would be wrong, in silence.
+    """
     num_classes = network.output["logits"].shape[-1]
     if num_classes != split.num_classes:
         raise UserError(
             f"{split.name}: expected a network of its {split.num_classes} classes ({', '.join(split.class_names)}), "
             f"received one of {num_classes}; choose weights trained on such a data set, or another --dataset"
+        )
+    if names is not None and tuple(names) != split.class_names:
+        raise UserError(
+            f"{split.name}: expected a network of its classes {', '.join(split.class_names)}, in this order, received "
+            f"one of {', '.join(names)}; choose weights trained on such a data set, or another --dataset"
         )
 
 

@@ -14,7 +14,7 @@ import runtime
 from command_line import Range, option, parse_command
 from config import Backend, DatasetName, OnSplitConfig, preferred_backend
 from data_helper import PreparedSplit, Split
-from files import UserError, copy_file, run_command, sha256
+from files import UserError, copy_file, only_writer, run_command, sha256
 from labels.suspects_command import SuspectsConfig, suspects
 from measuring.study import Study
 from measuring.views import Views
@@ -40,7 +40,7 @@ class EvaluateConfig(OnSplitConfig):
     """Its split to measure on."""
     run_dir: str | None = None
     """Where the report goes; None is runs/evaluate-<run>-<weights>-<dataset>-<split>[-<views>]-<8 hex digits>, and
-    -corruptions, -groups-<8 hex digits>, -also-<dataset> with these options."""
+    behind it what else is measured (-corruptions, -groups-..., -also-..., -explain)."""
     views: Views = "none"
     """Average the probabilities over views of each image: flip is it and its mirror image; ten-crop is five crops of
     7/8 of the side (corners, centre) and their mirror images."""
@@ -114,7 +114,7 @@ class TeachConfig(OnSplitConfig):
 
     weights: tuple[str, ...]
     """Model files of the teachers, as for evaluate."""
-    output: str = "teacher.npz"
+    output: str
     """File to write (.npz)."""
     dataset: DatasetName = DatasetName.fer2013
     """Prepared data set that the student will train on."""
@@ -154,32 +154,35 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     split = open_split(settings.data_dir, settings.dataset.value, settings.split)
     more, studies = _studies(settings, split)
     network, info = model_file.load_model(settings.weights)
+    evaluation.check_classes(network, split, info.network.class_names)
     folder = settings.run_dir or f"{evaluation.default_folder(settings.weights, split, views, settings.seed)}{more}"
     evaluation.check_free(folder)
     chosen = evaluation.selected_on(info.dataset, info.metrics, split)
-    result = evaluation.evaluate(
-        network,
-        split,
-        folder,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        views=views,
-        with_maps=settings.explain,
-        studies=studies,
-        extra={
-            "weights": str(settings.weights),
-            "trained_on": info.dataset,
-            **({"selected_on": chosen} if chosen else {}),
-            **evaluation.calibration(info),
-        },
-    )
+    extra = {
+        "weights": str(settings.weights),
+        "trained_on": info.dataset,
+        **({"selected_on": chosen} if chosen else {}),
+        **evaluation.calibration(info),
+    }
+    with only_writer(folder):
+        result = evaluation.evaluate(
+            network,
+            split,
+            folder,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            views=views,
+            with_maps=settings.explain,
+            studies=studies,
+            extra=extra,
+        )
     print(evaluation.format_table(result))
     print(f"\nwrote {folder}/")
     return result
 
 
 def _studies(settings: EvaluateConfig, split: PreparedSplit) -> tuple[str, list[Study]]:
-    """What else is measured, and the end of the folder's name."""
+    """What else is measured, and the end of the folder's name: a report of more never replaces one of less."""
     from labels.second_labels import find_second_labels
     from labels.second_ruler import SecondRuler
     from measuring.groups import open_groups
@@ -194,8 +197,10 @@ def _studies(settings: EvaluateConfig, split: PreparedSplit) -> tuple[str, list[
         name += f"-groups-{sha256(settings.groups)[:8]}"
     if settings.also is not None:
         second = find_second_labels(settings.data_dir, settings.also.value, split)
-        name += f"-also-{settings.also.value}"
         studies.append(SecondRuler(split, second, settings.seed))
+        name += f"-also-{second.dataset}-{second.digest[:8]}"
+    if settings.explain:
+        name += "-explain"
     return name, studies
 
 
@@ -260,6 +265,9 @@ def convert(settings: ConvertConfig) -> None:
     elif target.endswith(".h5") or Path(target).is_file():
         raise UserError(f"{target}: expected a folder for the parts, received the name of a file")
     joins = parts.is_in_parts(settings.source)
+    source = Path(settings.source).resolve()
+    if joins and settings.parts is not None and Path(target).resolve() in (source, source.parent):
+        raise UserError(f"{target}: expected another folder than that of the source: a failure would lose the file")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "joined.weights.h5" if joins else settings.source
         if joins:

@@ -19,7 +19,7 @@ from measuring.views import VIEWS, Views
 from model_files import lite_network, onnx_network
 from model_files.exported_network import ExportedNetwork
 from recognition import ImageResult, Recognition, Results, results
-from recognition.inputs import ImageInput, Inputs, copy_of, from_array, from_pil, is_pil, open_inputs, unusable
+from recognition.inputs import ImageInput, Inputs, copy_of, from_array, from_pil, is_one, is_pil, open_inputs, unusable
 
 if TYPE_CHECKING:
     from explain import Explanation
@@ -64,7 +64,7 @@ class TestModels:
         detector_file: str | Path | None = None,
         views: Views = "none",
     ):
-        if views not in VIEWS:
+        if views not in tuple(VIEWS):
             raise UserError(f"views: expected one of {', '.join(VIEWS)}, received {views!r}")
         if h5_address is not None and not isinstance(h5_address, (str, Path)):
             raise UserError(f"h5_address: expected the path of a model file, received {type(h5_address).__name__}")
@@ -82,7 +82,7 @@ class TestModels:
 
         if GPU and not runtime.has_gpu():
             print("no GPU found: running on the CPU", file=sys.stderr)
-        self.network, self.info = model_file.load_model(h5_address or DEFAULT_WEIGHTS)
+        self.network, self.info = model_file.load_model(DEFAULT_WEIGHTS if h5_address is None else h5_address)
         self._has_run = False
         self._process = os.getpid()
 
@@ -241,12 +241,14 @@ class TestModels:
             found: one face or several, of this model.
 
         Raises:
-            UserError: no face; or an exported model, which has no feature maps.
+            UserError: no face, or something else; or an exported model, which has no feature maps.
         """
         self.check_explains()
-        found = [found] if isinstance(found, Recognition) else list(found)
+        found = list(found) if isinstance(found, Iterable) else [found]
         if not found:
             raise UserError("explain: expected one face or more, received none")
+        if others := [type(face).__name__ for face in found if not isinstance(face, Recognition)]:
+            raise UserError(f"explain: expected faces (the faces of what recognize returns), received {others[0]}")
         import explain
 
         return explain.maps(self.network, np.stack([_as_face(face.image, self.input_size, 0) for face in found]))
@@ -262,8 +264,9 @@ class TestModels:
         """Probabilities and embeddings of faces.
 
         Args:
-            images: uint8 (N, H, W, 3) RGB, (N, H, W, 1) or (N, H, W) gray; one image (H, W, 3), (H, W, 1) or (H, W);
-                or a sequence of such images or of PIL images, each of any size. Each is a face: nothing is cut out.
+            images: uint8 (N, H, W, 3) RGB, (N, H, W, 1) or (N, H, W) gray, N not 3; one image (H, W, 3), (H, W, 4) with
+                transparency, (H, W, 1) or (H, W); or a sequence of such images or of PIL images, each of any size. Each
+                is a face: nothing is cut out.
             batch_size: faces per step; the result does not depend on it.
 
         Returns:
@@ -325,11 +328,11 @@ def _as_list(images: Any) -> Iterable[Any]:
         raise UserError(
             f"images: predict takes arrays of faces, received {type(images).__name__}; use recognize for files"
         )
-    if is_pil(images):
+    if is_one(images):
         return [images]
-    shape = np.shape(images) if hasattr(images, "shape") else None
-    if shape is not None and (len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3))):
-        return [images]
+    shape = getattr(images, "shape", None)
+    if shape is not None and len(shape) == 3 and (shape[0] == 3 or shape[-1] < 5):
+        return [images]  # the planes or the pixels of one image, no stack of gray ones: `from_array` refuses it
     if not isinstance(images, Iterable):
         raise UserError(f"images: {unusable(images)}")
     return images

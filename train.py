@@ -23,7 +23,7 @@ class TrainModel:
         settings: all other options; ``dataset_name`` overrides its data set.
 
     Raises:
-        UserError: ``ds_type`` is not a training part.
+        UserError: no such data set, or ``ds_type`` is not a training part.
 
     Example:
         >>> model = TrainModel(dataset_name=DatasetName.fer2013, ds_type=DatasetType.train)
@@ -36,10 +36,10 @@ class TrainModel:
         ds_type: DatasetType = DatasetType.train,
         settings: TrainConfig = config.RECIPES["default"],
     ):
-        if DatasetType(ds_type).split != "train":
-            raise UserError(f"ds_type: expected train or train_7, received {DatasetType(ds_type).value}")
-        self.settings = dataclasses.replace(settings, dataset=DatasetName(dataset_name))
-        self.ds_type = DatasetType(ds_type)
+        self.ds_type = _member(DatasetType, "ds_type", ds_type)
+        if self.ds_type.split != "train":
+            raise UserError(f"ds_type: expected train or train_7, received {self.ds_type.value}")
+        self.settings = dataclasses.replace(settings, dataset=_member(DatasetName, "dataset_name", dataset_name))
 
     def train(self, arch: str | None = None, weight_path: str | None = None, **options: Any) -> dict[str, Any]:
         """Trains, or continues a run that was stopped, and evaluates the best epoch.
@@ -66,6 +66,13 @@ class TrainModel:
         if self.ds_type == DatasetType.train_7 and settings.dataset != DatasetName.synthetic:
             _check_seven_classes(settings)
         return _train(settings)
+
+
+def _member(kind: Any, name: str, value: Any) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        raise UserError(f"{name}: expected one of {', '.join(kind)}, received {value!r}") from None
 
 
 def _chosen_backend(settings: TrainConfig, named: bool) -> Backend:

@@ -17,7 +17,7 @@ import plots
 from data_helper import PreparedSplit
 from measuring.study import Measured
 from reading.group_table import read_groups
-from reading.text import aligned
+from reading.text import aligned, printable
 
 FILES = ("groups.png",)
 LEAST_IMAGES = 30  # of a group that is compared; below it, intervals of the bootstrap are not to be trusted
@@ -264,7 +264,7 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     if not entry:
         return []
     groups = entry["by_group"]
-    head = f"groups of {entry['file']}: {entry['n']:,} of {entry['n'] + entry['without']:,} images have one"
+    head = f"groups of {printable(entry['file'])}: {entry['n']:,} of {entry['n'] + entry['without']:,} images have one"
     rows = [["group", "n", *(f"{metrics.MEASURES[measure].title}, %" for measure in _MEASURES)]]
     for name, group in (*groups.items(), ("all", entry["all"])):
         rows.append([name, f"{group['n']:,}", *(_percents(group, measure) for measure in _MEASURES)])

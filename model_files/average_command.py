@@ -14,6 +14,7 @@ import runtime
 from command_line import Range
 from config import Backend, preferred_backend
 from files import UserError
+from reading.text import printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ def average(settings: AverageConfig) -> None:
     )
     model_file.save_model(settings.output, network, new_info, settings.half)
     for path, share in zip(settings.weights, shares, strict=True):
-        print(f"{share:6.1%}  {path}")
+        print(f"{share:6.1%}  {printable(path)}")
     print(f"wrote {settings.output}: not calibrated (python test.py calibrate)")
 
 

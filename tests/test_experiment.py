@@ -187,6 +187,8 @@ def test_train_model_starts_from_a_file_and_writes_into_a_folder(data_dir, whole
 def test_an_evaluation_part_cannot_be_trained_on():
     with pytest.raises(UserError, match="expected train or train_7, received eval"):
         TrainModel(DatasetName.synthetic, DatasetType.eval)
+    with pytest.raises(UserError, match=r"dataset_name: expected one of .*rafdb.*, received 'raf'"):
+        TrainModel("raf")
 
 
 def test_train_7_is_not_trained_on_eight_classes(tmp_path):

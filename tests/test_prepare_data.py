@@ -45,8 +45,8 @@ def test_a_release_is_prepared_and_compared_with_the_official_counts(tmp_path, r
     assert lines[9].endswith("all 3 instead of 28,709") and lines[10].startswith("val: differs")
     assert lines[11].startswith("test: not in the source") and "3,589" in lines[11]
     assert lines[12:] == [
-        f"wrote 3 images to {tmp_path}/data/fer2013/train",
-        f"wrote 1 images to {tmp_path}/data/fer2013/val",
+        f"3 images in {tmp_path}/data/fer2013/train",
+        f"1 images in {tmp_path}/data/fer2013/val",
     ]
     assert len(open_split(tmp_path / "data", "fer2013", "train")) == 3
 

@@ -11,13 +11,14 @@ import pytest
 from conftest import ROOT, run_python, write_split
 from test_test_model import OneDetector, image, save
 
+import evaluation
 import faces
 import plots
 import test as test_module
 import test_model
 from config import DatasetName
 from datasets import CLASS_NAMES
-from files import UserError
+from files import UserError, only_writer
 from model_files import model_file
 from recognition import recognize_command
 from test import EvaluateConfig, TestModels
@@ -172,6 +173,22 @@ def test_evaluations_of_other_weights_or_views_get_other_folders(tiny_weights, m
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted(set(names))
 
 
+def test_reports_of_more_never_replace_the_plain_one(tiny_weights, tmp_path, monkeypatch):
+    write_split(tmp_path / "data", np.arange(14) % 7, split="val", shape=(24, 24, 1))
+    (tmp_path / "groups.csv").write_text("image,group\n0,a\n1,b\n")
+    monkeypatch.chdir(tmp_path)
+    folders = []
+    monkeypatch.setattr(evaluation, "evaluate", lambda network, split, folder, **_: folders.append(str(folder)))
+    monkeypatch.setattr(evaluation, "format_table", str)
+    also = {"also": DatasetName.ferplus}
+    for label in (0, 1):  # other labels of the same images are another report
+        write_split(tmp_path / "data", np.full(14, label), dataset="ferplus", split="val", shape=(24, 24, 1))
+        for options in ({}, {"explain": True}, {"corruptions": True}, {"groups": "groups.csv"}, also, also):
+            test_module.evaluate(EvaluateConfig(str(tiny_weights), DatasetName.synthetic, **options))
+    assert folders[:4] == folders[6:10] and folders[4] == folders[5] and folders[10] == folders[11]
+    assert len(set(folders)) == 6
+
+
 def test_flip_and_ten_crop_contradict_each_other(tiny_weights):
     with pytest.raises(UserError, match=r"--flip: .* without --views ten-crop"):
         test_module.evaluate(EvaluateConfig(str(tiny_weights), flip=True, views="ten-crop"))
@@ -193,11 +210,35 @@ def test_evaluate_never_replaces_the_result_of_a_run(tiny_weights, tmp_path, mon
         run_main(monkeypatch, "evaluate", *args, "--run-dir", tmp_path)
 
 
+def test_one_evaluation_at_a_time_writes_into_a_folder(tiny_weights, tmp_path, monkeypatch):
+    write_split(tmp_path / "data", np.arange(14) % 7, split="val", shape=(24, 24, 1))
+    args = ("--weights", tiny_weights, "--dataset", "synthetic", "--data-dir", tmp_path / "data")
+    with only_writer(tmp_path / "r"), pytest.raises(UserError, match=r"r: another process is writing there"):
+        run_main(monkeypatch, "evaluate", *args, "--run-dir", tmp_path / "r")
+
+
+@pytest.mark.parametrize("source", ["p", "p/weights.parts.json"])
+def test_parts_are_not_cut_anew_in_their_own_folder(source, tmp_path, monkeypatch):
+    """A kill between the removal of the old parts and the new manifest would lose the file."""
+    (tmp_path / "p").mkdir()
+    with pytest.raises(UserError, match=r"p: expected another folder than that of the source"):
+        run_main(monkeypatch, "convert", tmp_path / source, tmp_path / "p", "--parts", "1")
+
+
 def test_evaluate_refuses_data_of_other_classes(tiny_weights, tmp_path, monkeypatch):
     write_split(tmp_path, np.arange(16) % 8, split="val", shape=(24, 24, 1), num_classes=8)
     args = ("--weights", tiny_weights, "--dataset", "synthetic", "--data-dir", tmp_path, "--run-dir", tmp_path / "r")
     with pytest.raises(UserError, match=r"synthetic/val: expected a network of its 8 classes .* received one of 7"):
         run_main(monkeypatch, "evaluate", *args)
+
+
+@pytest.mark.parametrize("command", [("evaluate", "--weights"), ("calibrate",)])
+def test_the_same_classes_in_another_order_are_refused(command, tiny_weights, tmp_path, monkeypatch):
+    meta = write_split(tmp_path, np.arange(14) % 7, split="val", shape=(24, 24, 1)) / "meta.json"
+    content = json.loads(meta.read_text())
+    meta.write_text(json.dumps({**content, "class_names": content["class_names"][::-1]}))
+    with pytest.raises(UserError, match=r"synthetic/val: .*classes Anger, .*, in this order, received one of Neutral"):
+        run_main(monkeypatch, *command, tiny_weights, "--dataset", "synthetic", "--data-dir", tmp_path)
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ def prepared_lines(dataset: DataSet, data_dir: str, metas: Mapping[str, dict[str
     if bare := options.get("pictures_without_annotation"):
         lines.append(f"ignored {bare:,} images without an annotation")
     for split, meta in metas.items():
-        lines.append(f"wrote {meta['num_images']:,} images to {split_dir(data_dir, dataset.name, split)}")
+        lines.append(f"{meta['num_images']:,} images in {split_dir(data_dir, dataset.name, split)}")
     return lines
 
 
