@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from enum import Enum
 from typing import Any
 
 import config
@@ -12,6 +13,7 @@ from config import Backend, DatasetName, DatasetType, TrainConfig
 from data_helper import open_split
 from distributed.process_group import process_group
 from files import UserError, run_command
+from reading.text import printable
 
 
 class TrainModel:
@@ -23,7 +25,7 @@ class TrainModel:
         settings: all other options; ``dataset_name`` overrides its data set.
 
     Raises:
-        UserError: ``ds_type`` is not a training part.
+        UserError: no such data set, or ``ds_type`` is not a training part.
 
     Example:
         >>> model = TrainModel(dataset_name=DatasetName.fer2013, ds_type=DatasetType.train)
@@ -36,10 +38,9 @@ class TrainModel:
         ds_type: DatasetType = DatasetType.train,
         settings: TrainConfig = config.RECIPES["default"],
     ):
-        if DatasetType(ds_type).split != "train":
-            raise UserError(f"ds_type: expected train or train_7, received {DatasetType(ds_type).value}")
-        self.settings = dataclasses.replace(settings, dataset=DatasetName(dataset_name))
-        self.ds_type = DatasetType(ds_type)
+        parts = [part for part in DatasetType if part.split == "train"]
+        self.ds_type = _one_of(parts, ds_type, "ds_type")
+        self.settings = dataclasses.replace(settings, dataset=_one_of(list(DatasetName), dataset_name, "dataset_name"))
 
     def train(self, arch: str | None = None, weight_path: str | None = None, **options: Any) -> dict[str, Any]:
         """Trains, or continues a run that was stopped, and evaluates the best epoch.
@@ -66,6 +67,15 @@ class TrainModel:
         if self.ds_type == DatasetType.train_7 and settings.dataset != DatasetName.synthetic:
             _check_seven_classes(settings)
         return _train(settings)
+
+
+def _one_of(choices: list[Enum], value: Any, name: str) -> Any:
+    """The member of an enumeration that ``value`` is or names."""
+    for choice in choices:
+        if value in (choice, choice.value):
+            return choice
+    received = printable(value.value if isinstance(value, Enum) else value)
+    raise UserError(f"{name}: expected {' or '.join(choice.value for choice in choices)}, received {received}")
 
 
 def _chosen_backend(settings: TrainConfig, named: bool) -> Backend:
