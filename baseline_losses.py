@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
 from files import UserError
@@ -32,9 +33,20 @@ def full_precision(x):
     return x if keras.backend.standardize_dtype(x.dtype) == "float64" else ops.cast(x, "float32")
 
 
-def _face_vectors(embeddings):
+def face_embeddings(embeddings, labels):
+    """The embeddings in `full_precision`; refuses (ValueError) other shapes than (B, k, d) and labels (B,).
+
+    Labels (B, 1), the form of Keras's own losses, would be broadcast to other values, in silence.
+    """
+    for name, array, shape in (("embeddings", embeddings, "B k d"), ("labels", labels, "B")):
+        if len(np.shape(array)) != len(shape.split()):
+            raise ValueError(f"{name}: expected the axes {shape}, received the shape {tuple(np.shape(array))}")
+    return full_precision(embeddings)
+
+
+def _face_vectors(embeddings, labels):
     """(B, k, d) to (B, k * d) of length 1, in `full_precision`."""
-    x = full_precision(embeddings)
+    x = face_embeddings(embeddings, labels)
     k, d = x.shape[1], x.shape[2]
     return ops.reshape(x, (-1, k * d)) * (1 / math.sqrt(k))
 
@@ -77,7 +89,7 @@ def supervised_contrastive(embeddings, labels, temperature=0.1):
     """
     if not 0 < temperature < float("inf"):
         raise UserError(f"temperature: expected a finite number above 0, received {temperature}")
-    x_bn = _face_vectors(embeddings)
+    x_bn = _face_vectors(embeddings, labels)
     itself_bb = _itself(x_bn)
     positive_bb = ops.cast(_same_class(labels) & ~itself_bb, x_bn.dtype)
     logits_bb = ops.where(itself_bb, NEVER, ops.matmul(x_bn, ops.transpose(x_bn)) / temperature)
@@ -114,7 +126,7 @@ def triplet_semihard(embeddings, labels, margin=0.2):
     """
     if not 0 <= margin < float("inf"):
         raise UserError(f"margin: expected a finite number >= 0, received {margin}")
-    x_bn = _face_vectors(embeddings)
+    x_bn = _face_vectors(embeddings, labels)
     square_b = ops.sum(x_bn * x_bn, axis=1)
     # From the inner products: the differences themselves would be (B, B, n). No root, so no guard is needed.
     distance_bb = square_b[:, None] + square_b[None, :] - 2 * ops.matmul(x_bn, ops.transpose(x_bn))
@@ -189,7 +201,7 @@ class CenterLoss(keras.layers.Layer):
             Scalar >= 0, float32 (float64 for float64 embeddings). A class absent from the batch keeps its center;
             before the first batch every center is 0 and the loss 1/2.
         """
-        x_bn = _face_vectors(embeddings)
+        x_bn = _face_vectors(embeddings, labels)
         member_bc = ops.one_hot(labels, self.num_classes, dtype=x_bn.dtype)
         centers_cn = ops.stop_gradient(ops.cast(self.centers, x_bn.dtype))
         offset_bn = x_bn - ops.matmul(member_bc, centers_cn)

@@ -18,7 +18,7 @@ import numpy as np
 from keras import ops
 
 import baseline_losses
-from baseline_losses import full_precision
+from baseline_losses import face_embeddings, full_precision
 
 # Below this squared length a centred vector counts as constant: its correlation with anything is 0.
 EPSILON = 1e-12
@@ -59,7 +59,9 @@ def _check_labels(labels, num_classes):
 
     Only where their values are known. In a compiled step they are not; there the data was checked when it was opened.
     """
-    if num_classes is None or len(np.shape(labels)) != 1:
+    if len(shape := np.shape(labels)) == 2 and shape[1] not in (None, num_classes):
+        raise ValueError(f"labels: expected (B,), or votes (B, {num_classes}), received the shape {tuple(shape)}")
+    if num_classes is None or len(shape) != 1:
         return
     try:
         values = ops.convert_to_numpy(labels)
@@ -107,9 +109,9 @@ def feature_discriminator(embeddings, labels, class_recall=None, weight_floor=1.
         Scalar >= 0 up to rounding, float32 (float64 for float64 embeddings); 0 for a batch of one.
 
     Raises:
-        ValueError: in eager mode, a label outside its range; so do the other functions of labels.
+        ValueError: another shape; in eager mode, a label outside its range. So do the other functions of labels.
     """
-    e_bkd = full_precision(embeddings)
+    e_bkd = face_embeddings(embeddings, labels)
     batch_size, k = ops.shape(e_bkd)[0], e_bkd.shape[1]
     half_weight_c = 0.5
     if class_recall is not None:
@@ -139,7 +141,7 @@ def mean_discriminator(embeddings, labels, num_classes):
     Returns:
         Scalar >= 0, float32 (float64 for float64 embeddings); 0 when fewer than two classes are present.
     """
-    e_bkd = full_precision(embeddings)
+    e_bkd = face_embeddings(embeddings, labels)
     k = e_bkd.shape[1]
     _check_labels(labels, num_classes)
     member_bc = ops.one_hot(labels, num_classes, dtype=e_bkd.dtype)
@@ -192,7 +194,7 @@ def cross_entropy(labels, logits, label_smoothing=0.0):
     logits = full_precision(logits)
     num_classes = logits.shape[-1]
     _check_labels(labels, num_classes)
-    if len(labels.shape) == 2:
+    if len(np.shape(labels)) == 2:
         target_bc = ops.cast(labels, logits.dtype)
     else:
         target_bc = ops.one_hot(labels, num_classes, dtype=logits.dtype)

@@ -54,7 +54,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             _sync(temporary)
             os.replace(temporary, path)
         except OSError as error:
-            error.filename = error.filename or str(path)
+            if str(error.filename) in ("None", str(temporary)):  # nobody has asked for the temporary name
+                error.filename = str(path)
             raise
 
 
@@ -88,18 +89,23 @@ def _temporary(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path)
-    temporary = path.with_name(f".tmp-{_host()}.{os.getpid()}.{secrets.token_hex(4)}-{path.name}")
+    temporary = path.with_name(f".tmp-{_host()}.{os.getpid()}.{secrets.token_hex(4)}-{_shortened(path.name)}")
     try:
         yield temporary
     finally:
         _remove(temporary)
 
 
+def _shortened(name: str) -> str:
+    """A long name as a digest and its end, because a temporary name is longer and 255 bytes are the most."""
+    return name if len(os.fsencode(name)) <= 200 else f"{zlib.crc32(os.fsencode(name)):08x}{name[-40:]}"
+
+
 def _remove_stale(path: Path) -> None:
     """Removes the temporary files of ``path`` that dead processes have left."""
     for entry in os.scandir(path.parent):
         found = _TEMPORARY.fullmatch(entry.name)
-        if found and found[3] == path.name:
+        if found and found[3] == _shortened(path.name):
             with contextlib.suppress(FileNotFoundError):  # another process removes it as well
                 if _is_stale(entry, found[1], int(found[2])):
                     _remove(Path(entry.path))
@@ -112,10 +118,8 @@ def _is_stale(entry: os.DirEntry[str], host: str, process: int) -> bool:
         return False
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:  # the process of another user
-        return False
+    except OSError as error:  # or it is the process of another user
+        return isinstance(error, ProcessLookupError)
     return False
 
 

@@ -14,7 +14,7 @@ import runtime
 from command_line import Range, option, parse_command
 from config import Backend, DatasetName, OnSplitConfig, preferred_backend
 from data_helper import PreparedSplit, Split
-from files import UserError, copy_file, run_command, sha256
+from files import UserError, copy_file, only_writer, run_command, sha256
 from labels.suspects_command import SuspectsConfig, suspects
 from measuring.study import Study
 from measuring.views import Views
@@ -154,25 +154,28 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     split = open_split(settings.data_dir, settings.dataset.value, settings.split)
     more, studies = _studies(settings, split)
     network, info = model_file.load_model(settings.weights)
+    evaluation.check_classes(network, split, info.network.class_names)
     folder = settings.run_dir or f"{evaluation.default_folder(settings.weights, split, views, settings.seed)}{more}"
     evaluation.check_free(folder)
     chosen = evaluation.selected_on(info.dataset, info.metrics, split)
-    result = evaluation.evaluate(
-        network,
-        split,
-        folder,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        views=views,
-        with_maps=settings.explain,
-        studies=studies,
-        extra={
-            "weights": str(settings.weights),
-            "trained_on": info.dataset,
-            **({"selected_on": chosen} if chosen else {}),
-            **evaluation.calibration(info),
-        },
-    )
+    extra = {
+        "weights": str(settings.weights),
+        "trained_on": info.dataset,
+        **({"selected_on": chosen} if chosen else {}),
+        **evaluation.calibration(info),
+    }
+    with only_writer(folder):
+        result = evaluation.evaluate(
+            network,
+            split,
+            folder,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            views=views,
+            with_maps=settings.explain,
+            studies=studies,
+            extra=extra,
+        )
     print(evaluation.format_table(result))
     print(f"\nwrote {folder}/")
     return result
@@ -262,6 +265,9 @@ def convert(settings: ConvertConfig) -> None:
     elif target.endswith(".h5") or Path(target).is_file():
         raise UserError(f"{target}: expected a folder for the parts, received the name of a file")
     joins = parts.is_in_parts(settings.source)
+    source = Path(settings.source).resolve()
+    if joins and settings.parts is not None and Path(target).resolve() in (source, source.parent):
+        raise UserError(f"{target}: expected another folder than that of the source: a failure would lose the file")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "joined.weights.h5" if joins else settings.source
         if joins:

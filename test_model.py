@@ -19,7 +19,7 @@ from measuring.views import VIEWS, Views
 from model_files import lite_network, onnx_network
 from model_files.exported_network import ExportedNetwork
 from recognition import ImageResult, Recognition, Results, results
-from recognition.inputs import ImageInput, Inputs, copy_of, from_array, from_pil, is_pil, open_inputs, unusable
+from recognition.inputs import ImageInput, Inputs, copy_of, from_array, from_pil, is_one, is_pil, open_inputs, unusable
 
 if TYPE_CHECKING:
     from explain import Explanation
@@ -264,8 +264,9 @@ class TestModels:
         """Probabilities and embeddings of faces.
 
         Args:
-            images: uint8 (N, H, W, 3) RGB, (N, H, W, 1) or (N, H, W) gray; one image (H, W, 3), (H, W, 1) or (H, W);
-                or a sequence of such images or of PIL images, each of any size. Each is a face: nothing is cut out.
+            images: uint8 (N, H, W, 3) RGB, (N, H, W, 1) or (N, H, W) gray, N not 3; one image (H, W, 3), (H, W, 4) with
+                transparency, (H, W, 1) or (H, W); or a sequence of such images or of PIL images, each of any size. Each
+                is a face: nothing is cut out.
             batch_size: faces per step; the result does not depend on it.
 
         Returns:
@@ -327,11 +328,11 @@ def _as_list(images: Any) -> Iterable[Any]:
         raise UserError(
             f"images: predict takes arrays of faces, received {type(images).__name__}; use recognize for files"
         )
-    if is_pil(images):
+    if is_one(images):
         return [images]
-    shape = np.shape(images) if hasattr(images, "shape") else None
-    if shape is not None and (len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3))):
-        return [images]
+    shape = getattr(images, "shape", None)
+    if shape is not None and len(shape) == 3 and (shape[0] == 3 or shape[-1] < 5):
+        return [images]  # the planes or the pixels of one image, no stack of gray ones: `from_array` refuses it
     if not isinstance(images, Iterable):
         raise UserError(f"images: {unusable(images)}")
     return images

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from enum import Enum
 from typing import Any
 
 import config
@@ -13,7 +12,6 @@ from config import Backend, DatasetName, DatasetType, TrainConfig
 from data_helper import open_split
 from distributed.process_group import process_group
 from files import UserError, run_command
-from reading.text import printable
 
 
 class TrainModel:
@@ -38,9 +36,10 @@ class TrainModel:
         ds_type: DatasetType = DatasetType.train,
         settings: TrainConfig = config.RECIPES["default"],
     ):
-        parts = [part for part in DatasetType if part.split == "train"]
-        self.ds_type = _one_of(parts, ds_type, "ds_type")
-        self.settings = dataclasses.replace(settings, dataset=_one_of(list(DatasetName), dataset_name, "dataset_name"))
+        self.ds_type = _member(DatasetType, "ds_type", ds_type)
+        if self.ds_type.split != "train":
+            raise UserError(f"ds_type: expected train or train_7, received {self.ds_type.value}")
+        self.settings = dataclasses.replace(settings, dataset=_member(DatasetName, "dataset_name", dataset_name))
 
     def train(self, arch: str | None = None, weight_path: str | None = None, **options: Any) -> dict[str, Any]:
         """Trains, or continues a run that was stopped, and evaluates the best epoch.
@@ -69,13 +68,11 @@ class TrainModel:
         return _train(settings)
 
 
-def _one_of(choices: list[Enum], value: Any, name: str) -> Any:
-    """The member of an enumeration that ``value`` is or names."""
-    for choice in choices:
-        if value in (choice, choice.value):
-            return choice
-    received = printable(value.value if isinstance(value, Enum) else value)
-    raise UserError(f"{name}: expected {' or '.join(choice.value for choice in choices)}, received {received}")
+def _member(kind: Any, name: str, value: Any) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        raise UserError(f"{name}: expected one of {', '.join(kind)}, received {value!r}") from None
 
 
 def _chosen_backend(settings: TrainConfig, named: bool) -> Backend:

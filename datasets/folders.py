@@ -115,6 +115,11 @@ def _read_mapping(text: str) -> dict[str, str]:
 
 def _codes(folders: set[str], mapping: dict[str, str], source: str) -> dict[str, int | None]:
     """Folder -> canonical code, None for one that is left out."""
+    if absent := sorted(mapping.keys() - {folder.lower() for folder in folders}):
+        raise UserError(
+            f"--mapping {printable(absent[0], 40)}=...: expected the name of a folder in {source}, found "
+            f"{few(sorted(printable(folder, 40) for folder in folders))}"
+        )
     names = {folder: mapping.get(folder.lower(), folder.lower()) for folder in folders}
     unknown = sorted(printable(folder, 40) for folder, name in names.items() if name not in (*_CODES, _LEFT_OUT))
     if unknown:

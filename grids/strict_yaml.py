@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from reading.text import printable
 
 _DEEPEST = 20
 _LARGEST = 2**63
+_NOT_DECIMAL = re.compile(r"^[-+]?0[0-9_xb]|:")  # YAML 1.1: 010 is 8, 1:30 is 90
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null")}
 
 
@@ -49,6 +51,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         value = super().construct_object(node, deep)
+        if isinstance(value, (int, float)) and _NOT_DECIMAL.search(node.value):
+            raise _refusal(node, f"expected a decimal number, found {node.value[:40]}, which YAML reads as {value}")
         if (isinstance(value, int) and abs(value) >= _LARGEST) or (
             isinstance(value, float) and not math.isfinite(value)
         ):

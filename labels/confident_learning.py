@@ -37,8 +37,10 @@ def find_suspects(labels: np.ndarray, probabilities: np.ndarray) -> Suspects:
             network that has learnt a wrong label by heart does not doubt it.
 
     Raises:
-        UserError: cleanlab is not installed.
+        UserError: cleanlab is not installed, or all labels are of one class.
     """
+    if len(np.unique(labels)) < 2:
+        raise UserError("suspects: expected labels of two classes or more, found one: nothing can be compared")
     try:
         from cleanlab.filter import find_label_issues  # late: it takes two seconds
     except ImportError as error:

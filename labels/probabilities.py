@@ -9,6 +9,7 @@ import numpy as np
 from data_helper import PreparedSplit
 from files import UserError
 from reading.arrays import Rows
+from reading.text import printable
 from training import distillation
 from training.left_out import folds_of, parse_fold
 
@@ -69,7 +70,7 @@ def out_of_fold_probabilities(weights: Sequence[str], split: PreparedSplit, batc
     probabilities = np.empty((len(split), split.num_classes), np.float32)
     for path in weights:
         network, info = model_file.load_model(path)
-        evaluation.check_classes(network, split)
+        evaluation.check_classes(network, split, info.network.class_names)
         stored = str(info.metrics.get("fold"))
         expected = f"a model of train.py --fold I/{len(weights)} on {split.name} (one of each fold)"
         if info.dataset != split.name or stored == "None":
@@ -81,7 +82,7 @@ def out_of_fold_probabilities(weights: Sequence[str], split: PreparedSplit, batc
         if len(rows):
             part = _Part(split.rows, rows)
             probabilities[rows] = evaluation.predict(network, part, batch_size, views="flip")[0]
-        print(f"{path}: predicted the {len(rows):,} images of fold {stored}", flush=True)
+        print(f"{printable(path)}: predicted the {len(rows):,} images of fold {stored}", flush=True)
     return probabilities
 
 

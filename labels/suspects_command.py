@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from command_line import Range
 from config import DatasetName, OnSplitConfig
 from data_helper import PreparedSplit, Split
-from files import sha256
+from files import only_writer, sha256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,8 @@ def suspects(settings: SuspectsConfig) -> dict[str, Any]:
     probabilities = split_probabilities(split, *given, batch_size=settings.batch_size)
     found = confident_learning.find_suspects(split.labels, probabilities)
     folder = settings.output or _default_folder(settings, split, also.digest if also else "")
-    summary = listing.write_report(folder, split, probabilities, found, also or None, settings.seed)
+    with only_writer(folder):
+        summary = listing.write_report(folder, split, probabilities, found, also or None, settings.seed)
     print(f"\n{listing.format_table(summary)}\n\nwrote {folder}/")
     return summary
 

@@ -14,6 +14,7 @@ import runtime
 from command_line import Range
 from config import Backend, preferred_backend
 from files import UserError
+from reading.text import printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +77,15 @@ def average(settings: AverageConfig) -> None:
         metrics={"split": split} if (split := _common([info.metrics.get("split") for info in infos])) else {},
         versions=runtime.versions(),
         origin="mean of "
-        + ", ".join(f"{Path(path).name} ({share:.3g})" for path, share in zip(settings.weights, shares, strict=True)),
+        # With the folder: the files of runs are all called best.weights.h5.
+        + ", ".join(
+            f"{'/'.join(Path(path).parts[-2:])} ({share:.3g})"
+            for path, share in zip(settings.weights, shares, strict=True)
+        ),
     )
     model_file.save_model(settings.output, network, new_info, settings.half)
     for path, share in zip(settings.weights, shares, strict=True):
-        print(f"{share:6.1%}  {path}")
+        print(f"{share:6.1%}  {printable(path)}")
     print(f"wrote {settings.output}: not calibrated (python test.py calibrate)")
 
 

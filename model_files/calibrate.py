@@ -91,7 +91,7 @@ def _logits(
 ) -> tuple[np.ndarray, ModelInfo]:
     """The logits without calibration, float32 (N, C), and the file's description."""
     network, info = model_file.load_model(path, calibrated=False)
-    evaluation.check_classes(network, split)
+    evaluation.check_classes(network, split, info.network.class_names)
     return evaluation.outputs(network, split.rows, batch_size, group=group)[0], info
 
 

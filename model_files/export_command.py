@@ -78,7 +78,7 @@ def _export_quantized(settings: ExportConfig, weights: str | Path, output: Path)
     train = open_split(settings.data_dir, settings.dataset.value, "train")
     measured = open_split(settings.data_dir, settings.dataset.value, settings.split)
     network, info = model_file.load_model(weights)
-    evaluation.check_classes(network, measured)
+    evaluation.check_classes(network, measured, info.network.class_names)
     images, source = quantization.calibration_images(
         train, info.network.input_size, settings.calibration_images, settings.seed
     )

@@ -90,11 +90,12 @@ def open_inputs(images: Any) -> Inputs:
     """
     if isinstance(images, Inputs):
         return images
-    if _is_one(images):
+    if is_one(images):
         found = _expand(images, "image")
         return Inputs(found, len(found), is_single=not _is_many(images))
-    if isinstance(images, np.ndarray) and not _is_stack(images.shape):
-        raise UserError(f"images: {_expected_array(images)}")
+    shape = getattr(images, "shape", None)
+    if shape is not None and len(shape) != 1 and not _is_stack(shape):
+        raise UserError(f"images: {_expected_array(_as_array(images, 'images'))}")
     if not isinstance(images, Iterable) or isinstance(images, dict):
         raise UserError(f"images: {unusable(images)}")
     if not hasattr(images, "__len__"):
@@ -118,14 +119,14 @@ def _expand_each(images: Iterable[Any]) -> Iterator[ImageInput]:
 
 def _expand(image: Any, name: str) -> list[ImageInput]:
     if not isinstance(image, (str, Path)):
-        if not _is_one(image):
+        if not is_one(image):
             raise UserError(f"{name}: {unusable(image)}")
         if hasattr(image, "read"):
             image = image.read()
         if isinstance(image, (bytearray, memoryview)):
             image = bytes(image)
         if not (isinstance(image, bytes) or is_pil(image)):
-            image = np.asarray(image)
+            image = _as_array(image, name)
         return [ImageInput(name, image)]
     try:
         return _expand_path(image)
@@ -163,7 +164,7 @@ def _images_in(folder: Path) -> list[Path]:
     return files
 
 
-def _is_one(image: Any) -> bool:
+def is_one(image: Any) -> bool:
     """Whether it is a single thing: an image, or a path, a folder or a pattern."""
     if isinstance(image, (str, Path, bytes, bytearray, memoryview)) or is_pil(image) or hasattr(image, "read"):
         return True
@@ -218,7 +219,7 @@ def from_array(image: Any, name: str, bgr: bool = False) -> np.ndarray:
     Raises:
         UserError: another shape, or other numbers; the message says how to convert them.
     """
-    image = np.asarray(image)
+    image = _as_array(image, name)
     if image.ndim == 2:
         image = image[..., None]
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3, 4) or 0 in image.shape:
@@ -249,6 +250,13 @@ def copy_of(source: Any, image: np.ndarray) -> Path | bytes:
     return jpeg.getvalue()
 
 
+def _as_array(image: Any, name: str) -> np.ndarray:
+    try:
+        return np.asarray(image)
+    except Exception as error:  # a tensor's own: it needs its gradient, is on a GPU, or of a type that NumPy lacks
+        raise UserError(f"{name}: expected an array, received {type(image).__name__} ({error})") from None
+
+
 def _rgb(image: np.ndarray) -> np.ndarray:
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
@@ -266,7 +274,7 @@ def _expected_array(image: np.ndarray) -> str:
     if image.dtype == bool:
         return f"{message}; for True as white: 255 * image.astype('uint8')"
     if image.dtype == np.uint8 and image.ndim == 3 and image.shape[0] in (1, 3):
-        return f"{message}; the channels come last: image.transpose(1, 2, 0)"
+        return f"{message}; the channels come last: image.transpose(1, 2, 0) (of gray images: images[..., None])"
     return message
 
 

@@ -101,8 +101,17 @@ def _read_predictions(path: Path, result: Mapping[str, Any]) -> dict[str, np.nda
         found = read_npz(path, _PREDICTIONS)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run it again") from None
-    if not len(found["labels"]) == len(found["probabilities"]) > 0 or not found["probabilities"].shape[1]:
+    labels, (num_images, num_classes) = found["labels"], found["probabilities"].shape
+    rows, places = found["tsne_rows"], found["tsne_places"]
+    if not len(labels) == num_images > 0 or not num_classes:
         raise UserError(f"{path}: expected as many labels as probabilities, one or more; run it again")
+    if num_classes != len(result["class_names"]) or not np.isin(labels, np.arange(num_classes)).all():
+        raise UserError(
+            f"{path}: expected labels and probabilities of the {len(result['class_names'])} classes of result.json, "
+            "found others; run it again"
+        )
+    if places.shape != (len(rows), 2) or not np.isin(rows, np.arange(num_images)).all():
+        raise UserError(f"{path}: expected a place (x, y) for each of tsne_rows, which are its images; run it again")
     accuracy = np.mean(found["probabilities"].argmax(axis=1) == found["labels"])
     if len(found["labels"]) != result["n"] or abs(accuracy - result["accuracy"]) > 1e-9:
         raise UserError(

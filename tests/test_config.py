@@ -377,6 +377,9 @@ class Inner:
 class Outer:
     how_many: Annotated[int | None, Range(1, None)] = None
     inner: Inner = Inner()
+    shares: tuple[Annotated[float, Range(0, 10)], ...] = ()
+    name: str | None = None
+    note: str = ""
 
 
 @pytest.mark.parametrize("options", [Outer(), Outer(1), Outer(10**9, Inner(0)), Outer(3, Inner(1))])
@@ -391,6 +394,8 @@ def test_numbers_inside_their_ranges_pass(options):
         (Outer(float("inf")), "--how-many.*1 or more.*inf"),
         (Outer(1, Inner(1.5)), "--share.*0 to 1.*1.5"),
         (Outer(1, Inner(float("nan"))), "--share.*0 to 1.*nan"),
+        (Outer(1, Inner(), (1.0, float("inf"))), "--shares.*0 to 10.*inf"),
+        (Outer(name=""), "--name: expected a text, received an empty one"),
     ],
 )
 def test_a_number_outside_its_range_is_refused_in_every_section(options, facts):

@@ -574,6 +574,25 @@ def test_a_label_out_of_range_is_an_error_in_eager_mode(label):
             call()
 
 
+def test_another_shape_is_an_error_where_broadcasting_would_give_another_value():
+    labels, column, one_hot = np.arange(3), np.arange(3)[:, None], np.eye(3, 7)
+    logits, embeddings = np.zeros((3, 7), "float32"), np.ones((3, 2, 4), "float32")
+    for call in (
+        lambda: custom_loss.AdCorreLoss(7)(column, logits, embeddings),
+        lambda: cross_entropy(column, logits),
+        lambda: mean_discriminator(embeddings, column, 7),
+        lambda: feature_discriminator(embeddings, column, num_classes=7),
+        lambda: feature_discriminator(embeddings, one_hot, num_classes=7),
+        lambda: baseline_losses.supervised_contrastive(embeddings, column),
+        lambda: baseline_losses.triplet_semihard(embeddings, column),
+    ):
+        with pytest.raises(ValueError, match=r"labels: expected .*received the shape"):
+            call()
+    with pytest.raises(ValueError, match="embeddings: expected the axes B k d, received the shape"):
+        feature_discriminator(embeddings[:, 0], labels, num_classes=7)
+    np.testing.assert_allclose(cross_entropy([0, 1, 2], logits.tolist()), np.log(7), rtol=1e-6)
+
+
 def test_a_compiled_step_does_not_look_at_its_labels():
     loss = custom_loss.AdCorreLoss(7)
     operations = {

@@ -48,6 +48,25 @@ def test_a_file_is_replaced_at_the_end_only(tmp_path):
         assert reader.read() == "old", "whoever reads meanwhile reads one of the two"
 
 
+def test_every_name_that_the_system_takes_can_be_written(tmp_path):
+    path = tmp_path / f"{'n' * 243}.weights.h5"
+    with files.whole_file(path) as temporary:
+        assert temporary.name.endswith(".weights.h5")
+        left = temporary.with_name(f".tmp-00000000{temporary.name[13:]}")
+        left.write_text("of a process that was killed")
+        os.utime(left, (0, 0))
+        temporary.write_text("new")
+    files.write_text(path, "newer")
+    assert path.read_text() == "newer" and names(tmp_path) == [path.name]
+
+
+def test_a_folder_in_place_of_the_file_is_named(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        files.write_text(tmp_path / "folder", "x")
+    assert caught.value.filename == str(tmp_path / "folder")
+
+
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
 def test_a_failing_block_keeps_the_old_file_and_leaves_nothing(tmp_path, error):
     path = tmp_path / "file.txt"

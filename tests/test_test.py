@@ -18,7 +18,7 @@ import test as test_module
 import test_model
 from config import DatasetName
 from datasets import CLASS_NAMES
-from files import UserError
+from files import UserError, only_writer
 from model_files import model_file
 from recognition import recognize_command
 from test import EvaluateConfig, TestModels
@@ -210,11 +210,35 @@ def test_evaluate_never_replaces_the_result_of_a_run(tiny_weights, tmp_path, mon
         run_main(monkeypatch, "evaluate", *args, "--run-dir", tmp_path)
 
 
+def test_one_evaluation_at_a_time_writes_into_a_folder(tiny_weights, tmp_path, monkeypatch):
+    write_split(tmp_path / "data", np.arange(14) % 7, split="val", shape=(24, 24, 1))
+    args = ("--weights", tiny_weights, "--dataset", "synthetic", "--data-dir", tmp_path / "data")
+    with only_writer(tmp_path / "r"), pytest.raises(UserError, match=r"r: another process is writing there"):
+        run_main(monkeypatch, "evaluate", *args, "--run-dir", tmp_path / "r")
+
+
+@pytest.mark.parametrize("source", ["p", "p/weights.parts.json"])
+def test_parts_are_not_cut_anew_in_their_own_folder(source, tmp_path, monkeypatch):
+    """A kill between the removal of the old parts and the new manifest would lose the file."""
+    (tmp_path / "p").mkdir()
+    with pytest.raises(UserError, match=r"p: expected another folder than that of the source"):
+        run_main(monkeypatch, "convert", tmp_path / source, tmp_path / "p", "--parts", "1")
+
+
 def test_evaluate_refuses_data_of_other_classes(tiny_weights, tmp_path, monkeypatch):
     write_split(tmp_path, np.arange(16) % 8, split="val", shape=(24, 24, 1), num_classes=8)
     args = ("--weights", tiny_weights, "--dataset", "synthetic", "--data-dir", tmp_path, "--run-dir", tmp_path / "r")
     with pytest.raises(UserError, match=r"synthetic/val: expected a network of its 8 classes .* received one of 7"):
         run_main(monkeypatch, "evaluate", *args)
+
+
+@pytest.mark.parametrize("command", [("evaluate", "--weights"), ("calibrate",)])
+def test_the_same_classes_in_another_order_are_refused(command, tiny_weights, tmp_path, monkeypatch):
+    meta = write_split(tmp_path, np.arange(14) % 7, split="val", shape=(24, 24, 1)) / "meta.json"
+    content = json.loads(meta.read_text())
+    meta.write_text(json.dumps({**content, "class_names": content["class_names"][::-1]}))
+    with pytest.raises(UserError, match=r"synthetic/val: .*classes Anger, .*, in this order, received one of Neutral"):
+        run_main(monkeypatch, *command, tiny_weights, "--dataset", "synthetic", "--data-dir", tmp_path)
 
 
 @pytest.mark.slow

@@ -108,6 +108,8 @@ def test_faces_of_any_size_are_resized_to_the_networks_side_in_order(model):
         ([image(8)], r"images\[0\]: .* uint8 \(8,\)"),
         (["face.png"], r"images\[0\]: .* str; recognize "),
         ("face.png", "str; use recognize"),
+        (image(3, 8, 9), r"uint8 \(3, 8, 9\).*image\.transpose\(1, 2, 0\)"),
+        (image(8, 9, 2), r"uint8 \(8, 9, 2\)"),
         (None, "received None"),
         ([], "images: expected one or more, received none"),
     ],
@@ -124,6 +126,8 @@ def test_one_image_is_one_face(model):
     for one in (pixels, Image.fromarray(pixels), [Image.fromarray(pixels)]):
         found, _ = model.predict(one)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    opaque = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
+    np.testing.assert_allclose(model.predict(opaque)[0], expected, rtol=1e-5, atol=1e-6)
     gray = image(30, 20)
     np.testing.assert_allclose(model.predict(gray)[0], model.predict(gray[None, ..., None])[0], rtol=1e-5, atol=1e-6)
 

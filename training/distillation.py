@@ -12,6 +12,7 @@ from data_helper import PreparedSplit
 from distributed.process_group import GROUP_OF_ONE, ProcessGroup
 from files import UserError, whole_file
 from reading.arrays import read_npz
+from reading.text import printable
 
 _ARRAYS = {"probabilities": ("f", 2), "digest": ("U", 0), "class_names": ("U", 1)}
 
@@ -65,7 +66,7 @@ def mean_probabilities(weights: Sequence[str], split: PreparedSplit, batch_size:
     mean = np.zeros((len(split), split.num_classes))
     for each in weights:
         mean += _predicted(each, split, batch_size, GROUP_OF_ONE) / len(weights)
-        print(f"{each}: predicted {len(split):,} images", flush=True)
+        print(f"{printable(each)}: predicted {len(split):,} images", flush=True)
     return mean
 
 

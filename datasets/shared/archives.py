@@ -27,6 +27,7 @@ EDGE = 1 << 20  # an archive's stamp hashes this many bytes at its start and at 
 _READ = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # bzip2 and LZMA cannot be unpacked in bounded memory
 _FILE_MANAGERS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r"}
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+_TO_UNPACK = {b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!": "rar"}
 
 
 class SourceFiles:
@@ -49,6 +50,8 @@ class SourceFiles:
         self._files: _Folder | _Zip | _Tar
         if self.path.is_dir():
             self._files = _Folder(self.path, patterns)
+        elif not self.path.is_file():  # a pipe that nobody writes to would be waited for
+            raise UserError(f"{path}: expected a folder, a zip or a tar, found a pipe or a device")
         elif is_zip(self.path):
             self._files = _Zip(self.path)
         else:
@@ -216,6 +219,9 @@ class _Tar:
                     f"{path}: expected a folder, a zip or a plain tar; a compressed one can be read only from its "
                     f"beginning: run {command} on it and give the file that it leaves (a .tar is not unpacked)"
                 )
+        for magic, kind in _TO_UNPACK.items():
+            if head.startswith(magic):
+                raise UserError(f"{path}: expected a folder, a zip or a tar, found a {kind} archive: unpack it first")
         self._index: tuple[list[str], np.ndarray] | None = None
 
     @property
@@ -286,6 +292,11 @@ def _tar_members(path: Path) -> Iterator[tuple[str, tuple[int, int]]]:
         with damaged(path, "tar"), tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # otherwise tarfile keeps a kilobyte per file
+                if member.issym() or member.islnk():  # passed over, a part of the images would be missing
+                    raise UserError(
+                        f"{path}: {printable(member.name)} is a link, which is not followed in a tar; unpack it and "
+                        "give the folder, or make it with tar --dereference --hard-dereference"
+                    )
                 if member.isreg():
                     name = member.name.removeprefix("./")
                     check_inside(path, name)

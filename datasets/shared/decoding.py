@@ -13,6 +13,7 @@ import numpy as np
 from datasets.shared.archives import SourceFiles
 from files import UserError
 from images import decode_image, resize_image
+from reading.text import printable
 
 # isort: split
 import cv2  # after images, which sets the limits that OpenCV reads when it is first imported
@@ -103,7 +104,7 @@ def _decoded(files: SourceFiles, image: ImageFile, size: int, channels: int, mar
         if image.box is not None:
             pixels = crop_box(pixels, image.box, margin)
     except UserError as error:
-        return Unreadable(str(error).removeprefix(f"{image.name}: "))
+        return Unreadable(str(error).removeprefix(f"{printable(image.name)}: "))
     return _with_channels(resize_image(pixels, size), channels)
 
 

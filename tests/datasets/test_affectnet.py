@@ -409,6 +409,7 @@ def test_a_table_that_is_wrong_somewhere(tmp_path, check_refused):
         ([HEADER, GOOD[:300]], "line 2: expected 9 columns, found 6; is the file cut off"),
         ([GOOD, GOOD[: GOOD.rindex("0.")]], "line 2: expected a number in arousal, found '-'; is the file cut off"),
         ([HEADER, row("1/b.jpg", 3, (1, 1, "nan", 3))], "line 2: expected a number in face_width, found 'nan'"),
+        ([HEADER, row("1/b.jpg", 3, (1, 1, "1e308", 3))], "line 2: expected a number in face_width, found '1e308'"),
         ([HEADER, "1" * 200_000], "after line 1: expected a CSV table .*field larger"),
         ([HEADER, GOOD, "\udcff\udcfe"], "after line .: expected a CSV table .*can't decode"),
     ):

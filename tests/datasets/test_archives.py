@@ -225,9 +225,6 @@ def test_a_tar_holds_the_same_as_a_folder(tmp_path):
     path = write_tar(tmp_path / "files.tar", {f"./{name}": data for name, data in FILES.items()})
     with tarfile.open(path, "a") as archive:
         archive.add(write_folder(tmp_path / "folder", {"c/4.txt": b"four"}) / "c", "c")
-        link = tarfile.TarInfo("link.txt")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        archive.addfile(link)
         entry = tarfile.TarInfo(long_name)
         entry.size = 1500
         archive.addfile(entry, io.BytesIO(bytes(range(250)) * 6))
@@ -236,8 +233,20 @@ def test_a_tar_holds_the_same_as_a_folder(tmp_path):
     assert [files.read(name) for name in files.names] == [b"one", b"two", b"four", bytes(range(250)) * 6, b"1,2"]
     with files.open("a/1.txt") as file:
         assert file.read(2) == b"on"
-    with pytest.raises(FileNotFoundError, match=r"link\.txt"):
-        files.read("link.txt")
+    with pytest.raises(FileNotFoundError, match=r"other\.txt"):
+        files.read("other.txt")
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_a_link_in_a_tar_is_refused(tmp_path, kind):
+    """tar writes the second of two hard links as a link: passed over, one of two equal images would be missing."""
+    path = write_tar(tmp_path / "files.tar", FILES)
+    with tarfile.open(path, "a") as archive:
+        link = tarfile.TarInfo("link.txt")
+        link.type, link.linkname = kind, "a/1.txt"
+        archive.addfile(link)
+    with pytest.raises(UserError, match=r"files\.tar: link\.txt is a link.*unpack it"):
+        _ = SourceFiles(path, ()).names
 
 
 def test_names_of_a_tar_that_point_outside_are_refused(tmp_path):
@@ -281,6 +290,11 @@ def test_other_files_are_refused(tmp_path):
         _ = SourceFiles(tmp_path / "a.txt", ()).names
     with pytest.raises(UserError, match=r"nowhere: no such file or folder; expected a folder, a zip or a tar"):
         SourceFiles(tmp_path / "nowhere", ())
+    (tmp_path / "a.7z").write_bytes(b"7z\xbc\xaf\x27\x1c" + bytes(100))
+    with pytest.raises(UserError, match=r"a\.7z: .*found a 7z archive: unpack it first"):
+        SourceFiles(tmp_path / "a.7z", ())
+    with pytest.raises(UserError, match=f"{os.devnull}: .*found a pipe or a device"):
+        SourceFiles(os.devnull, ())
 
 
 @pytest.mark.parametrize("write", [write_zip, write_tar])

@@ -64,6 +64,8 @@ def test_what_is_wrong_is_named(tmp_path):
     for mapping in ("1", "=Happy", "1=moon", "1=Happy,1=Sad"):
         with pytest.raises(UserError, match="--mapping: expected folder=Class"):
             prepare(write_folder(tmp_path / "mine", release(("train",))), tmp_path / "data", mapping=mapping)
+    with pytest.raises(UserError, match=r"--mapping angre=.*: expected the name of a folder in .*mine, found FEAR,"):
+        prepare(tmp_path / "mine", tmp_path / "data", mapping="angre=none")
     for name, files in (("empty", {"a.txt": b""}), ("test", release(("test",)))):
         with pytest.raises(UserError, match=rf"{name}: (expected images as train/<class>|no image of the 7 classes)"):
             prepare(write_folder(tmp_path / name, files), tmp_path / "data")

@@ -119,6 +119,8 @@ def test_a_bad_file_is_refused(tmp_path, monkeypatch):
         (f"rows: [{{name: a, epochs: {'9' * 5000}}}]", "YAML"),
         (f"rows: [{{name: a, seed: {2**63}}}]", "finite number below"),
         ("rows: [{name: a, w_fd: .inf}]", "finite number"),
+        ("rows: [{name: a, epochs: 010}]", "decimal number, found 010, which YAML reads as 8"),
+        ("rows: [{name: a, epochs: 1:30}]", "decimal number, found 1:30, which YAML reads as 90"),
         ("rows: [{name: a, epochs: [1]}]", r"row 1: epochs: expected one.*\[1\]"),
         ("rows: [{name: a}]\nbase: {epochs: {x: 1}}", "base: epochs: expected one"),
         ('rows: [{name: "a\\e[31m"}]', "row 1: .*printable characters.*x1b"),

@@ -53,6 +53,12 @@ def test_half_precision_gives_the_same_suspects():
     assert len(exact ^ set(find_suspects(labels, probabilities.astype(np.float16)).rows.tolist())) <= 2
 
 
+def test_labels_of_one_class_are_refused():
+    pytest.importorskip("cleanlab")
+    with pytest.raises(UserError, match="two classes or more"):
+        find_suspects(np.ones(4, int), np.full((4, 2), 0.5))
+
+
 def test_without_the_library_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cleanlab.filter", None)
     with pytest.raises(UserError, match=r"cleanlab.*pip install -r requirements\.txt"):

@@ -117,6 +117,7 @@ def test_a_second_opinion_is_counted(split, probabilities, tmp_path):
     assert (also["n"], also["suspects"]) == (68, 3)
     assert {name: also[name] for name in shares} == pytest.approx(shares)
     text = suspects.format_table(summary)
+    assert max(map(len, text.splitlines())) <= 80
     for number in ("68 of the images", "4.41%", "66.67%", "33.33%"):
         assert number in text
 

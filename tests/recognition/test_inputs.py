@@ -100,6 +100,21 @@ def test_existing_file_is_never_taken_for_a_pattern(folder):
     assert names(str(path)) == [str(path)]
 
 
+class Tensor:
+    """What other libraries have beside arrays."""
+
+    def __init__(self, values, problem=""):
+        self.values, self.shape, self.problem = values, values.shape, problem
+
+    def __iter__(self):
+        return iter(self.values)
+
+    def __array__(self, dtype=None, copy=None):
+        if self.problem:
+            raise TypeError(self.problem)
+        return self.values
+
+
 @pytest.mark.parametrize(
     ("image", "facts"),
     [
@@ -110,6 +125,8 @@ def test_existing_file_is_never_taken_for_a_pattern(folder):
         (PIXELS.astype(np.int64), r"int64 .*image\.astype\('uint8'\)"),
         (PIXELS > 9, "bool "),
         (PIXELS.transpose(2, 0, 1), r"\(3, 6, 8\).*transpose\(1, 2, 0\)"),
+        (Tensor(PIXELS.transpose(2, 0, 1)), r"\(3, 6, 8\).*transpose\(1, 2, 0\)"),
+        (Tensor(PIXELS, "on a GPU"), r"image: .*received Tensor \(on a GPU\)"),
         (PIXELS[:0], r"\(0, 8, 3\)"),
         (PIXELS[..., :2], r"\(6, 8, 2\)"),
         (Image.fromarray(GRAY.astype(np.float32)), "float32"),

@@ -104,6 +104,31 @@ def test_damaged_predictions_are_named(tmp_path):
             RunFiles.read(path.parent)
 
 
+@pytest.mark.parametrize(
+    ("array", "change", "facts"),
+    [
+        ("probabilities", lambda values, wrong: np.pad(values, ((0, 0), (0, 1))), "of the . classes"),
+        (
+            "labels",
+            lambda values, wrong: np.r_[values[:wrong], 99, values[wrong + 1 :]],
+            "of the . classes",
+        ),
+        ("tsne_rows", lambda values, wrong: values + 1000, "tsne_rows"),
+        ("tsne_rows", lambda values, wrong: values - 1000, "tsne_rows"),
+        ("tsne_places", lambda values, wrong: values[:-1], "tsne_rows"),
+        ("tsne_places", lambda values, wrong: np.pad(values, ((0, 0), (0, 1))), "tsne_rows"),
+    ],
+)
+def test_predictions_that_do_not_fit_together_are_named(tmp_path, array, change, facts):
+    path = write_run(tmp_path / "run") / "predictions.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    wrong = np.flatnonzero(arrays["probabilities"].argmax(axis=1) != arrays["labels"])[0]  # the accuracy stays
+    np.savez(path, **{**arrays, array: change(arrays[array], wrong)})
+    with pytest.raises(UserError, match=rf"run.predictions\.npz: .*{facts}"):
+        RunFiles.read(path.parent)
+
+
 def test_blanks_of_a_history_are_gaps_and_words_are_damage(tmp_path):
     path = write_run(tmp_path / "run") / "history.csv"
     path.write_text("epoch,loss,fd\n1,2.5,\n2,2.0000000000000004,0.5\n")
