@@ -403,7 +403,8 @@ def with_options(settings: TrainConfig, options: Mapping[str, Any], place: str) 
         with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
             return parse_options(TrainConfig, settings, to_args(options))
     except SystemExit:
-        reason = printable(" ".join(re.sub("[^\\x20-\\x7e]", " ", screen.getvalue()).split()), 2 * _LONGEST_OPTIONS)
+        words = re.sub("[^\\x20-\\x7e]|-{4,}", " ", screen.getvalue()).split()  # without tyro's frames
+        reason = printable(" ".join(words), 2 * _LONGEST_OPTIONS)
         raise UserError(f"{place}: cannot use the options {shown} ({reason})") from None
     except UserError as error:
         raise UserError(f"{place}: {error}") from None

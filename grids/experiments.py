@@ -171,7 +171,8 @@ def make_grid(experiments: Experiments, base: TrainConfig, dataset_chosen: bool,
         num_seeds: 1 or more.
 
     Raises:
-        UserError: an option that train.py does not have, or a value that it would refuse.
+        UserError: an option that train.py does not have, a value that it would refuse, or another seed or folder than
+            that of the command line.
     """
     datasets = (base.dataset,) if dataset_chosen or not experiments.datasets else experiments.datasets
     made = []
@@ -180,6 +181,10 @@ def make_grid(experiments: Experiments, base: TrainConfig, dataset_chosen: bool,
             place = f"{experiments.name}: row {row!r}"
             settings = config.with_options(dataclasses.replace(base, dataset=dataset), options, place)
             config.check(settings)
+            if (settings.seed, settings.run_dir) != (base.seed, base.run_dir):  # they would be ignored
+                raise UserError(
+                    f"{place}: expected no seed and no run_dir, which all rows share; use --seed, --seeds, --run-dir"
+                )
             made.append(Experiment(row, settings))
     seeds = tuple(range(base.seed, base.seed + num_seeds))
     return Grid(experiments.name, experiments.about, tuple(made), seeds)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from command_line import Range
-from data_helper import FORMAT_VERSION, SPLITS, open_split
+from data_helper import FORMAT_VERSION, SPLITS, open_split, split_dir
 from datasets.shared.archives import SourceFiles
 from datasets.shared.decoding import ImageFile, Unreadable, decode_images
 from datasets.shared.split_writer import SplitWriter, published_together
@@ -82,8 +82,10 @@ def write_release(data_dir: str | Path, dataset: str, release: Release) -> dict[
         Split -> the content of its `meta.json`. An earlier split that the release lacks stays as it was.
 
     Raises:
-        UserError: the reader finds a fault in the source, or another process is writing this data set.
+        UserError: the reader finds a fault in the source, another process is writing this data set, or an earlier
+            ``val`` was held out of another ``train``.
     """
+    _check_hold_out(data_dir, dataset, release.counts)
     shared = (release.image_shape, release.class_names, release.sources, release.options)
     writers = {split: SplitWriter(data_dir, dataset, split, count, *shared) for split, count in release.counts.items()}
     with published_together(list(writers.values())):
@@ -92,6 +94,22 @@ def write_release(data_dir: str | Path, dataset: str, release: Release) -> dict[
         for split, votes in release.votes.items():
             writers[split].add_array("votes", votes)
     return {split: writer.meta for split, writer in writers.items()}
+
+
+def _check_hold_out(data_dir: str | Path, dataset: str, splits: Collection[str]) -> None:
+    """Refuses train alone beside a val that was held out of an earlier train: its images would be in both."""
+    if "train" not in splits or "val" in splits:
+        return
+    try:
+        share = open_split(data_dir, dataset, "val").meta["options"].get("val_share")
+    except UserError:  # there is none
+        return
+    if share:
+        folder = split_dir(data_dir, dataset, "val")
+        raise UserError(
+            f"{folder}: was prepared with --val-share {share}, so its images may be in this train too, which has no "
+            "validation part; remove that folder and run again, or give --val-share"
+        )
 
 
 # --- releases whose images are still to be decoded ----------------------------------------------------------------
@@ -144,13 +162,14 @@ def write_images(
         release lacks stays as it was.
 
     Raises:
-        UserError: with ``strict`` an image that cannot be read, otherwise a split of which none can; or
-            another process is writing this data set.
+        UserError: with ``strict`` an image that cannot be read, otherwise a split of which none can; or see
+            `write_release`.
     """
     images: dict[str, list[ImageFile]] = {split: [] for split in SPLITS}
     for image in release.images:
         images[image.split].append(image)
     images = {split: found for split, found in images.items() if found}
+    _check_hold_out(data_dir, dataset, images)
     metas = {split: _prepared_meta(data_dir, dataset, split) for split in images}
     shape = (release.size, release.size, release.channels)
     options = {**release.options, "size": release.size, "margin": release.margin}

@@ -144,8 +144,11 @@ def test_validation_can_be_held_out_of_a_source_of_train_alone(tmp_path, form):
     for split in ("train", "val"):
         images, labels = (np.load(tmp_path / f"data/fer2013/{split}/{name}.npy") for name in ("images", "labels"))
         assert [LEVEL_NAMES[level] for level in images[:, 40, 40, 0].tolist()] == [CLASS_NAMES[k] for k in labels]
+    with pytest.raises(UserError, match=r"fer2013/val: .*in this train too"):
+        prepare(source("train", ["Training"]), tmp_path / "data")
     with pytest.raises(UserError, match=r"--val-share .*has test and train and val"):
         prepare(source("fer2013"), tmp_path / "data", val_share=0.1)
+    assert list(prepare(source("fer2013"), tmp_path / "data")) == ["train", "val", "test"]
 
 
 def test_a_compressed_csv(tmp_path):

@@ -156,6 +156,9 @@ def test_the_hold_out_is_recorded_and_repeatable(tmp_path):
     assert prepared(tmp_path, "val")[1].tolist() == labels[held_out].tolist()
     assert prepared(tmp_path, "train")[1].tolist() == labels[~held_out].tolist()
     assert list(prepare(source, tmp_path / "all", val_share=0)) == ["train", "test"]
+    with pytest.raises(UserError, match=r"rafdb/val: .*--val-share 0\.2, .*in this train too"):
+        prepare(source, tmp_path, val_share=0)
+    assert prepared(tmp_path, "train")[1].tolist() == labels[~held_out].tolist()
 
 
 def test_a_second_run_reads_no_list(tmp_path, monkeypatch):

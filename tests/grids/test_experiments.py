@@ -103,6 +103,8 @@ def test_a_bad_file_is_refused(tmp_path, monkeypatch):
         ("rows: [{name: a}, {name: a}]", "row 2.*'a'"),
         ("rows: [{name: a, w_xx: 1}]", "row 'a'.*w-xx"),
         ("rows: [{name: a, epochs: 0}]", "row 'a'.*--epochs.*1.*0"),
+        ("rows: [{name: a, seed: 3}]", "row 'a'.*no seed.*--seed"),
+        ("rows: [{name: a}]\nbase: {run_dir: b}", "row 'a'.*no run_dir.*--run-dir"),
         ("rows: [{name: a}]\nrecipe: cake", "recipe.*published.*'cake'"),
         ("rows: [{name: a}]\ndatasets: [moon]", "datasets.*'moon'.*rafdb"),
         ("!!python/object/apply:os.system ['touch owned']", "YAML"),
