@@ -207,7 +207,7 @@ class StopAtNaN(keras.callbacks.Callback):
 def _check_finite(loss: float, place: str) -> None:
     if not math.isfinite(loss):
         raise UserError(
-            f"the loss is {loss} at {place}; the weights of the epochs before are kept. "
+            f"the loss is {loss} at {place}; what earlier epochs saved is kept. "
             "Try a smaller --learning-rate, or --precision float32"
         )
 
