@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import importlib.util
 import logging
 import tempfile
+import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -206,7 +208,7 @@ def _write_onnx(serving: keras.Model, path: Path, info: ExportInfo, calibration:
 
     # Keras would take the signature from the model's last call, and there was none.
     signature = [keras.InputSpec(shape=serving.input.shape, dtype="float32", name="pixels")]
-    with onnx_layers(serving):
+    with onnx_layers(serving), _garbage_collected():
         serving.export(path, format="onnx", verbose=False, input_signature=signature)
     model = onnx.load(path)
     for value in (*model.graph.input, *model.graph.output):
@@ -216,6 +218,28 @@ def _write_onnx(serving: keras.Model, path: Path, info: ExportInfo, calibration:
     onnx.save(model, path)
     if calibration is not None:
         quantize_onnx(path, calibration)
+
+
+@contextlib.contextmanager
+def _garbage_collected(seconds: float = 1.0) -> Iterator[None]:
+    """While the block runs, a thread collects garbage again and again.
+
+    The converter copies the whole graph, weights included, for each of its passes. A copy that is not used any more
+    refers to itself, and Python would let dozens of them lie: 6.3 GB in place of 3.1 GB for ResNet50.
+    """
+    done = threading.Event()
+
+    def collect() -> None:
+        while not done.wait(seconds):
+            gc.collect()
+
+    thread = threading.Thread(target=collect, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _open_onnx(path: Path) -> Run:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib.util
 import os
 import pickle
 import shutil
 import sys
+import threading
 import time
+import weakref
 import zipfile
 
 import numpy as np
@@ -313,3 +316,23 @@ def test_the_benchmark_counts_time_and_memory(inference):
     assert 9e7 < found["peak_bytes"] < 2e8
     with pytest.raises(UserError, match="failed"):
         inference.run_once(["-c", "raise SystemExit(3)"])
+
+
+def test_garbage_is_collected_while_the_converter_runs():
+    """Otherwise the copies of the graph that it leaves would fill the memory."""
+
+    class Copy:
+        pass
+
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        with export._garbage_collected(seconds=0.01):
+            copied = Copy()
+            copied.itself, gone = copied, threading.Event()
+            weakref.finalize(copied, gone.set)
+            del copied
+            assert gone.wait(30)
+    finally:
+        if enabled:
+            gc.enable()
