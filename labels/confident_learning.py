@@ -46,7 +46,10 @@ def find_suspects(labels: np.ndarray, probabilities: np.ndarray) -> Suspects:
     # cleanlab counts on rows that sum to 1 in the precision that they have.
     exact = np.asarray(probabilities, np.float64)
     exact = exact / exact.sum(axis=1, keepdims=True)
-    rows = np.flatnonzero(find_label_issues(np.asarray(labels), exact, filter_by="confident_learning", n_jobs=1))
+    labels = np.asarray(labels)
+    rows = np.empty(0, np.int64)
+    if (labels != labels[0]).any():  # a class without labels has no threshold; cleanlab refuses a single one
+        rows = np.flatnonzero(find_label_issues(labels, exact, filter_by="confident_learning", n_jobs=1))
     suggested = exact[rows].argmax(axis=1)
     scores = exact[rows, labels[rows]] - exact[rows, suggested]
     order = np.argsort(scores, kind="stable")
