@@ -191,29 +191,28 @@ class Range:
 
 
 def check_ranges(options: Any) -> None:
-    """Checks every number of a config, its nested sections included, against the `Range` beside its field.
-
-    An empty text is no value, so ``--weights "$NAME"`` without such a variable does not mean "no weights".
+    """Checks every number of a config, its nested sections and tuples included, against the `Range` beside it.
 
     Args:
-        options: a config (dataclass instance); None fits every range, and of a tuple every element is checked.
+        options: a config (dataclass instance); None fits every range.
 
     Raises:
-        UserError: a number outside its range, or not finite; it names the option, the range and the value. An empty
-            text, where that is not the default.
+        UserError: a number outside its range, or not finite; it names the option, the range and the value. Or an empty
+            text: it is what a shell makes of a variable that is not set, and would silently mean the default.
     """
     for name, hint in get_type_hints(type(options), include_extras=True).items():
         value = getattr(options, name)
         if dataclasses.is_dataclass(value):
             check_ranges(value)
-        values = value if isinstance(value, tuple) else (value,)
+        # The range of a tuple's numbers stands inside of its type.
+        values, hints = (value, get_args(hint)) if isinstance(value, tuple) else ((value,), (hint,))
         if "" in values and getattr(type(options), name, None) != "":
-            raise UserError(f"{option(name)}: expected a text, received an empty one")
-        ranges = [extra for kind in (hint, *get_args(hint)) for extra in getattr(kind, "__metadata__", ())]
-        for each in values:
-            for extra in ranges:
-                if isinstance(extra, Range) and each is not None and each not in extra:
-                    raise UserError(f"{option(name)}: expected {extra}, received {printable(each, 40)}")
+            is_positional = tyro.conf.Positional in getattr(hint, "__metadata__", ())
+            raise UserError(f"{name if is_positional else option(name)}: expected a value, received an empty one")
+        for extra in (extra for each in hints for extra in getattr(each, "__metadata__", ())):
+            for number in values:
+                if isinstance(extra, Range) and number is not None and number not in extra:
+                    raise UserError(f"{option(name)}: expected {extra}, received {printable(number, 40)}")
 
 
 def option(name: str) -> str:

@@ -21,6 +21,7 @@ from measuring.views import VIEW_TITLES, VIEWS, View, Views, views_of, whole
 from model_files import hub
 from model_files.description import ModelInfo
 from reading.arrays import Rows
+from reading.text import aligned
 
 _MOST_MAPPED = 64  # images whose feature maps are in memory in float64
 
@@ -165,7 +166,7 @@ def evaluate(
             tsne_places=tsne_places,
         )
     title = f"{datasets.title(split.meta['dataset'])}, {split.meta['split']}, n = {len(split.labels):,}"
-    title += f", accuracy {scores['accuracy']:.2%}"
+    title += f", accuracy {scores['accuracy']:.2%}" + f", views: {views}" * (views != "none")
     plots.save_figures(folder, title, split.labels, probabilities, split.class_names, scores, tsne_rows, tsne_places)
     # What an earlier evaluation drew in this folder may not belong to the result.
     for name in ("explain.png", *robustness.FILES, *groups.FILES, *second_ruler.FILES):
@@ -302,7 +303,7 @@ def format_table(result: Mapping[str, Any]) -> str:
     for name, values in result["per_class"].items():
         shares = (_percent(values[measure]) for measure in ("precision", "recall", "f1"))
         lines.append("{:<{}}  {:>9}{:>9}{:>9}{:>9,}".format(name, width, *shares, values["n"]))
-    lines += ["", *_confusion_lines(result, width)]
+    lines += ["", *_confusion_lines(result)]
     from labels import second_ruler  # these three are imported late, as `metrics`
     from measuring import groups
     from reporting import robustness
@@ -338,17 +339,12 @@ def _explain_lines(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _confusion_lines(result: Mapping[str, Any], width: int) -> list[str]:
+def _confusion_lines(result: Mapping[str, Any]) -> list[str]:
     names = result["class_names"]
-    cell = 2 + max(len(text) for row in result["confusion_matrix"] for text in (*names, *(f"{n:,}" for n in row)))
-    return [
-        "confusion matrix (rows: true expression, columns: predicted)",
-        " " * width + "".join(f"{name:>{cell}}" for name in names),
-        *(
-            f"{name:<{width}}" + "".join(f"{count:>{cell},}" for count in row)
-            for name, row in zip(names, result["confusion_matrix"], strict=True)
-        ),
+    rows = [
+        [name, *(f"{count:,}" for count in row)] for name, row in zip(names, result["confusion_matrix"], strict=True)
     ]
+    return ["confusion matrix (rows: true expression, columns: predicted)", *aligned([["", *names], *rows])]
 
 
 def _percent(share: float | None) -> str:

@@ -118,28 +118,20 @@ def _folder_of(settings: TrainConfig, identity: run_identity.RunIdentity) -> Pat
 @contextlib.contextmanager
 def _claimed(folder: Path, group: ProcessGroup) -> Iterator[None]:
     """Holds the folder; a command that is refused before its run began to train leaves nothing of its own there."""
-    made, refused = [path for path in (folder, *folder.parents) if not path.exists()], False
-    try:
-        with group.only_writer(folder):
-            before = set(folder.glob("*"))
-            try:
-                yield
-            except UserError:
-                refused = group.is_rank0 and not (folder / UNTRAINED).exists()
+    with group.only_writer(folder):
+        before = set(folder.glob("*"))
+        try:
+            yield
+        except UserError:
+            if group.is_rank0 and not (folder / UNTRAINED).exists():
                 with contextlib.suppress(OSError):
-                    for path in set(folder.glob("*")) - before if refused else ():
+                    for path in set(folder.glob("*")) - before:
                         path.unlink()
+            raise
+        except FileNotFoundError:
+            if folder.is_dir():
                 raise
-            except FileNotFoundError:
-                if folder.is_dir():
-                    raise
-                raise UserError(f"{folder}: the folder of the run is gone; start the run again") from None
-    finally:
-        if refused and made:
-            with contextlib.suppress(OSError):  # another process has come to use the folder
-                (folder / ".lock").unlink()
-                for path in made:
-                    path.rmdir()
+            raise UserError(f"{folder}: the folder of the run is gone; start the run again") from None
 
 
 def _train(settings: TrainConfig, folder: Path, splits: Splits, run: Run) -> int:
@@ -259,7 +251,7 @@ def make_engine(
 
 def _length(settings: TrainConfig, engine: Engine, state: RunState, run: Run) -> int:
     """The epochs of the run: those of the options, or what fits into ``--minutes``, which its state remembers."""
-    if settings.minutes and state.epochs is None:
+    if settings.minutes is not None and state.epochs is None:
         step, validation = engine.seconds_per_step(), engine.seconds_per_validation()
         used = time.monotonic() - run.started
         epochs = run.group.broadcast(epochs_in(settings.minutes, used, step, validation, engine.train.steps))

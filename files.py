@@ -197,16 +197,27 @@ def cache_folder() -> Path:
 def only_writer(folder: str | Path) -> Iterator[None]:
     """Holds ``folder`` for this process while the block runs; the lock ends with the process, even if it is killed.
 
+    Folders that this makes are removed when the block raises and has left nothing in them.
+
     Raises:
         UserError: another process is writing there, or the file system has no locks.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    held = _acquired(folder, _PATIENCE_SECONDS)
-    if held is None:
-        raise UserError(f"{folder}: another process is writing there; wait for it or choose another folder")
-    with held:
-        yield
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = _acquired(folder, _PATIENCE_SECONDS)
+        if held is None:
+            raise UserError(f"{folder}: another process is writing there; wait for it or choose another folder")
+        with held:
+            yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # another process has come to use the folder
+            if made and {path.name for path in folder.iterdir()} <= {_LOCK}:
+                (folder / _LOCK).unlink(missing_ok=True)
+                for path in made:
+                    path.rmdir()
+        raise
 
 
 def is_taken(folder: str | Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ _STYLE = {
     "legend.frameon": False,
     "figure.dpi": 160,
 }
+
+_CHARACTER = 0.075  # inches, of a title
 
 # The columns of a history that are no curves.
 _NOT_CURVES = ("epoch", "seconds")
@@ -324,12 +327,14 @@ def new_figure(target: str | Path | io.BytesIO, width: float, height: float, tit
         target: a path or a buffer.
         width: inches.
         height: inches, without the title.
-        title: above the figure.
+        title: above the figure; a long line is broken.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height + 0.3 * bool(title)), layout="constrained")
-        if title:
-            figure.suptitle(printable(title))
+        # A title that is wider than the figure would be cut at both ends.
+        lines = [part for line in title.split("\n") for part in textwrap.wrap(printable(line), int(width / _CHARACTER))]
+        figure = Figure(figsize=(width, height + (0.15 + 0.15 * len(lines)) * bool(lines)), layout="constrained")
+        if lines:
+            figure.suptitle("\n".join(lines))
         canvas = FigureCanvasAgg(figure)
         yield figure
         if isinstance(target, io.BytesIO):

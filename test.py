@@ -40,7 +40,8 @@ class EvaluateConfig(OnSplitConfig):
     split: Split = "val"
     """Its split to measure on."""
     run_dir: str | None = None
-    """Where the report goes; None is runs/evaluate-<run>-<weights>-<dataset>-<split>[-<views>]-<8 hex digits>."""
+    """Where the report goes; None is runs/evaluate-<run>-<weights>-<dataset>-<split>[-<views>]-<8 hex digits>, and
+    behind it what else is measured (-corruptions, -groups-..., -also-..., -explain)."""
     views: Views = "none"
     """Average the probabilities over views of each image: flip is it and its mirror image; ten-crop is five crops of
     7/8 of the side (corners, centre) and their mirror images."""
@@ -114,7 +115,7 @@ class TeachConfig(OnSplitConfig):
 
     weights: tuple[str, ...]
     """Model files of the teachers, as for evaluate."""
-    output: str = "teacher.npz"
+    output: str
     """File to write (.npz)."""
     dataset: DatasetName = DatasetName.fer2013
     """Prepared data set that the student will train on."""
@@ -182,7 +183,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
 
 
 def _studies(settings: EvaluateConfig, split: PreparedSplit) -> tuple[str, list[Study]]:
-    """What else is measured, and the end of the folder's name."""
+    """What else is measured, and the end of the folder's name: a report of more never replaces one of less."""
     from labels.second_labels import find_second_labels
     from labels.second_ruler import SecondRuler
     from measuring.groups import open_groups
@@ -198,6 +199,9 @@ def _studies(settings: EvaluateConfig, split: PreparedSplit) -> tuple[str, list[
     if settings.also is not None:
         second = find_second_labels(settings.data_dir, settings.also.value, split)
         studies.append(SecondRuler(split, second, settings.seed))
+        name += f"-also-{second.dataset}-{second.digest[:8]}"
+    if settings.explain:
+        name += "-explain"
     return name, studies
 
 

@@ -64,7 +64,7 @@ class TestModels:
         detector_file: str | Path | None = None,
         views: Views = "none",
     ):
-        if not isinstance(views, str) or views not in VIEWS:
+        if views not in tuple(VIEWS):
             raise UserError(f"views: expected one of {', '.join(VIEWS)}, received {views!r}")
         if h5_address is not None and not isinstance(h5_address, (str, Path)):
             raise UserError(f"h5_address: expected the path of a model file, received {type(h5_address).__name__}")
@@ -241,14 +241,14 @@ class TestModels:
             found: one face or several, of this model.
 
         Raises:
-            UserError: no face; or an exported model, which has no feature maps.
+            UserError: no face, or something else; or an exported model, which has no feature maps.
         """
         self.check_explains()
         found = list(found) if isinstance(found, Iterable) else [found]
-        if other := [type(face).__name__ for face in found if not isinstance(face, Recognition)]:
-            raise UserError(f"explain: expected faces (the `faces` of a result), received {other[0]}")
         if not found:
             raise UserError("explain: expected one face or more, received none")
+        if others := [type(face).__name__ for face in found if not isinstance(face, Recognition)]:
+            raise UserError(f"explain: expected faces (the faces of what recognize returns), received {others[0]}")
         import explain
 
         return explain.maps(self.network, np.stack([_as_face(face.image, self.input_size, 0) for face in found]))

@@ -95,7 +95,7 @@ def _read(source: Path, settings: PrepareFer2013Config) -> Release:
     files = SourceFiles(source, _PATTERNS)
     images = [name for name in files.names if _IMAGE.search(name)]
     if images:
-        return _read_folders(files, images)
+        return _read_folders(files, images, settings)
     raise UserError(f"{source}: found {found_in(source)}; {_FORMS}")
 
 
@@ -105,6 +105,29 @@ def _release(
     bar = tqdm(examples, "preparing fer2013", counts.total(), unit="image", disable=None)
     present = {split: counts[split] for split in SPLITS.values() if counts[split]}
     return Release(present, bar, IMAGE_SHAPE, CLASS_NAMES[: len(CODES)], [source], options)
+
+
+def _with_validation(
+    found: Sequence[tuple[str, int]], settings: PrepareFer2013Config, name: str
+) -> tuple[list[str], dict[str, Any]]:
+    """The split of each image, with ``--val-share`` of train as val; and the options that are then recorded.
+
+    Args:
+        found: split and label of each image.
+        settings: of which ``val_share`` and ``seed`` are read.
+        name: of the source, for messages.
+    """
+    splits = [split for split, _ in found]
+    if not settings.val_share:
+        return splits, {}
+    if set(splits) != {"train"}:
+        raise UserError(
+            f"--val-share {settings.val_share:g}: expected a source with Training images only, which has no "
+            f"validation part; {name} has {' and '.join(sorted(set(splits)))}"
+        )
+    held_out = stratified_hold_out([label for _, label in found], settings.val_share, settings.seed)
+    options = {"val_share": settings.val_share, "seed": settings.seed}
+    return ["val" if out else "train" for out in held_out], options
 
 
 # --- CSV ------------------------------------------------------------------------------------------------------------
@@ -153,16 +176,7 @@ def _read_csv(table: Table, settings: PrepareFer2013Config) -> Release:
     found = [(row.split, row.label) for row in csv_rows(table)]
     if not found:
         raise UserError(f"{table.name}: the table has no rows; expected one per image; download it again")
-    splits, options = [split for split, _ in found], {}
-    if settings.val_share:
-        if set(splits) != {"train"}:
-            raise UserError(
-                f"--val-share {settings.val_share:g}: expected a source with Training images only, which has no "
-                f"validation part; {table.name} has {' and '.join(sorted(set(splits)))}"
-            )
-        held_out = stratified_hold_out([label for _, label in found], settings.val_share, settings.seed)
-        splits = ["val" if out else "train" for out in held_out]
-        options = {"val_share": settings.val_share, "seed": settings.seed}
+    splits, options = _with_validation(found, settings, table.name)
     # Without an end, so that a row that was not counted reaches the writer, which reports it.
     into = itertools.chain(splits, itertools.repeat("train"))
     examples = ((split, row.image(), row.label) for row, split in zip(csv_rows(table), into, strict=False))
@@ -186,12 +200,15 @@ def _check_columns(columns: Sequence[str], name: str) -> None:
 # --- folders --------------------------------------------------------------------------------------------------------
 
 
-def _read_folders(files: SourceFiles, names: Sequence[str]) -> Release:
+def _read_folders(files: SourceFiles, names: Sequence[str], settings: PrepareFer2013Config) -> Release:
     """Reads the folder form, in the order of the names."""
     places = [_place(files, name) for name in names]
-    counts = collections.Counter(split for split, _ in places)
-    examples = ((split, _folder_image(files, name), label) for name, (split, label) in zip(names, places, strict=True))
-    return _release(counts, examples, files.identity(names), {"form": "folders"})
+    splits, options = _with_validation(places, settings, str(files.path))
+    examples = (
+        (split, _folder_image(files, name), label)
+        for name, split, (_, label) in zip(names, splits, places, strict=True)
+    )
+    return _release(collections.Counter(splits), examples, files.identity(names), {"form": "folders", **options})
 
 
 def _place(files: SourceFiles, name: str) -> tuple[str, int]:

@@ -35,7 +35,7 @@ class PrepareSyntheticConfig:
     """Images of val."""
     num_test: Annotated[int, Range(1, 10_000_000)] = 700
     """Images of test."""
-    size: Annotated[int, Range(1, 4_096)] = 48
+    size: Annotated[int, Range(16, 4_096)] = 48
     """Side of the images in pixels."""
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0
     """Seed of the drawing; two seeds share no face."""

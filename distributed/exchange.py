@@ -82,35 +82,38 @@ def _connect(group: ProcessGroup) -> None:
     with contextlib.suppress(AttributeError):  # not an option of older versions
         # It would catch SIGTERM, only to announce it, and the process would go on (`files.run_command`).
         jax.config.update("jax_enable_preemption_service", False)
-    waits = threading.Timer(
-        _SILENT_SECONDS,
-        print,
-        [
-            f"process {group.process_id} of {group.processes} waits for the others at {group.coordinator}, at most "
-            f"{_START_SECONDS} s"
-        ],
-        {"file": sys.stderr, "flush": True},
-    )
-    waits.daemon = True
+    failures: list[Exception] = []
+
+    def initialize() -> None:
+        try:
+            jax.distributed.initialize(
+                group.coordinator,
+                group.processes,
+                group.process_id,
+                local_device_ids=list(range(group.first_device, group.first_device + group.devices)),
+                cluster_detection_method="deactivate",  # `process_group` has read Slurm's environment
+                initialization_timeout=_START_SECONDS,
+                heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            )
+        except Exception as error:
+            failures.append(error)
+
+    # It waits in compiled code, where neither Ctrl-C nor SIGTERM reaches Python: so not in the main thread.
+    waits = threading.Thread(target=initialize, daemon=True)
     waits.start()
-    try:
-        jax.distributed.initialize(
-            group.coordinator,
-            group.processes,
-            group.process_id,
-            local_device_ids=list(range(group.first_device, group.first_device + group.devices)),
-            cluster_detection_method="deactivate",  # `process_group` has read Slurm's environment
-            initialization_timeout=_START_SECONDS,
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-        )
-    except RuntimeError as error:
+    waits.join(_SILENT_SECONDS)
+    if waits.is_alive():
+        place = f"process {group.process_id} of {group.processes} waits for the others at {group.coordinator}"
+        print(f"{place}, at most {_START_SECONDS} s", file=sys.stderr, flush=True)
+    waits.join()
+    if failures and not isinstance(failures[0], RuntimeError):
+        raise failures[0]
+    if failures:
         raise UserError(
             f"--coordinator {group.coordinator}: process {group.process_id} could not connect to the other "
-            f"{group.processes - 1} there ({' '.join(str(error).split())[:300]}); start "
+            f"{group.processes - 1} there ({' '.join(str(failures[0]).split())[:300]}); start "
             f"all {group.processes}, with one free port of process 0's machine, or one alone with --processes 1"
-        ) from None
-    finally:
-        waits.cancel()
+        )
 
 
 def _print_on_rank0_only(group: ProcessGroup) -> None:

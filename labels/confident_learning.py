@@ -37,8 +37,10 @@ def find_suspects(labels: np.ndarray, probabilities: np.ndarray) -> Suspects:
             network that has learnt a wrong label by heart does not doubt it.
 
     Raises:
-        UserError: cleanlab is not installed.
+        UserError: cleanlab is not installed, or all labels are of one class.
     """
+    if len(np.unique(labels)) < 2:
+        raise UserError("suspects: expected labels of two classes or more, found one: nothing can be compared")
     try:
         from cleanlab.filter import find_label_issues  # late: it takes two seconds
     except ImportError as error:
@@ -46,10 +48,7 @@ def find_suspects(labels: np.ndarray, probabilities: np.ndarray) -> Suspects:
     # cleanlab counts on rows that sum to 1 in the precision that they have.
     exact = np.asarray(probabilities, np.float64)
     exact = exact / exact.sum(axis=1, keepdims=True)
-    labels = np.asarray(labels)
-    rows = np.empty(0, np.int64)
-    if (labels != labels[0]).any():  # a class without labels has no threshold; cleanlab refuses a single one
-        rows = np.flatnonzero(find_label_issues(labels, exact, filter_by="confident_learning", n_jobs=1))
+    rows = np.flatnonzero(find_label_issues(np.asarray(labels), exact, filter_by="confident_learning", n_jobs=1))
     suggested = exact[rows].argmax(axis=1)
     scores = exact[rows, labels[rows]] - exact[rows, suggested]
     order = np.argsort(scores, kind="stable")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,6 +34,11 @@ class SecondLabels:
     def usable(self) -> np.ndarray:
         """The images that have a second label, bool (N,)."""
         return self.labels != _NONE
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the labels, 64 hexadecimal digits."""
+        return hashlib.sha256(self.labels.tobytes()).hexdigest()
 
 
 def find_second_labels(data_dir: str, dataset: str, split: PreparedSplit) -> SecondLabels:

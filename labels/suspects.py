@@ -17,6 +17,7 @@ from labels.second_labels import SecondLabels
 from plots import new_figure
 from reading.image_digests import image_digests
 from reading.label_lists import write_list
+from reading.text import aligned
 
 LIST, CONTROL, GRID, SUMMARY = "suspects.csv", "control.csv", "suspects.png", "suspects.json"
 _COLUMNS, _GRID_ROWS = 10, 6  # images in the figure
@@ -171,21 +172,20 @@ def format_table(summary: dict[str, Any]) -> str:
     """The summary as text: the suspects by label and suggestion, and what the second labels say of them."""
     names, pairs = summary["class_names"], np.array(summary["pairs"])
     counts, total = np.array(summary["class_counts"]), summary["suspects"]
-    width = max(map(len, [*names, "label"]))
-    cell = 2 + max(map(len, [*names, f"{total:,}"]))
+    rows = [["label", *names, "all", "share"]]
+    for name, row, count in zip(names, pairs, counts, strict=True):
+        share = f"{row.sum() / count:.1%}" if count else ""
+        rows.append([name, *(f"{number:,}" if number else "." for number in [*row, row.sum()]), share])
+    rows.append(["all", *(f"{number:,}" for number in [*pairs.sum(axis=0), total]), f"{total / summary['n']:.1%}"])
     lines = [
         f"{summary['dataset']}/{summary['split']}: {total:,} of {summary['n']:,} labels are likely wrong "
         f"({total / summary['n']:.1%})",
         f"the label is the likeliest class of {summary['accuracy']:.2%} of the images",
         *([_TOO_MANY] if total > _MANY * summary["n"] else []),
         "",
-        f"{'label':<{width}}" + "".join(f"{name:>{cell}}" for name in names) + f"{'all':>{cell}}  of the class",
+        *aligned(rows),
+        "(rows: the label; columns: the suggested class; share: of the label's images)",
     ]
-    for name, row, count in zip(names, pairs, counts, strict=True):
-        cells = "".join(f"{number:>{cell},}" if number else f"{'.':>{cell}}" for number in [*row, row.sum()])
-        lines.append(f"{name:<{width}}{cells}" + (f"  {row.sum() / count:>12.1%}" if count else ""))
-    lines.append(f"{'all':<{width}}" + "".join(f"{number:>{cell},}" for number in [*pairs.sum(axis=0), pairs.sum()]))
-    lines.append("(rows: the label; columns: the class that the networks suggest)")
     return "\n".join([*lines, *_judge_lines(summary.get("also"))])
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import Annotated, Any
 
 from command_line import Range
 from config import DatasetName, OnSplitConfig
-from data_helper import Split
-from files import only_writer
+from data_helper import PreparedSplit, Split
+from files import only_writer, sha256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class SuspectsConfig(OnSplitConfig):
     also: DatasetName | None = None
     """Another prepared data set with the same images, whose labels judge the suspects."""
     output: str | None = None
-    """Folder to write; None is runs/suspects-<dataset>-<split>."""
+    """Folder to write; None is runs/suspects-<dataset>-<split>-<8 hex digits>, another one for every other list."""
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0
     """Seed of control.csv, as many images that are no suspects."""
 
@@ -52,8 +53,17 @@ def suspects(settings: SuspectsConfig) -> dict[str, Any]:
     given = (settings.weights, settings.probabilities, settings.folds)
     probabilities = split_probabilities(split, *given, batch_size=settings.batch_size)
     found = confident_learning.find_suspects(split.labels, probabilities)
-    folder = settings.output or f"runs/suspects-{settings.dataset.value}-{settings.split}"
+    folder = settings.output or _default_folder(settings, split, also.digest if also else "")
     with only_writer(folder):
         summary = listing.write_report(folder, split, probabilities, found, also or None, settings.seed)
     print(f"\n{listing.format_table(summary)}\n\nwrote {folder}/")
     return summary
+
+
+def _default_folder(settings: SuspectsConfig, split: PreparedSplit, also: str) -> str:
+    """A folder of its own for each list: the digits depend on the bytes of all files, the split and the options."""
+    from model_files import hub
+
+    files = [sha256(hub.local_file(path)) for path in (*settings.weights, *filter(None, [settings.probabilities]))]
+    content = " ".join([*files, split.digest, also, str(settings.folds), str(settings.seed)])
+    return f"runs/suspects-{split.name.replace('/', '-')}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"

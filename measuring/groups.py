@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import plots
 from data_helper import PreparedSplit
 from measuring.study import Measured
 from reading.group_table import read_groups
-from reading.text import printable
+from reading.text import aligned, printable
 
 FILES = ("groups.png",)
 LEAST_IMAGES = 30  # of a group that is compared; below it, intervals of the bootstrap are not to be trusted
@@ -25,7 +26,6 @@ _EXCHANGES = 10_000
 _BLOCK = 500  # exchanges whose counts are in memory at a time
 _MEASURES = ("accuracy", "mean_class_recall", "macro_f1")
 _ROUNDING = 1e-12
-_ALL = "all of them"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,17 +265,16 @@ def lines(result: Mapping[str, Any]) -> list[str]:
         return []
     groups = entry["by_group"]
     head = f"groups of {printable(entry['file'])}: {entry['n']:,} of {entry['n'] + entry['without']:,} images have one"
-    width = max(len(name) for name in (*groups, _ALL))
-    wide = {measure: max(len(metrics.MEASURES[measure].title), 6) for measure in _MEASURES}
-    titles = (f"  {metrics.MEASURES[measure].title:>{wide[measure]}}  {'95% interval':>14}" for measure in _MEASURES)
-    table = [head, "", f"{'group':<{width}}  {'n':>7}{''.join(titles)}"]
-    for name, group in (*groups.items(), (_ALL, entry["all"])):
-        cells = ""
-        for measure in _MEASURES:
-            low, high = group["intervals"][measure]
-            cells += f"  {group[measure]:>{wide[measure]}.1%}  {f'{low:.1%} to {high:.1%}':>14}"
-        table.append(f"{name:<{width}}  {group['n']:>7,}{cells}")
+    rows = [["group", "n", *(f"{metrics.MEASURES[measure].title}, %" for measure in _MEASURES)]]
+    for name, group in (*groups.items(), ("all", entry["all"])):
+        rows.append([name, f"{group['n']:,}", *(_percents(group, measure) for measure in _MEASURES)])
+    table = [head, "", *aligned(rows), "In brackets: 95% intervals."]
     return [*table, "", *_gap_lines(entry), *_notes(entry)]
+
+
+def _percents(group: Mapping[str, Any], measure: str) -> str:
+    low, high = group["intervals"][measure]
+    return f"{100 * group[measure]:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def _gap_lines(entry: Mapping[str, Any]) -> list[str]:
@@ -284,19 +283,18 @@ def _gap_lines(entry: Mapping[str, Any]) -> list[str]:
         return [f"There is no gap to test: fewer than two groups have {entry['least_images']} images."]
     pairs = {measure: f"{gap['higher']} over {gap['lower']}" for measure, gap in gaps.items()}
     width = max(map(len, pairs.values()))
-    table = [f"{'largest gap':<17}  {'':<{width}}  points     95% interval       p  p within expressions"]
+    table = [f"{'largest gap':<17}  {'':<{width}}  points     95% interval       p  within"]
     for measure, gap in gaps.items():
         low, high = (100 * end for end in gap["interval"])
         table.append(
             f"{metrics.MEASURES[measure].title:<17}  {pairs[measure]:<{width}}  {100 * gap['gap']:6.2f}  "
-            f"{f'{low:.2f} to {high:.2f}':>15}  {gap['p']:.4f}  {gap['p_within_classes']:20.4f}"
+            f"{f'{low:.2f} to {high:.2f}':>15}  {gap['p']:.4f}  {gap['p_within_classes']:.4f}"
         )
     return [
         *table,
-        "The interval holds for all pairs of groups at once. p is the share of "
-        f"{entry['exchanges']:,} random exchanges of the",
-        "groups' labels with a largest gap as large as this one or larger; within expressions, only images with the",
-        "same true expression are exchanged.",
+        "The interval holds for all pairs of groups at once.",
+        f"p: the share of {entry['exchanges']:,} random exchanges of the groups' labels whose largest gap",
+        "is at least as large; within: images of the same true expression are exchanged.",
     ]
 
 
@@ -321,10 +319,11 @@ def save_figure(path: str | Path, title: str, entry: Mapping[str, Any]) -> None:
         entry: what `measured` returned.
     """
     groups = entry["by_group"]
+    everyone = f"all {entry['all']['n']:,} images with a group"  # the title's n may be larger
     with plots.new_figure(path, 7.6, 1.0 + 0.3 * len(groups), title) as figure:
         panels = figure.subplots(1, len(_MEASURES), sharey=True)
         for axes, measure in zip(panels, _MEASURES, strict=True):
-            axes.axvline(entry["all"][measure], color=plots.ORANGE, linewidth=1.2, label="all images with a group")
+            axes.axvline(entry["all"][measure], color=plots.ORANGE, linewidth=1.2, label=everyone)
             for place, group in enumerate(groups.values()):
                 color = plots.BLUE if group["compared"] else plots.GRAY
                 axes.plot(group["intervals"][measure], [place, place], color=color, linewidth=1.6, alpha=0.6)
@@ -335,7 +334,8 @@ def save_figure(path: str | Path, title: str, entry: Mapping[str, Any]) -> None:
             axes.grid(True, axis="x")
             axes.tick_params(axis="y", length=0)
             axes.spines["left"].set_visible(False)
-        panels[0].set_yticks(range(len(groups)), [f"{name}\nn = {group['n']:,}" for name, group in groups.items()])
+        names = [f"{textwrap.fill(name, 28)}\nn = {group['n']:,}" for name, group in groups.items()]
+        panels[0].set_yticks(range(len(groups)), names)
         panels[0].set_ylim(len(groups) - 0.5, -0.5)
         handles = [
             *panels[0].get_legend_handles_labels()[0],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -245,7 +246,7 @@ def format_table(result: Mapping[str, Any]) -> str:
     for measure in _MEASURES:
         texts = [[_cell_text(cell, measure) for cell in row] for row in rows]
         columns = [max(map(len, column)) for column in zip(heads, *texts, strict=True)]
-        lines += ["", f"{metrics.MEASURES[measure].title}, 95% interval"]
+        lines += ["", f"{metrics.MEASURES[measure].title} in %, 95% interval"]
         for name, row in zip(("model (trained on)", *names), (heads, *texts), strict=True):
             cells = "".join(f"  {text:<{width}}" for text, width in zip(row, columns, strict=True))
             lines.append(f"{name:<{max(first, 18)}}{cells}".rstrip())
@@ -275,7 +276,7 @@ def _class_lines(result: Mapping[str, Any]) -> list[str]:
 
 def _cell_text(cell: Mapping[str, Any], measure: str) -> str:
     low, high = cell["intervals"][measure]
-    return f"{cell[measure]:.1%} ({low:.1%} to {high:.1%})" + "*" * cell["selected_here"]
+    return f"{100 * cell[measure]:.1f} ({100 * low:.1f} to {100 * high:.1f})" + "*" * cell["selected_here"]
 
 
 def save_figure(path: str | Path, result: Mapping[str, Any]) -> None:
@@ -296,12 +297,12 @@ def save_figure(path: str | Path, result: Mapping[str, Any]) -> None:
             image = axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
             for place, cell in zip(np.ndindex(shape), result["cells"], strict=True):
                 _draw_cell(axes, place, cell, measure)
-            heads = [f"{datasets.title(each['name'])} {each['split']}\nn = {each['n']:,}" for each in columns]
+            heads = [f"{datasets.title(each['name'])}\n{each['split']}, n = {each['n']:,}" for each in columns]
             axes.set_xticks(range(len(columns)), heads)
             axes.set_title(metrics.MEASURES[measure].title.capitalize())
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
-        rows = [f"{printable(model['name'])}\ntrained on {_trained_on(model)}" for model in models]
+        rows = [f"{textwrap.fill(printable(model['name']), 28)}\ntrained on {_trained_on(model)}" for model in models]
         panels[0].set_yticks(range(len(models)), rows)
         bar = figure.colorbar(image, ax=panels, shrink=0.9, aspect=24, format=PercentFormatter(1, decimals=0))
         bar.outline.set_visible(False)

@@ -77,7 +77,11 @@ def average(settings: AverageConfig) -> None:
         metrics={"split": split} if (split := _common([info.metrics.get("split") for info in infos])) else {},
         versions=runtime.versions(),
         origin="mean of "
-        + ", ".join(f"{Path(path).name} ({share:.3g})" for path, share in zip(settings.weights, shares, strict=True)),
+        # With the folder: the files of runs are all called best.weights.h5.
+        + ", ".join(
+            f"{'/'.join(Path(path).parts[-2:])} ({share:.3g})"
+            for path, share in zip(settings.weights, shares, strict=True)
+        ),
     )
     model_file.save_model(settings.output, network, new_info, settings.half)
     for path, share in zip(settings.weights, shares, strict=True):

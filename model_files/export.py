@@ -25,6 +25,7 @@ import evaluation
 import runtime
 from files import UserError, whole_file, whole_folder
 from images import resize_image
+from model_files import hub
 from model_files.description import ATTRIBUTE, ExportInfo, ModelInfo, to_json
 from model_files.lite_check import INFO_NAME
 from model_files.onnx_network import OnnxNetwork
@@ -145,11 +146,16 @@ def check_target(path: str | Path, format: str, quantize: bool = False) -> None:
 
 
 def default_path(weights: str | Path, format: str, quantize: bool = False) -> Path:
-    """Where an export goes by default: the weights' name with the format's ending, in the current folder."""
+    """Where an export goes by default: beside its weights, whose name it has, with the format's ending.
+
+    Every run's weights have one name, so that the exports of two runs would replace each other anywhere else. What
+    comes from the Hub is exported to the current folder, because the Hub's cache is no place of the user's.
+    """
     name = Path(weights).name
     for ending in (".weights.h5", ".h5", ".keras"):
         name = name.removesuffix(ending)
-    return Path(name + ("_int8" if quantize else "") + _FORMATS[format].ending)
+    folder = Path() if hub.is_address(weights) else Path(weights).parent
+    return folder / (name + ("_int8" if quantize else "") + _FORMATS[format].ending)
 
 
 def compare(run: Run, network: keras.Model, size: int, seed: int = 0) -> dict[str, float]:

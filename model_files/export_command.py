@@ -25,8 +25,8 @@ class ExportConfig:
     format: Literal["onnx", "tflite", "saved_model"] = "onnx"
     """onnx (ONNX Runtime), tflite (LiteRT, phones) or saved_model (TensorFlow Serving)."""
     output: str | None = None
-    """File or folder to write; None is <weights>.onnx, <weights>.tflite or <weights>_saved_model, here; with int8
-    <weights>_int8.onnx or <weights>_int8.tflite."""
+    """File or folder to write; None is <weights>.onnx, <weights>.tflite or <weights>_saved_model, with int8
+    <weights>_int8.onnx or <weights>_int8.tflite: beside --weights, or here for the project's model and hf://."""
     quantize: Literal["none", "int8"] = "none"
     """int8 is for onnx and tflite: a third of the size, and faster. The options below are for int8 only."""
     data_dir: str = "data"
@@ -57,7 +57,8 @@ def export(settings: ExportConfig) -> None:
     from model_files.export import check_target, default_path, export_network
 
     weights, quantize = settings.weights or DEFAULT_WEIGHTS, settings.quantize == "int8"
-    output = Path(settings.output) if settings.output else default_path(weights, settings.format, quantize)
+    beside = default_path(weights, settings.format, quantize)
+    output = Path(settings.output or (beside if settings.weights else beside.name))
     check_target(output, settings.format, quantize)
     if quantize:
         return _export_quantized(settings, weights, output)

@@ -44,6 +44,18 @@ def printable_lines(text: str) -> str:
     return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table for a terminal: every column as wide as its longest cell, the first one flush left.
+
+    >>> aligned([["", "Happy", "Sad"], ["Happy", "1,071", "9"]])
+    ['       Happy  Sad', 'Happy  1,071    9']
+    """
+    from tabulate import tabulate  # imported late: recognising does not wait for it
+
+    alignments = ["left"] + ["right"] * (len(rows[0]) - 1)
+    return tabulate(rows, tablefmt="plain", colalign=alignments, disable_numparse=True).splitlines()
+
+
 def csv_cell(value: object) -> object:
     """A cell of a CSV file that holds foreign text: a spreadsheet must not take it for a formula.
 

@@ -55,7 +55,7 @@ class VideoConfig:
     """The detector runs on every n-th frame; the faces are followed in between."""
     smooth: Annotated[float, Range(0, 60)] = 0.3
     """Seconds over which each person's probabilities are averaged (exponentially); 0 does not."""
-    seconds: Annotated[float | None, Range(0, 1_000_000)] = None
+    seconds: Annotated[float | None, Range(0.001, 1_000_000)] = None
     """End after so many seconds of video; None goes to its end."""
     show: bool = False
     """Show a clip in a window too."""
@@ -137,16 +137,19 @@ def recognize_video(
         timeline: PNG to write, one band per person.
         detect_every: the detector runs on every n-th frame.
         smooth: time constant in seconds of the mean of each person's probabilities; 0 is no mean.
-        seconds: end after so many seconds of video.
+        seconds: end after so many seconds of video, above 0.
         window: where the frames are shown; it may end the video.
 
     Raises:
-        UserError: see `faces.video.open_clip` and `faces.video.open_writer`; or an output that is the clip itself.
+        UserError: see `faces.video.open_clip` and `faces.video.open_writer`; an output that is the clip itself; or no
+            seconds.
     """
     from faces.timeline import Timeline
     from faces.tracking import Tracker
     from faces.video import check_output, open_clip
 
+    if seconds is not None and not seconds > 0:
+        raise UserError(f"seconds: expected a number above 0, received {seconds}")
     _check_outputs(None if not isinstance(video, (str, Path)) else video, output, csv, timeline)
     if output is not None:
         check_output(output)

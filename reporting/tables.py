@@ -116,7 +116,7 @@ def marks(row: Row) -> str:
 
 
 def accuracy_table(rows: Sequence[Row]) -> tuple[Table, list[Record]]:
-    """Every row's accuracy, recall and F1 beside the paper's number.
+    """Every row's accuracy, recall and F1 beside the paper's number, where it has one for the data set.
 
     Args:
         rows: of one data set, the reference first.
@@ -133,14 +133,14 @@ def accuracy_table(rows: Sequence[Row]) -> tuple[Table, list[Record]]:
         "Row",
         "Seeds",
         *(head for name in _COLUMNS for head in _heads(name)),
-        "Paper, accuracy\u00a0%",
+        *(["Paper, accuracy\u00a0%"] if paper.ad_corre else []),
     )
-    cells = tuple(
-        (row.name + marks(row), seeds_text(row), *_accuracy_cells(row, record), percent(record["paper_accuracy"]))
-        for row, record in zip(rows, records, strict=True)
-    )
+    cells = []
+    for row, record in zip(rows, records, strict=True):
+        published = [percent(record["paper_accuracy"])] if paper.ad_corre else []
+        cells.append((row.name + marks(row), seeds_text(row), *_accuracy_cells(row, record), *published))
     title = f"Accuracy on {measured_on(rows)}"
-    return Table("accuracy", title, columns, cells, tuple(_accuracy_notes(rows, paper))), records
+    return Table("accuracy", title, columns, tuple(cells), tuple(_accuracy_notes(rows, paper))), records
 
 
 def _heads(name: str) -> list[str]:
@@ -222,7 +222,7 @@ def corrected_note(rows: Sequence[Row]) -> str:
     """What the corrected p values of a table are corrected for."""
     return (
         f"Number of comparisons in this table: {len(rows) - 1}, one per other row. Corrected: by Holm's method, for "
-        "all of them, those without a p yet included."
+        "all of them, also those that have no p yet."
     )
 
 
@@ -311,6 +311,6 @@ def reference_table(rows: Sequence[Row]) -> tuple[Table, list[Record]] | None:
         return None
     cells = tuple((method["method"], percent(method["accuracy"]), method["source"]) for method in methods)
     title = f"Published methods on {datasets.title(rows[0].dataset)}"
-    notes = ("Numbers from the named sources, with their own data and protocols; not run here.",)
+    notes = ("Numbers from the named sources, with their own data and protocols.",)
     table = Table("references", title, ("Method", "Accuracy,\u00a0%", "Source"), cells, notes, text_columns=(0, 2))
     return table, [method | {"dataset": rows[0].dataset} for method in methods]

@@ -252,6 +252,21 @@ def test_a_folder_has_one_writer_across_processes(tmp_path):
             assert files.is_taken(folder)
 
 
+def test_a_failing_writer_removes_the_folders_that_it_made_and_left_empty(tmp_path):
+    def fail(folder, *names):
+        with pytest.raises(KeyError), files.only_writer(folder):
+            for name in names:
+                (folder / name).touch()
+            raise KeyError
+
+    (tmp_path / "before").mkdir()
+    fail(tmp_path / "before")
+    fail(tmp_path / "a" / "b")
+    assert {path.name for path in tmp_path.rglob("*")} - {".lock"} == {"before"}
+    fail(tmp_path / "c" / "d", "work.txt")
+    assert (tmp_path / "c" / "d" / "work.txt").exists()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be removed there")
 def test_a_folder_stays_held_when_its_lock_file_is_removed(tmp_path):
     program = f"import files\nwith files.only_writer({str(tmp_path)!r}):\n    print('held', flush=True)\n    input()"

@@ -56,13 +56,19 @@ def distinct_options() -> dict[tuple[str, str], tuple[str, Any]]:
     return found
 
 
+def one_of(hint: Any) -> Any:
+    """The type of one value: of a tuple that of its elements."""
+    return get_args(hint)[0] if get_origin(hint) is tuple else hint
+
+
 def is_number(hint: Any) -> bool:
+    hint = one_of(hint)
     kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     return bool({int, float} & {kind, *get_args(kind)})
 
 
 def range_of(hint: Any) -> Range | None:
-    return next((extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Range)), None)
+    return next((extra for extra in getattr(one_of(hint), "__metadata__", ()) if isinstance(extra, Range)), None)
 
 
 def test_every_number_of_every_command_has_a_smallest_and_a_largest_value():
@@ -106,7 +112,8 @@ def test_an_absurd_value_is_one_message_or_inside_its_range(value):
             assert stop.code == 2 and screen.getvalue(), (command, name)
             continue
         if is_number(hint):
-            assert parsed is None or parsed in range_of(hint), (command, name, parsed)
+            numbers = parsed if isinstance(parsed, tuple) else (parsed,)
+            assert all(each is None or each in range_of(hint) for each in numbers), (command, name, parsed)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +132,19 @@ def test_a_training_beyond_every_machine_is_one_line_and_exit_code_2(monkeypatch
     assert run_command(lambda: config.check(config.parse_train_options())) == 2
     printed = capsys.readouterr().err
     assert printed.startswith(f"error: {option}: expected ") and printed.count("\n") == 1 and len(printed) < 200
+
+
+def test_an_empty_text_is_refused_where_it_is_not_the_default():
+    """A shell makes it of a variable that is not set."""
+    own = datasets.get("folders").options
+    assert command_line.parse_options(own, args=["--source", "a"]).mapping == ""
+    for cls, words, name in (
+        (own, ["--source", ""], "--source"),
+        (TrainConfig, ["--weights", ""], "--weights"),
+        (test.RecognizeConfig, ["a.png", ""], "images"),
+    ):
+        with pytest.raises(UserError, match=f"^{name}: expected a value, received an empty one"):
+            command_line.parse_options(cls, args=words)
 
 
 def test_seeds_of_a_grid_end_before_the_last_one(monkeypatch):

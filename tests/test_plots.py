@@ -72,6 +72,14 @@ def test_save_figures_writes_four_figures_with_a_title(tmp_path, drawn):
     assert len(drawn) == 4 and all("FER-2013, val, n = 60" in figure.get_suptitle() for figure in drawn)
 
 
+def test_a_title_of_several_and_of_long_lines_is_drawn_whole(tmp_path, drawn):
+    with plots.new_figure(tmp_path / "title.png", 3, 2, "two\nlines, one of them " + "long " * 20):
+        pass
+    assert drawn[0].get_suptitle().startswith("two\nlines, one of them long")
+    image = read_png(tmp_path / "title.png")
+    assert (image[:, [0, -1]] == 255).all() and (image[[0, -1]] == 255).all()
+
+
 def test_names_with_dollar_signs_and_escape_codes_are_drawn_as_they_are(tmp_path):
     """Matplotlib would read a formula between dollar signs, and refuse this one."""
     labels, probabilities, embeddings = case()

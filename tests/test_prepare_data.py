@@ -45,8 +45,8 @@ def test_a_release_is_prepared_and_compared_with_the_official_counts(tmp_path, r
     assert lines[9].endswith("all 3 instead of 28,709") and lines[10].startswith("val: differs")
     assert lines[11].startswith("test: not in the source") and "3,589" in lines[11]
     assert lines[12:] == [
-        f"wrote 3 images to {tmp_path}/data/fer2013/train",
-        f"wrote 1 images to {tmp_path}/data/fer2013/val",
+        f"3 images in {tmp_path}/data/fer2013/train",
+        f"1 images in {tmp_path}/data/fer2013/val",
     ]
     assert len(open_split(tmp_path / "data", "fer2013", "train")) == 3
 
@@ -109,14 +109,15 @@ def test_inspect_finds_duplicates_and_drops_them_from_train(tmp_path, run):
     write_landscapes(tmp_path, "test", [6, 1])
     options = ("inspect", "--data-dir", tmp_path, "--dataset", "rafdb")
     lines = run(*options)
-    (start,) = (place for place, line in enumerate(lines) if line.startswith("images of"))
-    assert lines[start].split("  ")[-1] == "labels differ" and "exact or near (4 bits)" in lines[start]
+    (start,) = (place for place, line in enumerate(lines) if line.startswith("in "))
+    assert lines[start].split()[-4:] == ["near", "share", "pairs", "differ"]
+    assert any("exact or near (4 bits)" in line for line in lines)
     table = [line.split() for line in lines[start + 1 :]]
     assert table[0] == ["train", "train", "2", "40.0%", "1", "0", "(0.0%)", "2", "40.0%", "1", "0", "(0.0%)"]
     assert table[1] == ["train", "val", "0", "0.0%", "0", "0", "(0.0%)", "1", "20.0%", "1", "1", "(100.0%)"]
     assert table[2] == ["train", "test", "1", "20.0%", "1", "0", "(0.0%)", "1", "20.0%", "1", "0", "(0.0%)"]
     assert table[3] == ["val", "train", "0", "0.0%", "0", "0", "(0.0%)", "1", "50.0%", "1", "1", "(100.0%)"]
-    assert len(table) == 9 + 1 and lines[-1].startswith("blank images (one colour): train 1, val 0, test 0")
+    assert len(table) == 9 + 2 and lines[-1].startswith("blank images (one colour): train 1, val 0, test 0")
 
     dropped = run(*options, "--drop-duplicates")
     assert dropped[:-1] == lines

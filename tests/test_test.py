@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT, run_python, write_split
 from test_test_model import OneDetector, image, save
 
+import evaluation
 import faces
 import plots
 import test as test_module
@@ -182,6 +183,22 @@ def test_evaluations_of_other_weights_or_views_get_other_folders(tiny_weights, m
     assert names[0].startswith("evaluate-a-best-synthetic-val-")
     assert names[1].startswith("evaluate-a-best-synthetic-val-flip-")
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted(set(names))
+
+
+def test_reports_of_more_never_replace_the_plain_one(tiny_weights, tmp_path, monkeypatch):
+    write_split(tmp_path / "data", np.arange(14) % 7, split="val", shape=(24, 24, 1))
+    (tmp_path / "groups.csv").write_text("image,group\n0,a\n1,b\n")
+    monkeypatch.chdir(tmp_path)
+    folders = []
+    monkeypatch.setattr(evaluation, "evaluate", lambda network, split, folder, **_: folders.append(str(folder)))
+    monkeypatch.setattr(evaluation, "format_table", str)
+    also = {"also": DatasetName.ferplus}
+    for label in (0, 1):  # other labels of the same images are another report
+        write_split(tmp_path / "data", np.full(14, label), dataset="ferplus", split="val", shape=(24, 24, 1))
+        for options in ({}, {"explain": True}, {"corruptions": True}, {"groups": "groups.csv"}, also, also):
+            test_module.evaluate(EvaluateConfig(str(tiny_weights), DatasetName.synthetic, **options))
+    assert folders[:4] == folders[6:10] and folders[4] == folders[5] and folders[10] == folders[11]
+    assert len(set(folders)) == 6
 
 
 def test_flip_and_ten_crop_contradict_each_other(tiny_weights):

@@ -8,6 +8,7 @@ from typing import Any
 from data_helper import SPLITS, PreparedSplit, split_dir
 from datasets.shared.dataset import DataSet
 from datasets.shared.duplicates import DROPPED, Duplicates
+from reading.text import aligned
 
 
 def prepared_lines(dataset: DataSet, data_dir: str, metas: Mapping[str, dict[str, Any]]) -> list[str]:
@@ -30,7 +31,7 @@ def prepared_lines(dataset: DataSet, data_dir: str, metas: Mapping[str, dict[str
     if bare := options.get("pictures_without_annotation"):
         lines.append(f"ignored {bare:,} images without an annotation")
     for split, meta in metas.items():
-        lines.append(f"wrote {meta['num_images']:,} images to {split_dir(data_dir, dataset.name, split)}")
+        lines.append(f"{meta['num_images']:,} images in {split_dir(data_dir, dataset.name, split)}")
     return lines
 
 
@@ -42,7 +43,7 @@ def counts_table(metas: Mapping[str, dict[str, Any]]) -> str:
         header += [split, "share"]
         columns += [[f"{n:,}" for n in (*counts, total)], [f"{n / total:.1%}" for n in (*counts, total)]]
     names = next(iter(metas.values()))["class_names"]
-    return _aligned([header, *zip([*names, "all"], *columns, strict=True)])
+    return "\n".join(aligned([header, *zip([*names, "all"], *columns, strict=True)]))
 
 
 def official_lines(dataset: DataSet, metas: Mapping[str, dict[str, Any]], absent: str = "not prepared") -> list[str]:
@@ -88,14 +89,15 @@ def duplicates_lines(found: Duplicates) -> list[str]:
     """One row per ordered pair of splits: how many images of the first also appear in the second; blank images."""
     kinds = {"exact": found.exact}
     if found.near is not None:
-        kinds[f"exact or near ({found.distance} bits)"] = found.near
-    header, rows = ["images of", "also in"], [list(splits) for splits in found.exact]
+        kinds["near"] = found.near
+    header, rows = ["in", "also in"], [list(splits) for splits in found.exact]
     for kind, overlaps in kinds.items():
-        header += [kind, "share", "pairs", "labels differ"]
+        header += [kind, "share", "pairs", "differ"]
         for row, overlap in zip(rows, overlaps.values(), strict=True):
             row += [f"{overlap.repeated.sum():,}", f"{overlap.repeated.mean():.1%}", f"{overlap.pairs:,}"]
             row += [f"{overlap.disagreeing:,} ({overlap.disagreeing / max(1, overlap.pairs):.1%})"]
-    lines = [_aligned([header, *rows])]
+    near = f"near: exact or near ({found.distance} bits); " if found.near is not None else ""
+    lines = [*aligned([header, *rows]), f"{near}differ: the pairs whose labels differ"]
     if any(found.blank.values()):
         blank = ", ".join(f"{split} {count:,}" for split, count in found.blank.items())
         lines.append(f"blank images (one colour): {blank}; they can be exact duplicates, never near ones")
@@ -109,13 +111,4 @@ def dropped_line(train: PreparedSplit, dropped: dict[str, Any] | None) -> str:
     return (
         f"{train.name}: dropped {dropped['count']:,} images that are also in {' or '.join(dropped['compared_with'])}, "
         f"{len(train) - dropped['count']:,} are left; meta.json lists their rows"
-    )
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """A text table: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in cells)
-        for cells in (enumerate(zip(row, widths, strict=True)) for row in rows)
     )

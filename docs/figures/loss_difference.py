@@ -170,7 +170,8 @@ def _interval(ends: list[float] | None) -> str:
 
 
 def _draw(path: Path, comparisons: list[dict]) -> None:
-    with plots.new_figure(path, 7.2, 0.9 + 0.28 * len(comparisons)) as figure:
+    title = "FER-2013, mini_xcp, three seeds per loss, n = 3,589 (3,170 without copies)"
+    with plots.new_figure(path, 7.2, 0.9 + 0.28 * len(comparisons), title) as figure:
         axes = figure.add_subplot()
         for place, one in enumerate(comparisons):
             if interval := one["interval_over_images"]:

@@ -130,18 +130,22 @@ def test_train_csv_is_all_training(tmp_path):
     check_prepared(tmp_path / "data", prepare(source, tmp_path / "data"), ["Training"])
 
 
-def test_validation_can_be_held_out_of_train_csv(tmp_path):
-    path = tmp_path / "train.csv"
-    path.write_text(table("emotion,pixels", ["Training"]))
-    metas = prepare(path, tmp_path / "data", val_share=1 / 3)
+@pytest.mark.parametrize("form", ["csv", "folders"])
+def test_validation_can_be_held_out_of_a_source_of_train_alone(tmp_path, form):
+    def source(name, *usages):
+        if form == "folders":
+            return write_folder(tmp_path / name, folder_form(*usages))
+        (tmp_path / f"{name}.csv").write_text(table("emotion,pixels" if usages else "emotion,pixels,Usage", *usages))
+        return tmp_path / f"{name}.csv"
+
+    metas = prepare(source("train", ["Training"]), tmp_path / "data", val_share=1 / 3)
     assert {split: meta["class_counts"] for split, meta in metas.items()} == {"train": [2] * 7, "val": [1] * 7}
-    assert metas["val"]["options"] == {"form": "csv", "val_share": 1 / 3, "seed": 0}
+    assert metas["val"]["options"] == {"form": form, "val_share": 1 / 3, "seed": 0}
     for split in ("train", "val"):
         images, labels = (np.load(tmp_path / f"data/fer2013/{split}/{name}.npy") for name in ("images", "labels"))
         assert [LEVEL_NAMES[level] for level in images[:, 40, 40, 0].tolist()] == [CLASS_NAMES[k] for k in labels]
-    path.write_text(table())
     with pytest.raises(UserError, match=r"--val-share .*has test and train and val"):
-        prepare(path, tmp_path / "data", val_share=0.1)
+        prepare(source("fer2013"), tmp_path / "data", val_share=0.1)
 
 
 def test_a_compressed_csv(tmp_path):

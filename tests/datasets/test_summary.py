@@ -63,4 +63,4 @@ def test_a_preparation_reports_what_was_left_out_and_what_stays(tmp_path):
     assert f"test: {tmp_path}/rafdb/test was prepared earlier" in text and "val was prepared" not in text
     assert "train: left out 2 contempt" in text and "test: left out" not in text
     assert "3 images without an annotation" in text
-    assert f"wrote 4 images to {tmp_path}/rafdb/train" in text
+    assert f"4 images in {tmp_path}/rafdb/train" in text

@@ -51,6 +51,12 @@ def options(data_dir: Path, run_dir: Path) -> list[str]:
     return [str(part) for pair in named.items() for part in pair]
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
 def run_group(
     arguments: list[str], devices: int, dies: tuple[int, int] | None = None
 ) -> list[tuple[int, str, str, float]]:
@@ -61,9 +67,7 @@ def run_group(
         devices: of each process.
         dies: which process kills itself, and in which epoch.
     """
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     group = []
     for i in range(2):
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -127,6 +131,19 @@ def test_a_killed_process_ends_the_other_with_a_message(two):
     errors = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "process 1 of 2" in errors[0] and "another process" in errors[0], err
     assert "Traceback" not in err and "absl" not in err
+
+
+def test_a_process_that_waits_for_the_others_ends_at_sigterm(data_dir, tmp_path):
+    place = ["--processes", 2, "--process-id", 1, "--coordinator", f"localhost:{free_port()}"]
+    command = [str(part) for part in (sys.executable, SCRIPT, *options(data_dir, tmp_path / "run"), *place)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert any("process 1 of 2 waits" in line for line in process.stderr)
+            process.terminate()
+            assert process.wait(60) == 143
+        finally:
+            process.kill()
 
 
 def test_the_run_continues_and_only_rank_0_prints(two):

@@ -236,6 +236,8 @@ def test_one_frame_at_a_time_is_in_memory(clip, tmp_path):
 
 def test_ends_after_the_given_seconds(clip):
     assert recognize_video(FakeModel(), clip, FakeDetector(), seconds=0.5).frames == 13  # at 0, 0.04, ..., 0.48
+    with pytest.raises(UserError, match="seconds: expected a number above 0, received 0"):
+        recognize_video(FakeModel(), clip, FakeDetector(), seconds=0)
 
 
 # --- drawing

@@ -53,9 +53,10 @@ def test_half_precision_gives_the_same_suspects():
     assert len(exact ^ set(find_suspects(labels, probabilities.astype(np.float16)).rows.tolist())) <= 2
 
 
-def test_labels_of_one_class_have_no_suspects():
+def test_labels_of_one_class_are_refused():
     pytest.importorskip("cleanlab")
-    assert not len(find_suspects(np.full(8, 2), np.full((8, 5), 0.2)).rows)
+    with pytest.raises(UserError, match="two classes or more"):
+        find_suspects(np.ones(4, int), np.full((4, 2), 0.5))
 
 
 def test_without_the_library_the_command_says_what_to_install(monkeypatch):

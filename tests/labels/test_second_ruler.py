@@ -10,6 +10,7 @@ from conftest import write_split
 
 import test as test_module
 from config import DatasetName
+from data_helper import open_split
 from labels import second_ruler
 from reading import run_files
 
@@ -109,7 +110,9 @@ def test_evaluate_adds_the_second_ruler_to_its_report(tmp_path, tiny_weights, ca
     write_split(tmp_path, second[:20], images=images, shape=(24, 24, 1), split="test", dataset="ferplus")
     folder = tmp_path / "report"
     usual = {"weights": str(tiny_weights), "data_dir": str(tmp_path), "run_dir": str(folder)}
-    result = test_module.evaluate(test_module.EvaluateConfig(**usual, also=DatasetName.ferplus))
+    settings = test_module.EvaluateConfig(**usual, also=DatasetName.ferplus)
+    assert test_module._studies(settings, open_split(tmp_path, "fer2013", "val"))[0].startswith("-also-ferplus-")
+    result = test_module.evaluate(settings)
     shown = capsys.readouterr().out
     predicted = np.load(folder / "predictions.npz")["probabilities"].argmax(axis=1)[:20]
     also = result["also"]

@@ -117,6 +117,7 @@ def test_a_second_opinion_is_counted(split, probabilities, tmp_path):
     assert (also["n"], also["suspects"]) == (68, 3)
     assert {name: also[name] for name in shares} == pytest.approx(shares)
     text = suspects.format_table(summary)
+    assert max(map(len, text.splitlines())) <= 80
     for number in ("68 of the images", "4.41%", "66.67%", "33.33%"):
         assert number in text
 
@@ -192,6 +193,12 @@ def test_the_command_lists_the_suspects_of_a_file_of_teach(split, tmp_path, monk
     settings = test_module.SuspectsConfig(probabilities="teacher.npz", data_dir=str(tmp_path), also=DatasetName.ferplus)
     summary = test_module.suspects(settings)
     shown = capsys.readouterr().out
-    listed = {int(line["row"]) for line in lines_of(tmp_path / "runs/suspects-fer2013-train" / suspects.LIST)}
+    (folder,) = (tmp_path / "runs").iterdir()
+    listed = {int(line["row"]) for line in lines_of(folder / suspects.LIST)}
     assert listed == set(wrong.tolist()) and summary["also"]["suggested"] == 1
-    assert "5 of 70 labels" in shown and "--fold" in shown and "wrote runs/suspects-fer2013-train/" in shown
+    assert "5 of 70 labels" in shown and "--fold" in shown and f"wrote runs/{folder.name}/" in shown
+    # The list of other probabilities goes elsewhere; the same one to the same place.
+    np.savez(tmp_path / "other.npz", **{**npz, "probabilities": np.roll(table, 1, axis=1).astype(np.float32)})
+    for name in ("other.npz", "teacher.npz"):
+        test_module.suspects(dataclasses.replace(settings, probabilities=name))
+    assert len(list((tmp_path / "runs").iterdir())) == 2

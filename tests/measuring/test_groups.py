@@ -165,7 +165,9 @@ def test_a_table_becomes_a_study_and_an_entry_of_the_result(tmp_path):
     assert list(entry["by_group"]) == ["f", "m"] and (tmp_path / "groups.png").stat().st_size > 5_000
     result = {**RESULT_HEAD, **scores, "groups": entry}
     gap = entry["largest_gaps"]["accuracy"]
-    table = [" ".join(line.split()) for line in evaluation.format_table(result).splitlines()]
+    text = evaluation.format_table(result)
+    assert max(map(len, text.splitlines())) <= 80
+    table = [" ".join(line.split()) for line in text.splitlines()]
     low, high = (100 * end for end in gap["interval"])
     expected = f"accuracy f over m {100 * gap['gap']:.2f} {low:.2f} to {high:.2f} {gap['p']:.4f}"
     assert any(line.startswith(expected) for line in table)

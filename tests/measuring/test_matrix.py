@@ -130,7 +130,7 @@ def test_the_table_says_what_is_left_out_and_who_chose(models, splits):
     cell = found["cells"][0]
     low, high = cell["intervals"]["accuracy"]
     row = next(line for line in lines if line.startswith("a/best (affectnet/train)"))
-    assert f"{cell['accuracy']:.1%} ({low:.1%} to {high:.1%})*" in row and row.count("*") == 1
+    assert f"{100 * cell['accuracy']:.1f} ({100 * low:.1f} to {100 * high:.1f})*" in row and row.count("*") == 1
     assert "b/best (unknown)" in table and "* This split selected" in lines[-1]
 
 

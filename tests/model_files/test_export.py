@@ -202,12 +202,13 @@ def test_a_target_that_cannot_be_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("weights", "format", "expected"),
     [
-        ("runs/a/best.weights.h5", "onnx", "best.onnx"),
+        ("runs/a/best.weights.h5", "onnx", "runs/a/best.onnx"),
+        ("hf://owner/a/best.weights.h5", "onnx", "best.onnx"),
         ("AffectNet_6336.h5", "tflite", "AffectNet_6336.tflite"),
         ("a.b.keras", "saved_model", "a.b_saved_model"),
     ],
 )
-def test_an_export_is_named_after_its_weights(weights, format, expected):
+def test_an_export_is_named_after_its_weights_and_written_beside_them(weights, format, expected):
     assert str(export.default_path(weights, format)) == expected
 
 
