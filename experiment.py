@@ -107,7 +107,8 @@ def _folder_of(settings: TrainConfig, identity: run_identity.RunIdentity) -> Pat
     if not settings.run_dir:
         return run_identity.default_folder(identity, "runs")
     wanted = Path(settings.run_dir)
-    if wanted.resolve() not in (Path.cwd(), Path(__file__).resolve().parent) or run_identity.read_identity(wanted):
+    is_here = wanted.exists() and any(map(wanted.samefile, (Path.cwd(), Path(__file__).parent)))
+    if not is_here or run_identity.read_identity(wanted):
         return wanted
     folder = run_identity.default_folder(identity, wanted / "runs")
     print(f"--run-dir {settings.run_dir}: holds other files, so the run gets {folder} below it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -265,8 +266,8 @@ def convert(settings: ConvertConfig) -> None:
     elif target.endswith(".h5") or Path(target).is_file():
         raise UserError(f"{target}: expected a folder for the parts, received the name of a file")
     joins = parts.is_in_parts(settings.source)
-    source = Path(settings.source).resolve()
-    if joins and settings.parts is not None and Path(target).resolve() in (source, source.parent):
+    source = Path(os.path.realpath(settings.source))
+    if joins and settings.parts is not None and Path(os.path.realpath(target)) in (source, source.parent):
         raise UserError(f"{target}: expected another folder than that of the source: a failure would lose the file")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "joined.weights.h5" if joins else settings.source

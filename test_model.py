@@ -264,7 +264,7 @@ class TestModels:
         """Probabilities and embeddings of faces.
 
         Args:
-            images: uint8 (N, H, W, 3) RGB, (N, H, W, 1) or (N, H, W) gray, N not 3; one image (H, W, 3), (H, W, 4) with
+            images: uint8 (N, H, W, 3) RGB, (N, H, W, 1) or (N, H, W) gray; one image (H, W, 3), (H, W, 4) with
                 transparency, (H, W, 1) or (H, W); or a sequence of such images or of PIL images, each of any size. Each
                 is a face: nothing is cut out.
             batch_size: faces per step; the result does not depend on it.
@@ -331,8 +331,8 @@ def _as_list(images: Any) -> Iterable[Any]:
     if is_one(images):
         return [images]
     shape = getattr(images, "shape", None)
-    if shape is not None and len(shape) == 3 and (shape[0] == 3 or shape[-1] < 5):
-        return [images]  # the planes or the pixels of one image, no stack of gray ones: `from_array` refuses it
+    if shape is not None and len(shape) == 3 and shape[-1] < 5:
+        return [images]  # the pixels of one image, no stack of gray ones: `from_array` refuses it
     if not isinstance(images, Iterable):
         raise UserError(f"images: {unusable(images)}")
     return images

@@ -236,6 +236,8 @@ def read_npz(path: str | Path, arrays: Mapping[str, tuple[str, int]]) -> dict[st
         UserError: the file is damaged, an array is missing, of another kind, not finite, or larger than
             `limits.PREDICTIONS_BYTES`.
     """
+    if Path(path).exists() and not Path(path).is_file():  # of a device zipfile would read without end
+        raise UserError(f"{path}: expected a .npz file, found a folder, a pipe or a device")
     try:
         with zipfile.ZipFile(path) as archive:
             return {name: _member(archive, name, *form) for name, form in arrays.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -84,6 +85,8 @@ def run(model: TestModels, settings: RecognizeConfig) -> None:
             face although one is required.
     """
     inputs = open_inputs(settings.images)
+    if settings.save:
+        _check_folder("--save", settings.save, ".jpg", inputs)
     explained = _explanations(model, settings.explain, inputs) if settings.explain else None
     saved = unique_names(".jpg")
     if settings.json:
@@ -112,6 +115,13 @@ def run(model: TestModels, settings: RecognizeConfig) -> None:
         raise UserError(f"could not read {_some(unreadable)} of {inputs.count:,} images")
     if without_face and settings.require_face:
         raise UserError(f"--require-face: found no face in {_some(without_face)} of {inputs.count:,} images")
+
+
+def _check_folder(option: str, folder: str | Path, ending: str, inputs: Inputs) -> None:
+    """Refuses to write files of an ending into a folder from which images of it come: one could be replaced."""
+    for path in (Path(image.name) for image in inputs.images):
+        if path.suffix.lower() == ending and os.path.realpath(path.parent) == os.path.realpath(folder):
+            raise UserError(f"{option} {folder}: expected another folder than that of {path}, which could be replaced")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -189,6 +199,10 @@ def _explanations(model: TestModels, target: str, inputs: Inputs) -> Callable[[I
         raise UserError(f"--explain {target}: expected a folder for {inputs.count:,} images, received a PNG's name")
     if not is_file and path.suffix.lower() in IMAGE_ENDINGS:
         raise UserError(f"--explain {target}: expected a name that ends with .png, or a folder")
+    if is_file and any(os.path.realpath(image.name) == os.path.realpath(path) for image in inputs.images):
+        raise UserError(f"--explain {target}: this is the image itself; name another file")
+    if not is_file:
+        _check_folder("--explain", path, ".png", inputs)
     model.check_explains()
     name_for = unique_names("")
 

@@ -127,6 +127,18 @@ def test_recognize_explains_one_image_in_a_file_and_several_in_a_folder(tiny_wei
     assert sorted(path.name for path in Path().glob("why*")) == ["why-face2.png", "why.png"]
     run_main(monkeypatch, "recognize", "a.png", "wall.png", "--explain", "why", "--weights", tiny_weights)
     assert sorted(path.name for path in Path("why").iterdir()) == ["a-face2.png", "a.png"]
+    before = Path("a.png").read_bytes()
+    for option, target, facts in (
+        ("--explain", "a.png", "this is the image itself"),
+        ("--explain", ".", r"another folder than that of a\.png"),
+        ("--save", "copies", r"another folder than that of copies/b\.jpg"),
+    ):
+        Path("copies").mkdir(exist_ok=True)
+        Path("copies/b.jpg").write_bytes(before)
+        images = ("a.png", "copies/b.jpg") if option == "--save" else ("a.png",)
+        with pytest.raises(UserError, match=f"{option} {target}: .*{facts}"):
+            run_main(monkeypatch, "recognize", *images, option, target, "--weights", tiny_weights)
+    assert Path("a.png").read_bytes() == before
     for target in ("all.png", "why.jpg"):
         with pytest.raises(UserError, match=f"--explain {target}: .*folder"):
             run_main(monkeypatch, "recognize", "a.png", "wall.png", "--explain", target, "--weights", tiny_weights)

@@ -25,7 +25,7 @@ from reading.text import printable
 
 EDGE = 1 << 20  # an archive's stamp hashes this many bytes at its start and at its end
 _READ = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # bzip2 and LZMA cannot be unpacked in bounded memory
-_FILE_MANAGERS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r"}
+_FILE_MANAGERS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r", "lost+found"}
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 _TO_UNPACK = {b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!": "rar"}
 
@@ -151,6 +151,7 @@ class _Bounded(io.RawIOBase):
 class _Folder:
     def __init__(self, path: Path, patterns: Sequence[str]):
         self.path = path
+        _check_listed(path, patterns)
         found = {name for pattern in patterns for name in glob.iglob(pattern, root_dir=path, recursive=True)}
         self.names: list[str] = []
         self._sizes: list[int] = []
@@ -176,6 +177,18 @@ class _Folder:
             "listing_sha256": listing.hexdigest(),
             "times_sha256": hashlib.sha256(np.array(self._times, "<i8").tobytes()).hexdigest(),
         }
+
+
+def _check_listed(path: Path, patterns: Sequence[str]) -> None:
+    """Refuses a folder that we may not list: glob passes over it, and its images would be missing in silence.
+
+    Not of ``**``, which is used where a table says which images there are.
+    """
+    split = [pattern.split("/") for pattern in patterns if "**" not in pattern]
+    parents = {"/".join([*parts[:depth], ""]) for parts in split for depth in range(1, len(parts))}
+    for name in ("", *(name for parent in parents for name in glob.iglob(parent, root_dir=path))):
+        if not os.access(path / name, os.R_OK | os.X_OK) and not is_leftover(name):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path / name))
 
 
 class _Zip:

@@ -48,6 +48,17 @@ def test_a_folder_and_a_zip_of_it_hold_the_same(tmp_path):
             assert file.read(2) == b"on"
 
 
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    """glob would pass over it, and the images of a class would be missing."""
+    folder = write_folder(tmp_path / "folder", {**FILES, "lost+found/x": b""})
+    for closed in ("b", "folder"):
+        monkeypatch.setattr(os, "access", lambda path, mode, closed=closed: path.name not in (closed, "lost+found"))
+        with pytest.raises(PermissionError, match=closed):
+            SourceFiles(folder, ("*/*.txt",))
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "lost+found")
+    assert SourceFiles(folder, ("*/*.txt",)).names == ["a/1.txt", "b/2.txt"]
+
+
 def test_identity_of_a_zip_and_of_a_folder(tmp_path):
     path = write_zip(tmp_path / "files.zip", FILES)
     data = path.read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 
 import numpy as np
@@ -121,6 +122,9 @@ def test_a_damaged_npz_is_refused(tmp_path):
         (tmp_path / "a.npz").write_bytes(damaged)
         with pytest.raises(UserError, match=r"a\.npz: "):
             read_npz(tmp_path / "a.npz", ARRAYS)
+    for path in (tmp_path, os.devnull):  # zipfile alone reads /dev/zero until the memory is full
+        with pytest.raises(UserError, match="found a folder, a pipe or a device"):
+            read_npz(path, ARRAYS)
 
 
 def test_an_array_above_the_limit_is_refused_before_it_takes_memory(tmp_path):
