@@ -50,6 +50,9 @@ SCALINGS: dict[str, tuple[str, Callable]] = {
 class PixelInput(layers.Layer):
     """Turns raw pixels into a backbone's input: its side, its channels, its range.
 
+    An axis that shrinks is averaged over area, one that grows is interpolated linearly, as in `images.resize_image`: so
+    a network sees in training what it sees when it recognises.
+
     Args:
         size: side of the network's input in pixels.
         channels: 1 (colour becomes luma) or 3 (gray is repeated).
@@ -68,6 +71,8 @@ class PixelInput(layers.Layer):
             x = ops.broadcast_to(x, (*shape[:-1], 3))
         if self.channels == 1 and x.shape[-1] == 3:
             x = ops.sum(x * ops.convert_to_tensor(LUMA, "float32"), axis=-1, keepdims=True)
+        if any(side is None or side > self.size for side in x.shape[1:3]):
+            x = _averaged(x, self.size)
         if x.shape[1:3] != (self.size, self.size):
             x = ops.image.resize(x, (self.size, self.size), interpolation="bilinear", data_format="channels_last")
         return ops.cast(SCALINGS[self.scaling][1](x), self.compute_dtype)
@@ -77,6 +82,35 @@ class PixelInput(layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "size": self.size, "channels": self.channels, "scaling": self.scaling}
+
+
+def _averaged(x, most: int):
+    """Averages float32 (B, H, W, C) over area to sides of at most ``most``: two products of matrices."""
+    (_, height, width, _), channels = ops.shape(x), x.shape[-1]
+    rows, columns = _area_shares(height, most), _area_shares(width, most)
+    # (W, C) in one axis, so that a product has no side of 3: the shares once for each channel.
+    each = ops.transpose(columns)[:, None, :, None] * ops.eye(channels)[None, :, None, :]
+    x = ops.matmul(rows, ops.reshape(x, (-1, height, width * channels)))
+    x = ops.matmul(x, ops.reshape(each, (width * channels, -1)))
+    return ops.reshape(x, (-1, *(ops.shape(shares)[0] for shares in (rows, columns)), channels))
+
+
+def _area_shares(given, most: int):
+    """Each output pixel's shares of the input pixels whose area it covers.
+
+    Args:
+        given: pixels of the input axis: an int, or an int32 scalar where TensorFlow knows it only when the step runs.
+        most: pixels that the output axis has at most.
+
+    Returns:
+        float32 (min(given, most), given), rows that sum to 1.
+    """
+    wanted = min(given, most) if isinstance(given, int) else ops.minimum(given, most)
+    side = ops.cast(given, "float32") / ops.cast(wanted, "float32")
+    starts = ops.cast(ops.arange(wanted), "float32")[:, None] * side
+    pixels = ops.cast(ops.arange(given), "float32")
+    covered = ops.minimum(starts + side, pixels + 1) - ops.maximum(starts, pixels)
+    return ops.maximum(covered, 0) / side
 
 
 @keras.saving.register_keras_serializable("adcorre")

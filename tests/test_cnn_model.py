@@ -15,6 +15,7 @@ import cnn_model
 import runtime
 from cnn_model import PixelInput, UnitVectors, build_model
 from files import UserError
+from images import resize_image
 
 
 def images(*shape, seed=0) -> np.ndarray:
@@ -81,11 +82,13 @@ def test_colour_matters_to_a_colour_network(xcp):
     assert np.abs(outputs(xcp, colour)["embeddings"] - outputs(xcp, colour[..., ::-1])["embeddings"]).max() > 1e-4
 
 
-@pytest.mark.parametrize("shape", [(20, 31, 3), (130, 64, 1), (1, 1, 3)])
+@pytest.mark.parametrize("shape", [(20, 31, 3), (130, 64, 1), (5, 3, 3), (224, 30, 3)])
 def test_any_image_size_is_resized_inside(mini, shape):
     image = images(2, *shape)
-    resized = ops.image.resize(image.astype(np.float32), (48, 48), data_format="channels_last")
-    assert_same(outputs(mini, image), outputs(mini, resized))
+    expected = outputs(mini, resized(image, 48))
+    assert_same(outputs(mini, image), expected)
+    # Now a compiled function, which TensorFlow traces for any size once it has seen two.
+    assert_same(mini.predict_on_batch(image), expected)
 
 
 def test_uint8_and_float_pixels_are_the_same(network):
@@ -287,11 +290,23 @@ def test_our_short_names_scale_as_their_networks(arch, name):
     assert (plan.scaling, plan.channels) == (cnn_model.architecture(f"keras:{name}").scaling, 3)
 
 
-def test_resizing_is_opencvs_bilinear():
-    image = images(1, 20, 33, 3)
-    ours = PixelInput(47, 3, "raw")(image)[0]
-    theirs = cv2.resize(image[0].astype(np.float32), (47, 47), interpolation=cv2.INTER_LINEAR)
-    np.testing.assert_allclose(ours, theirs, atol=0.01)
+def resized(batch, size):
+    """What `images.resize_image` makes of images, not rounded."""
+
+    def one(image):
+        image = image.astype(np.float32)
+        small = cv2.resize(image, [min(side, size) for side in image.shape[1::-1]], interpolation=cv2.INTER_AREA)
+        return cv2.resize(small, (size, size), interpolation=cv2.INTER_LINEAR).reshape(size, size, -1)
+
+    return np.stack([one(image) for image in batch])
+
+
+@pytest.mark.parametrize("shape", [(20, 33), (130, 64), (224, 224), (130, 20), (47, 48), (9, 47)])
+def test_resizing_is_that_of_recognition(shape):
+    image = images(2, *shape, 3)
+    ours = ops.convert_to_numpy(PixelInput(47, 3, "raw")(image))
+    np.testing.assert_allclose(ours, resized(image, 47), atol=0.01)
+    np.testing.assert_allclose(ours[0], resize_image(image[0], 47), atol=1.01)  # it rounds twice
 
 
 def test_scalings_at_black_and_white():
