@@ -128,7 +128,7 @@ MINUS_X = [-1.0, 0.0]
 
 def test_a_face_is_its_vectors_concatenated_and_of_length_1():
     """k = 2: (X, Y) is (1, 0, 0, 1) / sqrt 2, (Y, Y) is (0, 1, 0, 1) / sqrt 2; their product is 1/2."""
-    vectors = np.asarray(baseline_losses._face_vectors(np.array([[X, Y], [Y, Y]])))
+    vectors = np.asarray(baseline_losses._face_vectors(np.array([[X, Y], [Y, Y]]), [0, 1]))
     half = math.sqrt(0.5)
     np.testing.assert_allclose(vectors, [[half, 0, 0, half], [0, half, 0, half]])
     np.testing.assert_allclose(vectors @ vectors.T, [[1, 0.5], [0.5, 1]])

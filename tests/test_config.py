@@ -395,7 +395,7 @@ def test_numbers_inside_their_ranges_pass(options):
         (Outer(1, Inner(1.5)), "--share.*0 to 1.*1.5"),
         (Outer(1, Inner(float("nan"))), "--share.*0 to 1.*nan"),
         (Outer(1, Inner(), (1.0, float("inf"))), "--shares.*0 to 10.*inf"),
-        (Outer(name=""), "--name: expected a text, received an empty one"),
+        (Outer(name=""), "--name: expected a value, received an empty one"),
     ],
 )
 def test_a_number_outside_its_range_is_refused_in_every_section(options, facts):

@@ -104,19 +104,22 @@ def test_onnx_holds_its_batch_open(exported):
     assert [value.name for value in graph.input] == ["pixels"]
 
 
-def test_the_command_writes_a_folder_here_and_replaces_its_own(tiny_weights, exported, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_a_folder_beside_the_weights_and_replaces_its_own(
+    tiny_weights, exported, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     before = exported("saved_model")  # converting once is enough
     replace_format(monkeypatch, "saved_model", write=lambda serving, path, info: shutil.copytree(before, path))
     stale = tmp_path / PATHS["saved_model"] / "stale"
     stale.mkdir(parents=True)
     (stale.parent / "saved_model.pb").write_bytes(b"of an earlier export")
-    run_main(monkeypatch, "export", "--weights", tiny_weights, "--format", "saved_model")
+    weights = shutil.copy(tiny_weights, "tiny.weights.h5")
+    run_main(monkeypatch, "export", "--weights", weights, "--format", "saved_model")
     first, *differences = capsys.readouterr().out.splitlines()
     size = sum(item.stat().st_size for item in before.rglob("*") if item.is_file())
     assert first == f"wrote tiny_saved_model: mini_xcp, 7 classes, {size:,} bytes"
     assert [line.split(": ")[0] for line in differences] == ["largest difference from Keras"] * 2
-    assert sorted(os.listdir()) == ["tiny_saved_model"] and not stale.exists()
+    assert sorted(os.listdir()) == ["tiny.weights.h5", "tiny_saved_model"] and not stale.exists()
 
 
 # What is not written
