@@ -204,7 +204,7 @@ def check_ranges(options: Any) -> None:
         value = getattr(options, name)
         if dataclasses.is_dataclass(value):
             check_ranges(value)
-        # The range of a tuple's numbers stands inside of its type.
+        # In the type of a tuple, the range belongs to the type of its elements.
         values, hints = (value, get_args(hint)) if isinstance(value, tuple) else ((value,), (hint,))
         if "" in values and getattr(type(options), name, None) != "":
             is_positional = tyro.conf.Positional in getattr(hint, "__metadata__", ())

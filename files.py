@@ -118,8 +118,10 @@ def _is_stale(entry: os.DirEntry[str], host: str, process: int) -> bool:
         return False
     try:
         os.kill(process, 0)
-    except OSError as error:  # or it is the process of another user
-        return isinstance(error, ProcessLookupError)
+    except ProcessLookupError:
+        return True
+    except OSError:  # the process of another user
+        return False
     return False
 
 
